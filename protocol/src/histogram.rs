@@ -1,0 +1,58 @@
+//! Buckets for times: log-linear, so that one table of fixed size holds a nanosecond and an hour.
+//!
+//! Each power of two is cut into [`SUB_BUCKETS`] equal parts: a bucket's bounds lie at most 1/8 apart. Values below
+//! [`SUB_BUCKETS`] have a bucket each.
+
+/// Parts that each power of two is cut into.
+pub const SUB_BUCKETS: usize = 8;
+
+const SUB_BITS: u32 = SUB_BUCKETS.ilog2();
+
+/// Buckets that hold any 64-bit value.
+pub const BUCKETS: usize = (64 - SUB_BITS as usize) * SUB_BUCKETS + SUB_BUCKETS;
+
+/// The bucket of `value`.
+#[expect(clippy::cast_possible_truncation, reason = "both casts are of values below SUB_BUCKETS")]
+pub const fn bucket_of(value: u64) -> usize {
+    if value < SUB_BUCKETS as u64 {
+        return value as usize;
+    }
+    let octave = value.ilog2() - SUB_BITS;
+    let part = ((value >> octave) & (SUB_BUCKETS as u64 - 1)) as usize;
+    (octave as usize + 1) * SUB_BUCKETS + part
+}
+
+/// The smallest value in `bucket`, or `None` past the last bucket.
+pub const fn bucket_floor(bucket: usize) -> Option<u64> {
+    if bucket < SUB_BUCKETS {
+        return Some(bucket as u64);
+    }
+    if bucket >= BUCKETS {
+        return None;
+    }
+    let octave = bucket / SUB_BUCKETS - 1;
+    let part = (bucket % SUB_BUCKETS) as u64;
+    Some((SUB_BUCKETS as u64 + part) << octave)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn floor_of_a_value_s_bucket_is_at_most_an_eighth_below_it() {
+        for value in (0..5000).chain((6..64).flat_map(|bit| [(1 << bit) - 1, 1 << bit, (1 << bit) + 12345])) {
+            let floor = bucket_floor(bucket_of(value)).unwrap();
+            assert!(floor <= value && value - floor <= value / 8, "{value}: {floor}");
+        }
+    }
+
+    #[test]
+    fn buckets_are_contiguous_and_end_with_the_largest_value() {
+        for bucket in 0..BUCKETS {
+            assert_eq!(bucket_of(bucket_floor(bucket).unwrap()), bucket);
+        }
+        assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
+        assert_eq!(bucket_floor(BUCKETS), None);
+    }
+}

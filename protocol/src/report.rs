@@ -1,0 +1,321 @@
+//! What the payload leaves behind: its report memory.
+//!
+//! One header and one page per vCPU, at the address that [`crate::payload::Note`] names. Every field is an atomic
+//! and has one writer, so that the monitor may read at any time, while the guest runs, without a lock. The monitor
+//! believes nothing it reads here: it is guest memory.
+//!
+//! Times are in cycles of the guest's TSC unless the name says otherwise.
+
+use core::mem::{align_of, size_of};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::MAX_VCPUS;
+use crate::histogram::{BUCKETS, bucket_of};
+
+/// Marks in a run, written to [`crate::machine::MILESTONE_PORT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Milestone {
+    /// All vCPUs are up; the warm-up begins.
+    AllUp = 1,
+    /// The measured window begins.
+    WindowOpens = 2,
+    /// The measured window is over.
+    WindowCloses = 3,
+}
+
+impl Milestone {
+    /// The mark that a guest meant by `code`.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(Self::AllUp),
+            2 => Some(Self::WindowOpens),
+            3 => Some(Self::WindowCloses),
+            _ => None,
+        }
+    }
+}
+
+/// A crash's vector when there was no exception but a Rust panic.
+pub const VECTOR_PANIC: u32 = 0x100;
+
+/// The whole report.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub struct Report {
+    /// What holds for the whole guest.
+    pub header: Header,
+    /// A page per vCPU; those past the guest's last vCPU stay zero.
+    pub vcpus: [VcpuReport; MAX_VCPUS],
+}
+
+/// What holds for the whole guest.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub struct Header {
+    /// The monitor stores 1 before the first entry: it reads this memory, so COM1 need not tell the figures.
+    pub has_reader: AtomicU32,
+    /// vCPUs that are up.
+    pub vcpus_up: AtomicU32,
+    /// The guest's TSC rate in kHz, as the payload was told or measured.
+    pub tsc_khz: AtomicU32,
+    /// How far the run is: the largest [`Milestone`] passed, 0 before the first.
+    pub milestone: AtomicU32,
+    /// Begin of the measured window; 0 until all vCPUs are up.
+    pub window_opens: AtomicU64,
+    /// End of the measured window; 0 until all vCPUs are up.
+    pub window_closes: AtomicU64,
+    /// Sections entered, in the whole run, counted inside the lock by a plain load and store.
+    ///
+    /// It equals the sum of [`VcpuReport::acquisitions_ever`] if and only if the lock excluded everybody.
+    pub sections: AtomicU64,
+    /// The first crash.
+    pub crash: Crash,
+    /// Result of [`crate::words::Job::Registers`]: one bit for each rule tried, see [`RegisterRule`].
+    pub rules_tried: AtomicU32,
+    /// One bit for each rule that held.
+    pub rules_held: AtomicU32,
+}
+
+/// How the payload crashed. All zero while it has not.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Crash {
+    /// 1 once a vCPU has claimed the record, 2 when the fields below are complete.
+    pub state: AtomicU32,
+    /// The vCPU that crashed.
+    pub vcpu: AtomicU32,
+    /// The exception's vector, or [`VECTOR_PANIC`].
+    pub vector: AtomicU32,
+    /// Line of the panic; 0 for an exception.
+    pub line: AtomicU32,
+    /// The exception's error code; 0 where it has none.
+    pub error: AtomicU64,
+    /// Where it happened; 0 for a panic.
+    pub rip: AtomicU64,
+    /// The address that could not be accessed, for a page fault (CR2).
+    pub address: AtomicU64,
+}
+
+/// The rules that [`crate::words::Job::Registers`] tries, in the order in which it tries them.
+///
+/// Source: the KVM ABI as in [`crate::steal_time`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RegisterRule {
+    /// CPUID shows the signature and the feature bit.
+    Discovered = 0,
+    /// The MSR reads 0 before anything was written.
+    StartsAtZero = 1,
+    /// A written value reads back to the letter.
+    ReadsBack = 2,
+    /// Each reserved bit, with and without the enable bit, faults.
+    ReservedBitsFault = 3,
+    /// A refused write leaves the earlier value.
+    RefusedWriteKeepsValue = 4,
+    /// An address outside RAM is accepted, reads back, and nothing happens.
+    OutsideRamIsSilent = 5,
+    /// Registering makes the version even and not 0 before the next guest instruction.
+    UpdatesBeforeEntry = 6,
+    /// A version left odd by the guest is even after registration.
+    OddVersionIsMended = 7,
+    /// Bytes outside offsets 0 to 16 stay as the guest set them.
+    PaddingIsKept = 8,
+    /// After a move the new record is written and the old one is not.
+    MoveLeavesTheOldRecord = 9,
+    /// After a write with bit 0 clear the record stays as it was.
+    OffStopsPublication = 10,
+}
+
+impl RegisterRule {
+    /// All rules, in order.
+    pub const ALL: &'static [Self] = &[
+        Self::Discovered,
+        Self::StartsAtZero,
+        Self::ReadsBack,
+        Self::ReservedBitsFault,
+        Self::RefusedWriteKeepsValue,
+        Self::OutsideRamIsSilent,
+        Self::UpdatesBeforeEntry,
+        Self::OddVersionIsMended,
+        Self::PaddingIsKept,
+        Self::MoveLeavesTheOldRecord,
+        Self::OffStopsPublication,
+    ];
+
+    /// This rule's bit in [`Header::rules_tried`] and [`Header::rules_held`].
+    pub const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+}
+
+/// One vCPU's figures. The vCPU alone writes them.
+#[derive(Debug)]
+#[repr(C, align(4096))]
+pub struct VcpuReport {
+    /// TSC at the payload's first instruction on this vCPU.
+    pub first_instruction: AtomicU64,
+    /// Acquisitions granted within the measured window.
+    pub acquisitions: AtomicU64,
+    /// Acquisitions granted in the whole run.
+    pub acquisitions_ever: AtomicU64,
+    /// CPU time spent spinning for the lock, in the window.
+    pub spin_cycles: AtomicU64,
+    /// Times a waiter halted, in the window.
+    pub halts: AtomicU64,
+    /// Time from entering the halt to going on, in the window.
+    pub halt_cycles: AtomicU64,
+    /// Interrupts sent to wake a waiter, in the window.
+    pub kicks: AtomicU64,
+    /// Time that sending them took, in the window; long ones are those that lost the CPU to the woken.
+    pub kick_cycles: AtomicU64,
+    /// Times a waiter saw the byte of the vCPU it waits for, in the window.
+    pub preempted_seen: AtomicU64,
+    /// Times a waiter left the queue of spinners, in the window.
+    pub queue_exits: AtomicU64,
+    /// Longest wait for the lock, granted in the window.
+    pub longest_wait: AtomicU64,
+    /// Longest time that this vCPU, on being granted the lock, found no section to have ended, in the window.
+    pub longest_gap: AtomicU64,
+    /// Samples taken of the own byte, by [`crate::words::Job::Watch`].
+    pub own_samples: AtomicU64,
+    /// Of these, how often the own byte was set.
+    pub own_set: AtomicU64,
+    /// Samples taken of other vCPUs' bytes.
+    pub other_samples: AtomicU64,
+    /// Of these, how often the byte was set.
+    pub other_set: AtomicU64,
+    /// Steal of this vCPU's own record when the window opened (ns), as the guest reads it.
+    pub steal_at_open: AtomicU64,
+    /// Steal of this vCPU's own record when the window closed (ns).
+    pub steal_at_close: AtomicU64,
+    /// Waits for the lock that were granted in the window, in cycles, by [`crate::histogram`] bucket.
+    pub waits: [AtomicU32; BUCKETS],
+}
+
+const _: () = {
+    assert!(size_of::<Header>() == 4096 && align_of::<Header>() == 4096);
+    assert!(size_of::<VcpuReport>() == 4096 && align_of::<VcpuReport>() == 4096);
+};
+
+impl Report {
+    /// A report in which nothing has happened.
+    #[expect(clippy::large_stack_arrays, reason = "it is only ever the initial value of a static")]
+    pub const fn new() -> Self {
+        Self { header: Header::new(), vcpus: [const { VcpuReport::new() }; MAX_VCPUS] }
+    }
+}
+
+impl Header {
+    const fn new() -> Self {
+        Self {
+            has_reader: AtomicU32::new(0),
+            vcpus_up: AtomicU32::new(0),
+            tsc_khz: AtomicU32::new(0),
+            milestone: AtomicU32::new(0),
+            window_opens: AtomicU64::new(0),
+            window_closes: AtomicU64::new(0),
+            sections: AtomicU64::new(0),
+            crash: Crash {
+                state: AtomicU32::new(0),
+                vcpu: AtomicU32::new(0),
+                vector: AtomicU32::new(0),
+                line: AtomicU32::new(0),
+                error: AtomicU64::new(0),
+                rip: AtomicU64::new(0),
+                address: AtomicU64::new(0),
+            },
+            rules_tried: AtomicU32::new(0),
+            rules_held: AtomicU32::new(0),
+        }
+    }
+}
+
+impl VcpuReport {
+    /// Figures of a vCPU that has done nothing.
+    pub const fn new() -> Self {
+        Self {
+            first_instruction: AtomicU64::new(0),
+            acquisitions: AtomicU64::new(0),
+            acquisitions_ever: AtomicU64::new(0),
+            spin_cycles: AtomicU64::new(0),
+            halts: AtomicU64::new(0),
+            halt_cycles: AtomicU64::new(0),
+            kicks: AtomicU64::new(0),
+            kick_cycles: AtomicU64::new(0),
+            preempted_seen: AtomicU64::new(0),
+            queue_exits: AtomicU64::new(0),
+            longest_wait: AtomicU64::new(0),
+            longest_gap: AtomicU64::new(0),
+            own_samples: AtomicU64::new(0),
+            own_set: AtomicU64::new(0),
+            other_samples: AtomicU64::new(0),
+            other_set: AtomicU64::new(0),
+            steal_at_open: AtomicU64::new(0),
+            steal_at_close: AtomicU64::new(0),
+            waits: [const { AtomicU32::new(0) }; BUCKETS],
+        }
+    }
+
+    /// Counts one wait of `cycles`. Only the vCPU itself calls this.
+    pub fn record_wait(&self, cycles: u64) {
+        if let Some(bucket) = self.waits.get(bucket_of(cycles)) {
+            bucket.store(bucket.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        }
+        raise(&self.longest_wait, cycles);
+    }
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Default for VcpuReport {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Adds to a counter that has one writer, who is the caller: no locked instruction.
+pub fn add(counter: &AtomicU64, amount: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+}
+
+/// Raises a maximum that has one writer, who is the caller.
+pub fn raise(maximum: &AtomicU64, value: u64) {
+    if value > maximum.load(Ordering::Relaxed) {
+        maximum.store(value, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recorded_wait_is_counted_and_the_longest_kept() {
+        let report = VcpuReport::new();
+        for wait in [5, 900, 30] {
+            report.record_wait(wait);
+        }
+        assert_eq!(report.longest_wait.load(Ordering::Relaxed), 900);
+        assert_eq!(report.waits.iter().map(|n| n.load(Ordering::Relaxed)).sum::<u32>(), 3);
+    }
+
+    #[test]
+    fn rules_have_distinct_bits_in_order() {
+        for (place, rule) in RegisterRule::ALL.iter().enumerate() {
+            assert_eq!(rule.bit(), 1 << place);
+        }
+    }
+
+    #[test]
+    fn milestones_read_back_from_their_codes() {
+        for milestone in [Milestone::AllUp, Milestone::WindowOpens, Milestone::WindowCloses] {
+            assert_eq!(Milestone::from_code(milestone as u8), Some(milestone));
+        }
+        assert_eq!(Milestone::from_code(0), None);
+    }
+}

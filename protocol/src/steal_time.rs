@@ -1,0 +1,154 @@
+//! The steal-time record: the one word that host and guest share about a vCPU that is not running.
+//!
+//! A guest registers one record per vCPU by writing its guest physical address, with bit 0 set, to
+//! [`MSR_STEAL_TIME`]. From then on the host may write the record at any time, until a value with bit 0 clear is
+//! written.
+//!
+//! | offset | bytes | field | who writes | meaning |
+//! |---|---|---|---|---|
+//! | 0 | 8 | steal | host | ns this vCPU wanted to run and could not |
+//! | 8 | 4 | version | host | odd while steal is being written |
+//! | 12 | 4 | flags | host | 0 |
+//! | 16 | 1 | preempted | host | not 0: the host took this vCPU off its CPU |
+//! | 17 | 47 | padding | nobody | left as the guest set it |
+//!
+//! Source: the KVM ABI (Linux `Documentation/virt/kvm/x86/msr.rst`, `MSR_KVM_STEAL_TIME`; layout in
+//! `arch/x86/include/uapi/asm/kvm_para.h`).
+
+use core::mem::{align_of, offset_of, size_of};
+
+/// The steal-time MSR, `MSR_KVM_STEAL_TIME`.
+pub const MSR_STEAL_TIME: u32 = 0x4b56_4d03;
+
+/// Bit 0 of the MSR: publish into the record.
+pub const MSR_ENABLE: u64 = 1;
+
+/// Bits 1 to 5 of the MSR: reserved. A write that sets one faults, and the earlier value stays.
+pub const MSR_RESERVED: u64 = 0x3e;
+
+/// What the host stores into [`StealTime::preempted`] when it takes the vCPU off its CPU (`KVM_VCPU_PREEMPTED`).
+///
+/// A guest tests the whole byte against 0, as Linux' assembly check does.
+pub const PREEMPTED: u8 = 1;
+
+/// The CPUID leaf that carries the hypervisor's signature, and in EAX the last hypervisor leaf.
+pub const CPUID_SIGNATURE: u32 = 0x4000_0000;
+
+/// The CPUID leaf whose EAX carries the paravirtual features.
+pub const CPUID_FEATURES: u32 = 0x4000_0001;
+
+/// Feature bit 5, `KVM_FEATURE_STEAL_TIME`: the MSR exists.
+pub const FEATURE_STEAL_TIME: u32 = 1 << 5;
+
+/// Feature bit 9, `KVM_FEATURE_PV_TLB_FLUSH`: the guest may write bit 1 of the byte and rely on a flush.
+pub const FEATURE_PV_TLB_FLUSH: u32 = 1 << 9;
+
+/// Feature bit 13, `KVM_FEATURE_PV_SCHED_YIELD`: the guest may yield to a preempted vCPU by hypercall.
+pub const FEATURE_PV_SCHED_YIELD: u32 = 1 << 13;
+
+/// One vCPU's record, as it lies in guest memory.
+///
+/// The type gives the layout. Neither end holds a reference to it, since the other end writes it at any time: both
+/// read and write single fields, atomically, at `offset_of!`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct StealTime {
+    /// Nanoseconds this vCPU wanted to run and could not. Grows; only differences mean anything.
+    pub steal: u64,
+    /// Odd while the host writes `steal`; grows by 2 with each update.
+    pub version: u32,
+    /// Always 0 today.
+    pub flags: u32,
+    /// Not 0 while the host has this vCPU, which wants to run, off its CPU.
+    pub preempted: u8,
+    /// Left as the guest set it.
+    pub padding: [u8; 47],
+}
+
+impl StealTime {
+    /// The record as a guest must hand it over: all zero.
+    pub const ZERO: Self = Self { steal: 0, version: 0, flags: 0, preempted: 0, padding: [0; 47] };
+}
+
+const _: () = {
+    assert!(size_of::<StealTime>() == 64);
+    assert!(align_of::<StealTime>() == 64);
+    assert!(offset_of!(StealTime, steal) == 0);
+    assert!(offset_of!(StealTime, version) == 8);
+    assert!(offset_of!(StealTime, flags) == 12);
+    assert!(offset_of!(StealTime, preempted) == 16);
+    assert!(offset_of!(StealTime, padding) == 17);
+};
+
+/// What a value of [`MSR_STEAL_TIME`] asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Registration {
+    /// Bit 0 is clear: write nothing.
+    Off,
+    /// Publish into the record at this guest physical address (64-byte aligned by construction).
+    ///
+    /// Nothing says that there is memory: KVM skips every update of a record that lies outside RAM, in silence.
+    At {
+        /// The record's guest physical address.
+        gpa: u64,
+    },
+}
+
+/// The value sets a reserved bit: the write must fault, and the earlier value stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Value {value:#x} of the steal-time MSR sets reserved bits (bits 1 to 5 must be 0)")]
+pub struct ReservedBits {
+    /// The refused value.
+    pub value: u64,
+}
+
+impl Registration {
+    /// Reads a value that a guest writes to the MSR.
+    ///
+    /// # Errors
+    /// [`ReservedBits`] when one of bits 1 to 5 is set, whether or not bit 0 is.
+    pub const fn from_msr(value: u64) -> Result<Self, ReservedBits> {
+        if value & MSR_RESERVED != 0 {
+            Err(ReservedBits { value })
+        } else if value & MSR_ENABLE == 0 {
+            Ok(Self::Off)
+        } else {
+            Ok(Self::At { gpa: value & !(MSR_ENABLE | MSR_RESERVED) })
+        }
+    }
+
+    /// The value that asks for this registration.
+    pub const fn to_msr(self) -> u64 {
+        match self {
+            Self::Off => 0,
+            Self::At { gpa } => gpa | MSR_ENABLE,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn msr_value_with_enable_bit_names_the_record() {
+        assert_eq!(Registration::from_msr(0x1f_0041), Ok(Registration::At { gpa: 0x1f_0040 }));
+        assert_eq!(Registration::At { gpa: 0x1f_0040 }.to_msr(), 0x1f_0041);
+    }
+
+    #[test]
+    fn msr_value_without_enable_bit_is_off_whatever_the_address() {
+        assert_eq!(Registration::from_msr(0), Ok(Registration::Off));
+        assert_eq!(Registration::from_msr(0x1f_0040), Ok(Registration::Off));
+    }
+
+    #[test]
+    fn each_reserved_bit_is_refused_with_and_without_enable() {
+        for bit in 1..=5 {
+            for enable in [0, MSR_ENABLE] {
+                let value = 0x1000 | 1 << bit | enable;
+                assert_eq!(Registration::from_msr(value), Err(ReservedBits { value }));
+            }
+        }
+    }
+}

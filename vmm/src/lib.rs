@@ -1,0 +1,3 @@
+//! The monitor.
+
+pub mod publisher;
