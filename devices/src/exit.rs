@@ -1,0 +1,17 @@
+//! The exit port: what the guest writes there becomes the exit status of the run.
+
+use crate::{Device, Request};
+
+/// One port, write only.
+#[derive(Debug, Default)]
+pub struct ExitPort;
+
+impl Device for ExitPort {
+    fn read(&mut self, _offset: u16) -> u8 {
+        0
+    }
+
+    fn write(&mut self, _offset: u16, value: u8) -> Option<Request> {
+        Some(Request::Exit(value))
+    }
+}
