@@ -1,3 +1,37 @@
-//! The monitor.
+//! A KVM monitor that owns the steal-time protocol from end to end.
+//!
+//! Reading order, which is also the order in which data flows:
+//!
+//! 1. [`cli`] and [`guest`]: what is asked for, and one guest from its configuration to what is left of it.
+//! 2. [`steal_time`]: the idea, the MSR, the record, and the page that is laid over the guest's.
+//! 3. [`publisher`]: who keeps the record true; [`publisher::bpf`] does it from the scheduler.
+//! 4. [`vcpu`]: the run loop, the exits, the kick, the gate.
+//! 5. [`vm`], [`memory`], [`loader`], [`boot`], [`cpuid`]: the machine, and how a guest begins in it.
+//! 6. [`event_loop`], [`measure`], [`host`]: the main thread, and what the host has counted.
+//! 7. [`results`], [`render`], [`table`], [`output`]: a run as a document, and what is printed of it.
+//! 8. [`experiment`], [`demo`], [`bench`], [`doctor`]: what is made of all that.
 
+pub mod bench;
+pub mod boot;
+pub mod cli;
+pub mod cpuid;
+pub mod demo;
+pub mod doctor;
+pub mod error;
+pub mod event_loop;
+pub mod experiment;
+pub mod guest;
+pub mod host;
+pub mod loader;
+pub mod measure;
+pub mod memory;
+pub mod output;
+pub mod payload;
 pub mod publisher;
+pub mod render;
+pub mod results;
+pub mod steal_time;
+pub mod table;
+pub mod timings;
+pub mod vcpu;
+pub mod vm;

@@ -1,2 +1,105 @@
-//! The `vmm` binary.
-fn main() {}
+//! The `vmm` binary: reads the command line, does what it says, prints what came of it.
+
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use vmm::bench;
+use vmm::cli::{Cli, Command, RunArgs, usable_cpus};
+use vmm::demo;
+use vmm::doctor;
+use vmm::error::Error;
+use vmm::guest;
+use vmm::host::facts::HostFacts;
+use vmm::output::JsonFile;
+use vmm::payload;
+use vmm::render::{self, Summary};
+use vmm::results::RunResult;
+use vmm::timings::Timings;
+
+fn main() -> ExitCode {
+    let began = Instant::now();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    match run(cli, began) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("{}", error.line());
+            ExitCode::from(error.status())
+        }
+    }
+}
+
+/// Help and version go to standard output; an error is one line, without the usage that `--help` gives.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        return print(&error.render()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let is_hint = |line: &&str| !line.starts_with("Usage:") && !line.starts_with("For more information");
+    let lines = text.lines().take_while(is_hint).map(str::trim).filter(|line| !line.is_empty());
+    eprintln!("{} (see `vmm --help`)", lines.collect::<Vec<_>>().join(" "));
+    ExitCode::from(2)
+}
+
+fn run(cli: Cli, began: Instant) -> Result<u8, Error> {
+    match cli.command {
+        Some(Command::Doctor) => print(&doctor::examine())?,
+        Some(Command::WritePayload { file }) => write_payload(&file)?,
+        Some(Command::Bench(bench)) => print(&bench::run(bench)?)?,
+        None if cli.run.is_demo() => demonstrate(&cli.run)?,
+        None => return run_guest(&cli.run, began),
+    }
+    Ok(0)
+}
+
+fn demonstrate(args: &RunArgs) -> Result<(), Error> {
+    let json = args.json.as_deref().map(JsonFile::at).transpose()?;
+    let demo = demo::run(HostFacts::probe(), usable_cpus(args.cpus.as_ref())?, args.publisher, args.quiet)?;
+    if let Some(json) = json {
+        json.write(&demo)?;
+    }
+    if args.quiet { Ok(()) } else { print(&demo) }
+}
+
+fn run_guest(args: &RunArgs, began: Instant) -> Result<u8, Error> {
+    let json = args.json.as_deref().map(JsonFile::at).transpose()?;
+    let config = args.config()?;
+    let run = guest::run(&config, io::stdout(), Timings::since(began))?;
+    let result = RunResult::new(HostFacts::probe(), &config, &run);
+    if let Some(json) = json {
+        json.write(&result)?;
+    }
+    if let Some(crash) = &result.outcome.crash {
+        eprintln!("The guest crashed: {crash}");
+    }
+    if let Some(registers) = &result.outcome.registers {
+        eprintln!("{registers}");
+    }
+    if !args.quiet {
+        print(&Summary(&result))?;
+    }
+    if args.timings {
+        eprint!("{}", render::timings(&result));
+    }
+    Ok(result.outcome.status)
+}
+
+fn write_payload(file: &Path) -> Result<(), Error> {
+    std::fs::write(file, payload::BYTES)
+        .map_err(|source| Error::WritePayload { path: file.to_owned(), source })
+}
+
+/// Prints, and does not panic where the reader has gone away.
+fn print(what: &dyn Display) -> Result<(), Error> {
+    match write!(io::stdout().lock(), "{what}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(Error::Print),
+    }
+}

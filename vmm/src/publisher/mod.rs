@@ -1,1 +1,168 @@
-//! Publishers.
+//! Publication: telling the guest that a vCPU is not running.
+//!
+//! A publisher learns of host context switches and keeps one guest record true for each vCPU. It never decides who
+//! runs, and it never blocks the vCPU thread.
+//!
+//! | publisher | who writes the record | what it needs |
+//! |---|---|---|
+//! | `bpf` | a BPF program in the context switch itself | `CAP_BPF` and `CAP_PERFMON`, kernel BTF, Linux 6.9 |
+//! | `kernel` | KVM, as on any other monitor: the thing to compare with | KVM's own steal time |
+//! | `off` | nobody; CPUID does not show the feature | nothing |
+//!
+//! Order that every publisher keeps (KVM, `record_steal_time`): version odd, steal, version even, then the byte. A
+//! reader on another vCPU may see the byte late, never a torn steal.
+
+pub mod bpf;
+mod bpf_publisher;
+mod choice;
+
+use std::fmt;
+
+use protocol::VcpuId;
+
+pub use bpf_publisher::BpfPublisher;
+pub use choice::{Choice, Loaded, Selection};
+
+/// Who keeps the records true.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum PublisherKind {
+    /// A BPF program on `sched_switch`.
+    Bpf,
+    /// KVM itself.
+    Kernel,
+    /// Nobody.
+    Off,
+}
+
+impl PublisherKind {
+    /// Who answers a guest's access to the MSR.
+    pub fn msr_owner(self) -> MsrOwner {
+        match self {
+            Self::Bpf => MsrOwner::Monitor,
+            Self::Kernel => MsrOwner::Kernel,
+            Self::Off => MsrOwner::Nobody,
+        }
+    }
+}
+
+impl fmt::Display for PublisherKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Bpf => "bpf",
+            Self::Kernel => "kernel",
+            Self::Off => "off",
+        })
+    }
+}
+
+/// Who answers a guest's access to the steal-time MSR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MsrOwner {
+    /// We do, with KVM's help: [`crate::steal_time::msr`].
+    Monitor,
+    /// KVM does.
+    Kernel,
+    /// It does not exist; every access faults.
+    Nobody,
+}
+
+/// Publication failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PublisherError {
+    /// The BPF program cannot be loaded or a thread not enrolled.
+    #[error(transparent)]
+    Bpf(#[from] bpf::BpfError),
+    /// A record's page cannot be laid over.
+    #[error(transparent)]
+    Overlay(#[from] crate::steal_time::overlay::OverlayError),
+    /// The thread's own run delay cannot be read.
+    #[error("Cannot read the vCPU thread's run delay from /proc/thread-self/schedstat (is /proc mounted?)")]
+    RunDelay(#[source] std::io::Error),
+    /// KVM has no steal time of its own.
+    #[error(
+        "KVM here offers no steal time of its own (its CPUID lacks feature bit 5; try --publisher bpf or off)"
+    )]
+    KernelLacksStealTime,
+}
+
+/// What writes records for the vCPUs of one VM.
+pub trait Publisher: fmt::Debug + Send + Sync {
+    /// Which one this is.
+    fn kind(&self) -> PublisherKind;
+
+    /// Takes the calling thread for the thread of `vcpu`, until the publication is dropped.
+    ///
+    /// `None` when the monitor has no part in publication.
+    ///
+    /// # Errors
+    /// The host's refusal.
+    fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError>;
+
+    /// What was counted for `vcpu` so far; `None` where nobody counts.
+    fn counts(&self, vcpu: VcpuId) -> Option<Counts>;
+}
+
+/// Publication for one vCPU, from its own thread.
+pub trait Publication: fmt::Debug {
+    /// Publishes into the record at `gpa` (64-byte aligned) from now on; nothing is published yet.
+    ///
+    /// The record has been updated once when this returns. Outside RAM it does nothing, in silence.
+    ///
+    /// # Errors
+    /// The host's refusal; nothing is published then.
+    fn publish(&mut self, gpa: u64) -> Result<(), PublisherError>;
+
+    /// Stops publishing. When this returns the record is not written again.
+    fn withdraw(&mut self);
+
+    /// The guest is about to be entered: a byte that says preempted is false.
+    fn before_entry(&mut self);
+}
+
+/// What a publisher counts for a vCPU. Every count grows from 0 since the thread was attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Times the host took the thread off its CPU although it wanted to run.
+    pub outs: u64,
+    /// Times it went to sleep by itself.
+    pub sleeps: u64,
+    /// Times it was seen to come back.
+    pub ins: u64,
+    /// Times it was found running with the byte set, a lost switch-in, by its timer.
+    pub healed: u64,
+    /// Times it was about to enter the guest with the byte set.
+    pub cleared_at_entry: u64,
+}
+
+impl Counts {
+    /// What was added since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            outs: self.outs.saturating_sub(earlier.outs),
+            sleeps: self.sleeps.saturating_sub(earlier.sleeps),
+            ins: self.ins.saturating_sub(earlier.ins),
+            healed: self.healed.saturating_sub(earlier.healed),
+            cleared_at_entry: self.cleared_at_entry.saturating_sub(earlier.cleared_at_entry),
+        }
+    }
+}
+
+/// The publisher that does nothing of its own: KVM publishes, or nobody.
+#[derive(Clone, Copy, Debug)]
+pub struct Bystander(pub PublisherKind);
+
+impl Publisher for Bystander {
+    fn kind(&self) -> PublisherKind {
+        self.0
+    }
+
+    fn attach(&self, _vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
+        Ok(None)
+    }
+
+    fn counts(&self, _vcpu: VcpuId) -> Option<Counts> {
+        None
+    }
+}

@@ -1,0 +1,76 @@
+//! Builds the payload that the monitor embeds.
+//!
+//! The payload needs code generation flags that no manifest can give, and cargo cannot yet make one package's binary
+//! an input of another on stable Rust. So this runs cargo once more, with a target directory of its own: the outer
+//! cargo holds the lock on the usual one while this runs.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::{env, fs};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Absolute addresses, as the lock slow paths want them; no red zone, no unwinding.
+const FLAGS: [&str; 4] =
+    ["-Crelocation-model=static", "-Cno-redzone=yes", "-Cforce-unwind-tables=no", "-Cstrip=debuginfo"];
+
+/// What the outer cargo, clippy or a wrapper sets for the host, and the payload must not inherit.
+const FOREIGN: [&str; 8] = [
+    "RUSTFLAGS",
+    "CARGO_ENCODED_RUSTFLAGS",
+    "CARGO_BUILD_RUSTFLAGS",
+    "CARGO_BUILD_TARGET",
+    "CARGO_TARGET_DIR",
+    "CLIPPY_ARGS",
+    "RUSTC_WRAPPER",
+    "RUSTC_WORKSPACE_WRAPPER",
+];
+const FOREIGN_PREFIXES: [&str; 3] = ["CARGO_FEATURE_", "CARGO_CFG_", "CARGO_PROFILE_"];
+
+fn main() -> ExitCode {
+    match build() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("cargo::error=Cannot build the payload: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn build() -> Result<(), String> {
+    let variable = |name: &str| env::var_os(name).ok_or_else(|| format!("cargo did not set {name}"));
+    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("..");
+    let target_dir = PathBuf::from(variable("OUT_DIR")?).join("payload");
+    for input in ["guest-payload", "protocol", "Cargo.toml", "Cargo.lock"] {
+        println!("cargo::rerun-if-changed={}", root.join(input).display());
+    }
+
+    let mut cargo = Command::new(variable("CARGO")?);
+    cargo.current_dir(&root).args([
+        "build",
+        "--release",
+        "--package",
+        "guest-payload",
+        "--bin",
+        "guest-payload",
+    ]);
+    cargo.args(["--target", TARGET, "--target-dir"]).arg(&target_dir);
+    for (name, _) in env::vars_os() {
+        let is_foreign = name.to_str().is_some_and(|name| {
+            FOREIGN.contains(&name) || FOREIGN_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        });
+        if is_foreign {
+            cargo.env_remove(name);
+        }
+    }
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
+    let status = cargo.status().map_err(|error| format!("cargo does not start: {error}"))?;
+    if !status.success() {
+        return Err(format!("cargo ended with {status}"));
+    }
+
+    let elf = target_dir.join(TARGET).join("release/guest-payload");
+    let elf = fs::canonicalize(&elf).map_err(|error| format!("{} is missing: {error}", elf.display()))?;
+    println!("cargo::rustc-env=PAYLOAD_ELF={}", elf.display());
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! The MP table: how a guest without ACPI finds its CPUs and interrupt lines.
+//!
+//! One bus (ISA), one I/O APIC, an entry for each vCPU. The floating pointer lies where guests look for it, in the
+//! last KiB below 640 KiB; the table, which grows with the vCPUs, lies in the BIOS area.
+//!
+//! Source: Intel `MultiProcessor` Specification 1.4.
+
+use protocol::VcpuId;
+use protocol::machine::{LAPIC, LOW_RAM_END};
+
+use crate::memory::{MemoryError, Ram};
+
+const TABLE: u32 = 0xf_0000;
+const REVISION_1_4: u8 = 4;
+const IO_APIC: u32 = 0xfec0_0000;
+const LAPIC_VERSION: u8 = 0x14;
+const IO_APIC_VERSION: u8 = 0x11;
+/// CPU entry: usable; and the one that boots.
+const CPU_ENABLED: u8 = 1;
+const CPU_BOOT: u8 = 2;
+const ISA: u8 = 0;
+const ISA_LINES: u8 = 16;
+/// All local APICs, as the destination of a local interrupt.
+const EVERY_LAPIC: u8 = 0xff;
+
+/// Interrupt types.
+const INT: u8 = 0;
+const NMI: u8 = 1;
+const EXT_INT: u8 = 3;
+
+/// Writes pointer and table of a guest with `vcpus` vCPUs.
+pub(super) fn write(ram: &Ram, vcpus: usize) -> Result<(), MemoryError> {
+    ram.write(LOW_RAM_END, &pointer())?;
+    ram.write(TABLE.into(), &table(vcpus))
+}
+
+fn pointer() -> [u8; 16] {
+    let mut pointer = [0; 16];
+    pointer[..4].copy_from_slice(b"_MP_");
+    pointer[4..8].copy_from_slice(&TABLE.to_le_bytes());
+    pointer[8] = 1; // length, in units of 16 bytes
+    pointer[9] = REVISION_1_4;
+    pointer[10] = checksum(&pointer);
+    pointer
+}
+
+fn table(vcpus: usize) -> Vec<u8> {
+    // Ids are unique in the table: the I/O APIC's is the next after the last CPU's.
+    let io_apic_id = u8::try_from(vcpus).unwrap_or(u8::MAX);
+    let mut entries = Vec::new();
+    let mut count: u16 = 0;
+    let mut add = |entry: &[u8]| {
+        entries.extend_from_slice(entry);
+        count += 1;
+    };
+    for vcpu in VcpuId::first(vcpus) {
+        let flags = CPU_ENABLED | if vcpu == VcpuId::BOOT { CPU_BOOT } else { 0 };
+        let mut cpu = [0; 20];
+        cpu[..4].copy_from_slice(&[0, vcpu.apic_id(), LAPIC_VERSION, flags]);
+        add(&cpu);
+    }
+    add(&[1, ISA, b'I', b'S', b'A', b' ', b' ', b' ']);
+    let [a, b, c, d] = IO_APIC.to_le_bytes();
+    add(&[2, io_apic_id, IO_APIC_VERSION, 1, a, b, c, d]);
+    for line in 0..ISA_LINES {
+        // The timer's line 0 comes in at pin 2, where line 2, the second PIC's, has no pin.
+        let pin = match line {
+            0 => 2,
+            2 => continue,
+            line => line,
+        };
+        add(&[3, INT, 0, 0, ISA, line, io_apic_id, pin]);
+    }
+    add(&[4, EXT_INT, 0, 0, ISA, 0, EVERY_LAPIC, 0]);
+    add(&[4, NMI, 0, 0, ISA, 0, EVERY_LAPIC, 1]);
+
+    let mut table = vec![0; 44];
+    let length = u16::try_from(table.len() + entries.len()).unwrap_or(u16::MAX);
+    table[..4].copy_from_slice(b"PCMP");
+    table[4..6].copy_from_slice(&length.to_le_bytes());
+    table[6] = REVISION_1_4;
+    table[8..16].copy_from_slice(b"VMM     ");
+    table[16..28].copy_from_slice(b"STEAL-TIME  ");
+    table[34..36].copy_from_slice(&count.to_le_bytes());
+    let lapic = u32::try_from(LAPIC).unwrap_or(u32::MAX);
+    table[36..40].copy_from_slice(&lapic.to_le_bytes());
+    table.extend_from_slice(&entries);
+    table[7] = checksum(&table);
+    table
+}
+
+/// The byte that makes all bytes sum up to 0.
+fn checksum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(bytes: &[u8]) -> u8 {
+        bytes.iter().fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
+    #[test]
+    fn checksums_hold_and_the_length_is_the_table_s() {
+        for vcpus in [1, 4, 255] {
+            let table = table(vcpus);
+            assert_eq!(sum(&table), 0);
+            assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
+            assert!(table.len() < 0x1_0000, "fits the BIOS area");
+        }
+        assert_eq!(sum(&pointer()), 0);
+    }
+
+    #[test]
+    fn each_vcpu_has_one_entry_and_only_the_first_boots() {
+        let table = table(3);
+        let cpus: Vec<_> = table[44..].chunks_exact(20).take(3).map(|cpu| [cpu[0], cpu[1], cpu[3]]).collect();
+        assert_eq!(cpus, [[0, 0, 3], [0, 1, 1], [0, 2, 1]]);
+    }
+}

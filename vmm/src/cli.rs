@@ -1,0 +1,352 @@
+//! The command line.
+//!
+//! `vmm` alone makes the demonstration. With anything that says what to run, it runs one guest. Workload options are
+//! typed here and travel to the payload as words (see [`protocol::words`]).
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::{PossibleValue, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use protocol::words::{Job, Lock, Start, Wait};
+
+use crate::guest::{GuestConfig, PayloadSource};
+use crate::host::cpus::{CpuError, Cpus};
+use crate::publisher::{Choice, PublisherKind};
+
+/// Memory of a guest, if not said otherwise (MiB).
+const DEFAULT_MEMORY_MIB: u64 = 128;
+
+/// A KVM monitor that owns the steal-time protocol from end to end.
+///
+/// Without arguments it shows, in about 15 seconds, what a lock keeps of its throughput when CPUs are overcommitted,
+/// and waiters know which vCPU is not running.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What else to do than run.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// What to run.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Commands other than running one guest or the demonstration.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Say what this host can do, and what each missing piece costs
+    Doctor,
+    /// Write the embedded payload to a file
+    WritePayload {
+        /// The file
+        file: PathBuf,
+    },
+    /// Measure one thing, and print its table
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// How often spinning vCPUs see each other's byte, on one CPU and on two
+    Byte(BenchArgs),
+    /// What locks keep of their throughput at 4 and 8 vCPUs a CPU, median of several rounds
+    Retention(RetentionArgs),
+    /// How long a guest takes from nothing to its end, beside QEMU
+    Startup(StartupArgs),
+}
+
+/// What all benches take.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Host CPUs to use, as in 0,2-3
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<Cpus>,
+    /// Write all runs to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// No progress bar
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// `vmm bench retention`.
+#[derive(Debug, Args)]
+pub struct RetentionArgs {
+    /// What all benches take.
+    #[command(flatten)]
+    pub common: BenchArgs,
+    /// Rounds; the median of them is quoted
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub rounds: usize,
+    /// Length of a measured window
+    #[arg(long, value_name = "MS", default_value_t = 1500)]
+    pub duration_ms: u32,
+    /// Times that a disturbed point is measured again
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub retries: usize,
+}
+
+/// `vmm bench startup`.
+#[derive(Debug, Args)]
+pub struct StartupArgs {
+    /// Rounds; the median of them is quoted
+    #[arg(long, value_name = "N", default_value_t = 21)]
+    pub rounds: usize,
+    /// vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub vcpus: usize,
+}
+
+/// What one guest, or the demonstration, is run with.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Number of vCPUs, 1 to 255
+    #[arg(long, value_name = "N")]
+    pub vcpus: Option<usize>,
+    /// Run this file: an ELF kernel (PVH or 64-bit) [default: the embedded payload]
+    #[arg(long, value_name = "FILE")]
+    pub payload: Option<PathBuf>,
+    /// The payload is a flat binary for 1 MiB
+    #[arg(long, requires = "payload")]
+    pub flat: bool,
+    /// Guest memory [default: 128]
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u64>,
+    /// Host CPUs that the vCPU threads may use, as in 0,2-3 [default: all that this process may use]
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<Cpus>,
+    /// Who keeps the records true: auto, bpf, kernel or off
+    #[arg(long, value_name = "WHO", default_value = "auto", value_parser = parse_choice)]
+    pub publisher: Choice,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT")]
+    pub cmdline: Option<String>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Write the results to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Print nothing but what the guest sends on COM1
+    #[arg(long)]
+    pub quiet: bool,
+    /// End the run after this long, with status 4
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    pub timeout: Option<Duration>,
+    /// Say where the time went
+    #[arg(long)]
+    pub timings: bool,
+    /// What our payload does.
+    #[command(flatten)]
+    pub workload: WorkloadArgs,
+}
+
+/// Words for our payload, typed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Workload of our own payload")]
+pub struct WorkloadArgs {
+    /// What the vCPUs do
+    #[arg(long, value_name = "JOB", value_parser = Named(Job::ALL, Job::word))]
+    pub job: Option<Job>,
+    /// The lock that everybody wants
+    #[arg(long, value_name = "LOCK", value_parser = Named(Lock::ALL, Lock::word))]
+    pub lock: Option<Lock>,
+    /// What a waiter does about the vCPU it waits for
+    #[arg(long, value_name = "WAY", value_parser = Named(Wait::ALL, Wait::word))]
+    pub wait: Option<Wait>,
+    /// CPU time in the lock
+    #[arg(long, value_name = "NS")]
+    pub section_ns: Option<u32>,
+    /// Mean CPU time between two acquisitions
+    #[arg(long, value_name = "NS")]
+    pub think_ns: Option<u32>,
+    /// CPU time that `--wait threshold` spins
+    #[arg(long, value_name = "NS")]
+    pub threshold_ns: Option<u32>,
+    /// From the moment that all vCPUs are up to the measured window
+    #[arg(long, value_name = "MS")]
+    pub warmup_ms: Option<u32>,
+    /// Length of the measured window
+    #[arg(long, value_name = "MS")]
+    pub duration_ms: Option<u32>,
+    /// Seed of the times between acquisitions
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// How vCPUs start: all at once by the monitor, or by INIT and SIPI
+    #[arg(long, value_name = "HOW", value_parser = Named(Start::ALL, Start::word))]
+    pub start: Option<Start>,
+}
+
+impl WorkloadArgs {
+    /// The words for what was given.
+    pub fn words(&self) -> String {
+        let mut words = String::new();
+        let mut add = |key: &str, value: Option<String>| {
+            if let Some(value) = value {
+                let _ = write!(words, "{key}={value} ");
+            }
+        };
+        add("job", self.job.map(|job| job.to_string()));
+        add("lock", self.lock.map(|lock| lock.to_string()));
+        add("wait", self.wait.map(|wait| wait.to_string()));
+        add("section_ns", self.section_ns.map(|ns| ns.to_string()));
+        add("think_ns", self.think_ns.map(|ns| ns.to_string()));
+        add("threshold_ns", self.threshold_ns.map(|ns| ns.to_string()));
+        add("warmup_ms", self.warmup_ms.map(|ms| ms.to_string()));
+        add("duration_ms", self.duration_ms.map(|ms| ms.to_string()));
+        add("seed", self.seed.map(|seed| seed.to_string()));
+        words.trim_end().to_owned()
+    }
+}
+
+impl RunArgs {
+    /// Whether nothing says what to run: then the demonstration is made.
+    pub fn is_demo(&self) -> bool {
+        let options = self.workload.words();
+        self.vcpus.is_none()
+            && self.payload.is_none()
+            && self.memory.is_none()
+            && self.cmdline.is_none()
+            && self.initrd.is_none()
+            && self.timeout.is_none()
+            && self.workload.start.is_none()
+            && !self.timings
+            && options.is_empty()
+    }
+
+    /// The guest that these ask for.
+    ///
+    /// # Errors
+    /// [`CpuError`] when it may not use the CPUs.
+    pub fn config(&self) -> Result<GuestConfig, CpuError> {
+        Ok(GuestConfig {
+            vcpus: self.vcpus.unwrap_or(1),
+            memory_mib: self.memory.unwrap_or(DEFAULT_MEMORY_MIB),
+            cpus: usable_cpus(self.cpus.as_ref())?,
+            publisher: self.publisher,
+            payload: match &self.payload {
+                None => PayloadSource::Embedded,
+                Some(path) => PayloadSource::File { path: path.clone(), flat: self.flat },
+            },
+            start: self.workload.start.unwrap_or(Start::Direct),
+            cmdline: self.cmdline.clone().unwrap_or_default(),
+            options: self.workload.words(),
+            initrd: self.initrd.clone(),
+            timeout: self.timeout,
+        })
+    }
+}
+
+/// The CPUs asked for, if this process may use them; all that it may use, if none were.
+///
+/// # Errors
+/// [`CpuError`].
+pub fn usable_cpus(asked: Option<&Cpus>) -> Result<Cpus, CpuError> {
+    let allowed = Cpus::allowed()?;
+    match asked {
+        Some(cpus) => cpus.clone().within(&allowed),
+        None => Ok(allowed),
+    }
+}
+
+fn parse_choice(text: &str) -> Result<Choice, String> {
+    let kinds = [PublisherKind::Bpf, PublisherKind::Kernel, PublisherKind::Off];
+    if text == Choice::Auto.to_string() {
+        return Ok(Choice::Auto);
+    }
+    let kind = kinds.into_iter().find(|kind| kind.to_string() == text);
+    kind.map(Choice::Only).ok_or_else(|| "publishers are auto, bpf, kernel and off".to_owned())
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "seconds are a number, as in 2.5".to_owned())?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(timeout) if !timeout.is_zero() => Ok(timeout),
+        _ => Err("seconds must be more than 0".to_owned()),
+    }
+}
+
+/// Parses one of `.0` by its word `.1`.
+#[derive(Clone)]
+struct Named<T: 'static>(&'static [T], fn(T) -> &'static str);
+
+impl<T: Copy + Send + Sync + 'static> TypedValueParser for Named<T> {
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<T, clap::Error> {
+        let words: Vec<&str> = self.0.iter().map(|item| self.1(*item)).collect();
+        let word = clap::builder::PossibleValuesParser::new(words).parse_ref(command, arg, value)?;
+        let found = self.0.iter().find(|item| self.1(**item) == word);
+        found.copied().ok_or_else(|| clap::Error::new(clap::error::ErrorKind::InvalidValue))
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(self.0.iter().map(|item| PossibleValue::new(self.1(*item)))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn run(args: &[&str]) -> RunArgs {
+        Cli::try_parse_from([&["vmm"], args].concat()).unwrap().run
+    }
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn nothing_that_says_what_to_run_is_the_demonstration() {
+        assert!(run(&[]).is_demo());
+        assert!(run(&["--json", "x", "--cpus", "0", "--publisher", "off", "--quiet"]).is_demo());
+        for args in
+            [["--vcpus", "1"], ["--lock", "tas"], ["--payload", "x"], ["--start", "sipi"], ["--seed", "1"]]
+        {
+            assert!(!run(&args).is_demo(), "{args:?}");
+        }
+    }
+
+    #[test]
+    fn typed_options_become_words_that_the_payload_reads() {
+        let args = run(&[
+            "--lock",
+            "mutex",
+            "--wait",
+            "threshold",
+            "--section-ns",
+            "5",
+            "--seed",
+            "9",
+            "--job",
+            "watch",
+        ]);
+        let (workload, _) =
+            protocol::words::parse(&args.workload.words()).map_err(|e| e.to_string()).unwrap();
+        assert_eq!((workload.lock, workload.wait, workload.job), (Lock::Mutex, Wait::Threshold, Job::Watch));
+        assert_eq!((workload.section_ns, workload.seed), (5, 9));
+    }
+
+    #[test]
+    fn publishers_and_seconds_that_make_no_sense_are_refused() {
+        assert_eq!(parse_choice("bpf"), Ok(Choice::Only(PublisherKind::Bpf)));
+        assert!(parse_choice("perfect").is_err());
+        assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
+        for text in ["0", "-1", "inf", "NaN", "soon"] {
+            assert!(parse_seconds(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The doctor: what this host can do, and what each missing piece costs.
+//!
+//! Each check is the thing itself, tried: KVM is opened, the program loaded, a guest run. Nothing is concluded from
+//! version numbers.
+
+use std::fmt::{self, Display};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use kvm_bindings::KVM_CAP_HALT_POLL;
+use kvm_ioctls::{Cap, Kvm};
+use protocol::words::{Job, Workload};
+
+use crate::cpuid::Supported;
+use crate::experiment::Experiment;
+use crate::host::account;
+use crate::host::cpus::Cpus;
+use crate::host::facts::HostFacts;
+use crate::publisher::PublisherKind;
+use crate::publisher::bpf::Program;
+use crate::results::RunResult;
+use crate::table::figure;
+use crate::vm;
+
+/// How long two vCPUs sample each other's byte, for each publisher.
+const SAMPLING_MS: u32 = 200;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub struct Diagnosis {
+    host: Option<HostFacts>,
+    findings: Vec<Finding>,
+}
+
+/// One thing that was tried.
+#[derive(Debug)]
+struct Finding {
+    what: &'static str,
+    /// What it can do, or what is wrong and what that costs.
+    verdict: Result<String, String>,
+}
+
+/// Tries everything.
+pub fn examine() -> Diagnosis {
+    let mut diagnosis = Diagnosis { host: Some(HostFacts::probe()), ..Diagnosis::default() };
+    match vm::open_kvm() {
+        Ok(kvm) => diagnosis.examine_kvm(&kvm),
+        Err(error) => diagnosis.bad("KVM", format!("{error}; nothing runs without it")),
+    }
+    diagnosis.examine_bpf();
+    diagnosis.examine_accounts();
+    diagnosis.examine_publishers();
+    diagnosis.examine_qemu();
+    diagnosis
+}
+
+impl Diagnosis {
+    fn good(&mut self, what: &'static str, detail: String) {
+        self.findings.push(Finding { what, verdict: Ok(detail) });
+    }
+
+    fn bad(&mut self, what: &'static str, detail: String) {
+        self.findings.push(Finding { what, verdict: Err(detail) });
+    }
+
+    fn examine_kvm(&mut self, kvm: &Kvm) {
+        let most = kvm.get_max_vcpus().min(protocol::MAX_VCPUS);
+        self.good("KVM", format!("opens; at most {most} vCPUs in a guest"));
+        if kvm.check_extension(Cap::X86MsrFilter) && kvm.check_extension(Cap::X86UserSpaceMsr) {
+            self.good("MSR filter", "accesses to the steal-time MSR can be handed to us".to_owned());
+        } else {
+            let cost = "missing (Linux 5.10 has it): only --publisher kernel works";
+            self.bad("MSR filter", cost.to_owned());
+        }
+        match Supported::read(kvm) {
+            Ok(supported) if supported.has_steal_time() => {
+                self.good("KVM's steal time", "offered: --publisher kernel works".to_owned());
+            }
+            Ok(_) => {
+                let cost = "not offered (it takes CONFIG_SCHED_INFO): --publisher kernel does not work";
+                self.bad("KVM's steal time", cost.to_owned());
+            }
+            Err(error) => self.bad("KVM's steal time", format!("KVM does not tell its CPUID: {error}")),
+        }
+        if kvm.check_extension(Cap::SplitIrqchip) {
+            self.good(
+                "split irqchip",
+                "our payload starts and ends without waiting for an I/O APIC".to_owned(),
+            );
+        } else {
+            self.bad("split irqchip", "missing: each run takes some 20 ms longer".to_owned());
+        }
+        if kvm.check_extension_raw(KVM_CAP_HALT_POLL.into()) <= 0 {
+            self.bad(
+                "halt polling",
+                "cannot be switched off for a guest: halts hold their CPU for a while".to_owned(),
+            );
+        }
+    }
+
+    fn examine_bpf(&mut self) {
+        match Program::load(1, 1) {
+            Ok(program) => {
+                let took: Duration = program.timings().iter().map(|(_, took)| *took).sum();
+                self.good(
+                    "BPF",
+                    format!("the program loads and attaches, in {:.1} ms", took.as_secs_f64() * 1e3),
+                );
+            }
+            Err(error) => self.bad("BPF", format!("{error}; without it the byte is as true as KVM's own")),
+        }
+    }
+
+    fn examine_accounts(&mut self) {
+        match account::own_run_delay_ns() {
+            Ok(_) => {
+                self.good("run delay", "the scheduler tells how long a thread waited for a CPU".to_owned());
+            }
+            Err(error) => {
+                self.bad("run delay", format!("not told ({error}): no steal (it takes CONFIG_SCHED_INFO)"));
+            }
+        }
+    }
+
+    /// Two vCPUs on one CPU: what does each publisher's byte say?
+    fn examine_publishers(&mut self) {
+        let Some(host) = self.host.clone() else { return };
+        let Some(cpus) = host.cpus.clone() else {
+            return self.bad("CPUs", "this process cannot tell which it may use".to_owned());
+        };
+        self.good("CPUs", describe(&cpus));
+        let workload = Workload { job: Job::Watch, duration_ms: SAMPLING_MS, ..Workload::DEFAULT };
+        let experiment = Experiment { host, cpus: cpus.first(1), workload };
+        for (what, kind) in [("byte by bpf", PublisherKind::Bpf), ("byte by kernel", PublisherKind::Kernel)] {
+            match experiment.run(2, kind, workload) {
+                Ok((result, _)) => self.judge_byte(what, &result),
+                Err(error) => self.bad(what, error.to_string()),
+            }
+        }
+    }
+
+    fn judge_byte(&mut self, what: &'static str, result: &RunResult) {
+        let Some((window, byte)) = result.window.as_ref().and_then(|window| Some((window, window.byte?)))
+        else {
+            return self.bad(what, "the guest did not come to sampling it".to_owned());
+        };
+        let share = 100.0 * byte.other_share();
+        let text = format!(
+            "of a preempted vCPU it is set in {share:.2} % of {} samples ({} preemptions), of a running one in {}",
+            figure(byte.other_samples as f64),
+            window.host.preemptions,
+            byte.own_set,
+        );
+        if share >= 99.0 && byte.own_set == 0 { self.good(what, text) } else { self.bad(what, text) }
+    }
+
+    fn examine_qemu(&mut self) {
+        let qemu = Command::new("qemu-system-x86_64").arg("--version").stdout(Stdio::null()).status();
+        match qemu {
+            Ok(_) => self.good("QEMU", "here, to compare start-up with".to_owned()),
+            Err(_) => {
+                self.bad("QEMU", "not here: `vmm bench startup` has nothing to compare with".to_owned());
+            }
+        }
+    }
+}
+
+impl Display for Diagnosis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(host) = &self.host {
+            writeln!(f, "{}, Linux {}, KVM on {}\n", host.processor, host.kernel, host.kvm_backend)?;
+        }
+        for Finding { what, verdict } in &self.findings {
+            let (mark, detail) = match verdict {
+                Ok(detail) => ("ok", detail),
+                Err(detail) => ("--", detail),
+            };
+            writeln!(f, "{mark}  {what:<17} {detail}")?;
+        }
+        Ok(())
+    }
+}
+
+fn describe(cpus: &Cpus) -> String {
+    match cpus.count() {
+        1 => format!("{cpus}: one, so nothing can be compared with vCPUs that do not disturb each other"),
+        count => format!("{cpus}: {count} to share"),
+    }
+}

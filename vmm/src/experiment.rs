@@ -1,0 +1,122 @@
+//! Experiments: the same payload at one point after another.
+//!
+//! A [`Point`] says what is varied; everything else is the same for all points of an experiment. Each is a guest of its
+//! own, from its first instruction to its last, so that no point inherits anything from the one before.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use protocol::words::{Job, Lock, Start, Wait, Workload};
+
+use crate::guest::{self, GuestConfig, GuestError, Outcome, PayloadSource};
+use crate::host::cpus::Cpus;
+use crate::host::facts::HostFacts;
+use crate::publisher::{Choice, PublisherKind};
+use crate::results::{LockFigures, RunResult, WindowFigures};
+use crate::timings::Timings;
+
+/// Memory of an experiment's guests (MiB): room for the payload with its 255 vCPUs' stacks.
+const MEMORY_MIB: u64 = 32;
+
+/// How much longer than its own window a guest may take before it is given up.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is the same for all points.
+#[derive(Clone, Debug)]
+pub struct Experiment {
+    /// The host.
+    pub host: HostFacts,
+    /// CPUs that the vCPU threads share.
+    pub cpus: Cpus,
+    /// What the payload does, but for what a point says.
+    pub workload: Workload,
+}
+
+/// One point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct Point {
+    /// The lock.
+    pub lock: Lock,
+    /// Its way to wait.
+    pub wait: Wait,
+    /// Who publishes.
+    pub publisher: PublisherKind,
+    /// vCPUs for each CPU.
+    pub overcommit: usize,
+}
+
+/// A point could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum ExperimentError {
+    /// The guest could not be run.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// The guest did not end well.
+    #[error("The guest of {lock} lock, wait {wait}, {overcommit}x did not end well: {how}")]
+    Ended {
+        /// The point's lock.
+        lock: Lock,
+        /// Its way to wait.
+        wait: Wait,
+        /// Its overcommitment.
+        overcommit: usize,
+        /// What happened.
+        how: String,
+    },
+    /// The user ended it.
+    #[error("Interrupted")]
+    Interrupted,
+}
+
+impl Experiment {
+    /// Runs a guest of `vcpus` vCPUs that does `workload`.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    pub fn run(
+        &self,
+        vcpus: usize,
+        publisher: PublisherKind,
+        workload: Workload,
+    ) -> Result<(RunResult, Outcome), GuestError> {
+        let length = Duration::from_millis(u64::from(workload.warmup_ms) + u64::from(workload.duration_ms));
+        let config = GuestConfig {
+            vcpus,
+            memory_mib: MEMORY_MIB,
+            cpus: self.cpus.clone(),
+            publisher: Choice::Only(publisher),
+            payload: PayloadSource::Embedded,
+            start: Start::Direct,
+            cmdline: String::new(),
+            options: workload.to_string(),
+            initrd: None,
+            timeout: Some(length + PATIENCE),
+        };
+        let run = guest::run(&config, io::sink(), Timings::since(Instant::now()))?;
+        let result = RunResult::new(self.host.clone(), &config, &run);
+        Ok((result, run.outcome))
+    }
+
+    /// Measures one point.
+    ///
+    /// # Errors
+    /// [`ExperimentError`], also when the guest did not end well: its figures would mean nothing.
+    pub fn measure(&self, point: Point) -> Result<RunResult, ExperimentError> {
+        let Point { lock, wait, publisher, overcommit } = point;
+        let workload = Workload { job: Job::Contend, lock, wait, ..self.workload };
+        let (result, outcome) = self.run(self.cpus.count() * overcommit, publisher, workload)?;
+        let ended = |how: &str| ExperimentError::Ended { lock, wait, overcommit, how: how.to_owned() };
+        match outcome {
+            Outcome::Reset if lock_of(&result).is_some() => Ok(result),
+            Outcome::Reset => Err(ended("its window did not open and close")),
+            Outcome::Interrupted => Err(ExperimentError::Interrupted),
+            _ => Err(ended(result.outcome.crash.as_deref().unwrap_or(result.outcome.kind))),
+        }
+    }
+}
+
+/// What the lock gave, with its window, if the payload held one.
+pub fn lock_of(result: &RunResult) -> Option<(&WindowFigures, &LockFigures)> {
+    let window = result.window.as_ref()?;
+    Some((window, window.lock.as_ref()?))
+}

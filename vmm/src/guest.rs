@@ -1,0 +1,463 @@
+//! One guest, from its configuration to what is left of it.
+//!
+//! The order of the calls is the order in which things must happen: signals are blocked before the first thread
+//! starts; the BPF program loads beside the machine; memslots come before interrupt controllers; the MSR filter is
+//! set before the first vCPU runs; every vCPU thread is home before anything is taken down.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use devices::{ExitPort, I8042, MilestonePort, PortBus, Serial, Unclaimed};
+use kvm_bindings::{Msrs, kvm_msr_entry};
+use kvm_ioctls::VcpuFd;
+use protocol::machine::{COM1, EXIT_PORT, I8042 as I8042_PORTS, I8042_COMMAND, MILESTONE_PORT};
+use protocol::report::Milestone;
+use protocol::words::{self, Boot, Start, Workload};
+use protocol::{MAX_VCPUS, VcpuId};
+
+use crate::boot;
+use crate::cpuid::Supported;
+use crate::event_loop::{self, Event, EventLoop, EventLoopError};
+use crate::host::cpus::Cpus;
+use crate::loader::{self, Entry, LoadError, Payload};
+use crate::measure::{Snapshot, Window};
+use crate::memory::{MemoryError, Ram, ReportView};
+use crate::payload;
+use crate::publisher::{Choice, Counts, MsrOwner, Publisher, PublisherError, PublisherKind};
+use crate::steal_time::msr::{self, MsrFilterError, StealTimeMsr};
+use crate::timings::{GuestClock, Timings};
+use crate::vcpu::gate::Gate;
+use crate::vcpu::run::{Remains, Vcpu, VcpuError};
+use crate::vcpu::{Crash, Ending, Message, Outbox, kick};
+use crate::vm::{self, Interrupts, Vm, VmError};
+
+/// A vCPU thread runs a loop and reads a few files of `/proc`.
+const THREAD_STACK: usize = 256 << 10;
+
+/// What `IA32_TIME_STAMP_COUNTER` is called.
+const MSR_TSC: u32 = 0x10;
+
+/// A guest that is to be run.
+#[derive(Clone, Debug)]
+pub struct GuestConfig {
+    /// How many vCPUs.
+    pub vcpus: usize,
+    /// How much memory (MiB).
+    pub memory_mib: u64,
+    /// Host CPUs that the vCPU threads may use.
+    pub cpus: Cpus,
+    /// Who keeps the records true.
+    pub publisher: Choice,
+    /// What runs.
+    pub payload: PayloadSource,
+    /// How vCPUs of our own payload start.
+    pub start: Start,
+    /// The command line. For our payload, words of [`protocol::words`].
+    pub cmdline: String,
+    /// Words from typed options: for our payload only.
+    pub options: String,
+    /// An initrd.
+    pub initrd: Option<PathBuf>,
+    /// When the run ends, if the guest does not end it.
+    pub timeout: Option<Duration>,
+}
+
+/// Where a payload comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PayloadSource {
+    /// The one that this program carries.
+    Embedded,
+    /// A file.
+    File {
+        /// Its path.
+        path: PathBuf,
+        /// Load it as it is at 1 MiB.
+        flat: bool,
+    },
+}
+
+/// A guest could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// The number of vCPUs is out of range.
+    #[error("A guest has 1 to {MAX_VCPUS} vCPUs, and {0} were asked for")]
+    VcpuCount(usize),
+    /// A word of the payload's command line.
+    #[error("{0}")]
+    Word(String),
+    /// Options for our payload, with another.
+    #[error("Options {0:?} are words for our own payload, and this payload is not ours (use --cmdline)")]
+    ForeignOptions(String),
+    /// Loading.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The virtual machine.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The MSR filter.
+    #[error(transparent)]
+    MsrFilter(#[from] MsrFilterError),
+    /// The publisher.
+    #[error(transparent)]
+    Publisher(#[from] PublisherError),
+    /// The event loop.
+    #[error(transparent)]
+    EventLoop(#[from] EventLoopError),
+    /// A vCPU.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+    /// The kick signal.
+    #[error("Cannot block the kick signal")]
+    Kick(#[source] io::Error),
+    /// No more threads.
+    #[error("Cannot start a thread for vCPU {vcpu} (is the limit on processes reached?)")]
+    Thread {
+        /// Whose.
+        vcpu: VcpuId,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// The bus. A defect of ours.
+    #[error(transparent)]
+    Bus(#[from] devices::BusError),
+}
+
+impl GuestError {
+    /// Whether the user asked for something that makes no sense, rather than the host refusing it.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::VcpuCount(_)
+                | Self::Word(_)
+                | Self::ForeignOptions(_)
+                | Self::Memory(MemoryError::Size(_))
+                | Self::Vm(VmError::TooManyVcpus { .. })
+        )
+    }
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The guest ended well.
+    Reset,
+    /// The guest wrote this to the exit port.
+    Exit(u8),
+    /// A vCPU cannot go on.
+    Crash {
+        /// Which.
+        vcpu: VcpuId,
+        /// What KVM left.
+        crash: Box<Crash>,
+    },
+    /// The time was over.
+    TimedOut,
+    /// The user ended it.
+    Interrupted,
+}
+
+impl Outcome {
+    /// The exit status that tells of it.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::Reset => 0,
+            Self::Exit(status) => *status,
+            Self::Crash { .. } => 3,
+            Self::TimedOut => 4,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+/// What is left of a guest that has run.
+#[derive(Debug)]
+pub struct GuestRun {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// How its vCPUs began.
+    pub entry: Entry,
+    /// What our payload was asked to do; `None` for a foreign one.
+    pub workload: Option<Workload>,
+    /// Our payload's report; `None` for a foreign one.
+    pub report: Option<ReportView>,
+    /// Who published.
+    pub publisher: PublisherKind,
+    /// Why that one.
+    pub publisher_why: String,
+    /// What the host counted while the guest's window was open.
+    pub window: Option<Window>,
+    /// What is left of each vCPU, with what was published for it in the whole run.
+    pub vcpus: Vec<(VcpuId, Remains, Option<Counts>)>,
+    /// Bytes of port space that nobody answered for.
+    pub unclaimed: Unclaimed,
+    /// Where the time went.
+    pub timings: Timings,
+}
+
+/// Runs a guest to its end. What it sends on COM1 goes to `console`.
+///
+/// # Errors
+/// [`GuestError`]; nothing is left behind.
+pub fn run(
+    config: &GuestConfig,
+    console: impl Write + Send + 'static,
+    mut timings: Timings,
+) -> Result<GuestRun, GuestError> {
+    if !(1..=MAX_VCPUS).contains(&config.vcpus) {
+        return Err(GuestError::VcpuCount(config.vcpus));
+    }
+    event_loop::block_signals()?;
+    kick::block().map_err(GuestError::Kick)?;
+    let mut event_loop = EventLoop::new(config.timeout)?;
+
+    let (choice, vcpus) = (config.publisher, config.vcpus);
+    let loading = thread::spawn(move || (choice.load(vcpus), Instant::now()));
+    let built = build(config, &mut timings);
+    let (loaded, loaded_at) = loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    timings.mark_at("publisher loaded", loaded_at);
+    let Built { vm, boot_vcpu, entry, workload, report } = built?;
+    let selection = loaded.settle(vm.supported().has_steal_time())?;
+    let owner = selection.kind().msr_owner();
+    if owner != MsrOwner::Kernel {
+        msr::filter(vm.fd())?;
+    }
+
+    let gate = Arc::new(Gate::new());
+    let ports = Arc::new(port_bus(&vm, console)?);
+    let publisher = selection.publisher(vm.ram().clone(), Arc::clone(&gate));
+    let mut threads = Threads { gate: Arc::clone(&gate), handles: Vec::new() };
+    let common = Common {
+        entry,
+        owner,
+        supported: vm.supported().clone(),
+        cpus: config.cpus.clone(),
+        ports: Arc::clone(&ports),
+        gate: Arc::clone(&gate),
+        publisher: Arc::clone(&publisher),
+    };
+    threads.start(VcpuId::BOOT, boot_vcpu, common.clone(), event_loop.outbox()?)?;
+    for vcpu in VcpuId::first(config.vcpus).skip(1) {
+        threads.start(vcpu, vm.create_vcpu(vcpu)?, common.clone(), event_loop.outbox()?)?;
+    }
+    timings.mark("vCPU threads started");
+
+    let watched = watch(&mut event_loop, &gate, &config.cpus, publisher.as_ref(), &mut timings);
+    let finished = threads.finish();
+    let (outcome, window) = watched?;
+    timings.mark("vCPU threads home");
+    if let Some((_, Finished { clock: Some(clock), .. })) = finished.first()
+        && let Some(moment) = report.as_ref().and_then(|report| first_instruction(report, clock))
+    {
+        timings.mark_at("first guest instruction", moment);
+    }
+    Ok(GuestRun {
+        outcome,
+        entry,
+        workload,
+        report,
+        publisher: selection.kind(),
+        publisher_why: selection.why().to_owned(),
+        window,
+        vcpus: finished.iter().map(|(vcpu, f)| (*vcpu, f.remains, publisher.counts(*vcpu))).collect(),
+        unclaimed: ports.unclaimed(),
+        timings,
+    })
+}
+
+/// A machine with its payload loaded.
+struct Built {
+    vm: Vm,
+    boot_vcpu: VcpuFd,
+    entry: Entry,
+    workload: Option<Workload>,
+    report: Option<ReportView>,
+}
+
+fn build(config: &GuestConfig, timings: &mut Timings) -> Result<Built, GuestError> {
+    let kvm = vm::open_kvm()?;
+    let file;
+    let payload = match &config.payload {
+        PayloadSource::Embedded => Payload::parse("(embedded)", payload::BYTES, false)?,
+        PayloadSource::File { path, flat } => {
+            file = loader::read_file("payload", path)?;
+            Payload::parse(&path.display().to_string(), &file, *flat)?
+        }
+    };
+    let entry = payload.entry(config.start);
+    let initrd = config.initrd.as_deref().map(|path| loader::read_file("initrd", path)).transpose()?;
+    let ram = Ram::new(config.memory_mib)?;
+    let interrupts = match entry {
+        Entry::Direct(_) => Interrupts::LocalOnly,
+        Entry::Pvh(_) | Entry::Long(_) => Interrupts::Full,
+    };
+    let vm = Vm::new(&kvm, ram, config.vcpus, interrupts)?;
+    let boot_vcpu = vm.create_vcpu(VcpuId::BOOT)?;
+    timings.mark("machine made");
+
+    let (cmdline, workload) = match payload.note() {
+        Some(_) => {
+            let workload = workload(config)?;
+            let tsc_khz = boot_vcpu.get_tsc_khz().ok().filter(|khz| *khz > 0);
+            let boot = Boot { vcpus: u16::try_from(config.vcpus).ok(), tsc_khz, start: config.start };
+            (format!("{workload} {boot}"), Some(workload))
+        }
+        None if !config.options.is_empty() => return Err(GuestError::ForeignOptions(config.options.clone())),
+        None => (config.cmdline.clone(), None),
+    };
+    payload.load(vm.ram(), config.vcpus, &cmdline, initrd.as_deref())?;
+    let report = payload.note().and_then(|note| vm.ram().report(note.report));
+    if let Some(report) = &report {
+        report.header.has_reader.store(1, Ordering::Relaxed);
+    }
+    timings.mark("payload loaded");
+    Ok(Built { vm, boot_vcpu, entry, workload, report })
+}
+
+/// What our payload is asked to do: its command line, then the typed options, which count more.
+fn workload(config: &GuestConfig) -> Result<Workload, GuestError> {
+    let line = format!("{} {}", config.cmdline, config.options);
+    words::parse(&line).map(|(workload, _)| workload).map_err(|error| GuestError::Word(error.to_string()))
+}
+
+fn port_bus(vm: &Vm, console: impl Write + Send + 'static) -> Result<PortBus, GuestError> {
+    let mut ports = PortBus::new();
+    ports.attach(COM1, 8, Serial::new(vm.com1_line()?, console))?;
+    ports.attach(I8042_PORTS, I8042_COMMAND - I8042_PORTS + 1, I8042::new())?;
+    ports.attach(EXIT_PORT, 1, ExitPort)?;
+    ports.attach(MILESTONE_PORT, 1, MilestonePort)?;
+    Ok(ports)
+}
+
+/// Waits for the end, and takes the accounts when the guest's window opens and closes.
+fn watch(
+    event_loop: &mut EventLoop,
+    gate: &Gate,
+    cpus: &Cpus,
+    publisher: &dyn Publisher,
+    timings: &mut Timings,
+) -> Result<(Outcome, Option<Window>), GuestError> {
+    let (mut opened, mut window) = (None, None);
+    let outcome = loop {
+        match event_loop.next_event()? {
+            Event::Vcpu(Message::Milestone { code, at }) => match Milestone::from_code(code) {
+                Some(Milestone::AllUp) => timings.mark_at("all vCPUs up", at),
+                Some(Milestone::WindowOpens) => opened = Some(Snapshot::take(gate, cpus, publisher)),
+                Some(Milestone::WindowCloses) => {
+                    let closed =
+                        opened.as_ref().map(|opened| (opened, Snapshot::take(gate, cpus, publisher)));
+                    window = closed.map(|(opened, closed)| Window::between(opened, &closed));
+                }
+                // A foreign guest's mark: it means something to that guest only.
+                None => {}
+            },
+            Event::Vcpu(Message::Ended { vcpu, ending }) => match ending {
+                Ending::Reset => break Outcome::Reset,
+                Ending::Exit(status) => break Outcome::Exit(status),
+                Ending::Crash(crash) => break Outcome::Crash { vcpu, crash },
+                Ending::SentHome => {}
+            },
+            Event::Vcpu(Message::Failed { error, .. }) => return Err(error.into()),
+            Event::Interrupted => break Outcome::Interrupted,
+            Event::TimedOut => break Outcome::TimedOut,
+        }
+    };
+    timings.mark("guest ended");
+    Ok((outcome, window))
+}
+
+fn first_instruction(report: &ReportView, clock: &GuestClock) -> Option<Instant> {
+    let tsc = report.vcpus.first()?.first_instruction.load(Ordering::Relaxed);
+    if tsc == 0 { None } else { clock.moment(tsc) }
+}
+
+/// What every vCPU thread needs.
+#[derive(Clone)]
+struct Common {
+    entry: Entry,
+    owner: MsrOwner,
+    supported: Supported,
+    cpus: Cpus,
+    ports: Arc<PortBus>,
+    gate: Arc<Gate>,
+    publisher: Arc<dyn Publisher>,
+}
+
+/// What is left of a vCPU thread.
+#[derive(Default)]
+struct Finished {
+    remains: Remains,
+    clock: Option<GuestClock>,
+}
+
+/// The vCPU threads. However the run ends, they are sent home and waited for.
+struct Threads {
+    gate: Arc<Gate>,
+    handles: Vec<(VcpuId, JoinHandle<Finished>)>,
+}
+
+impl Threads {
+    fn start(&mut self, vcpu: VcpuId, fd: VcpuFd, common: Common, outbox: Outbox) -> Result<(), GuestError> {
+        let thread = thread::Builder::new().name(format!("vcpu{vcpu}")).stack_size(THREAD_STACK);
+        let handle = thread.spawn(move || vcpu_thread(vcpu, fd, &common, outbox));
+        self.handles.push((vcpu, handle.map_err(|source| GuestError::Thread { vcpu, source })?));
+        Ok(())
+    }
+
+    fn finish(&mut self) -> Vec<(VcpuId, Finished)> {
+        self.gate.end();
+        self.handles.drain(..).map(|(vcpu, handle)| (vcpu, handle.join().unwrap_or_default())).collect()
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+fn vcpu_thread(vcpu: VcpuId, fd: VcpuFd, common: &Common, outbox: Outbox) -> Finished {
+    match prepare(vcpu, &fd, common) {
+        Ok((clock, steal_time)) => {
+            let (ports, gate) = (Arc::clone(&common.ports), Arc::clone(&common.gate));
+            let remains = Vcpu::new(vcpu, fd, ports, gate, steal_time, outbox).run();
+            Finished { remains, clock }
+        }
+        Err(error) => {
+            outbox.send(Message::Failed { vcpu, error });
+            Finished::default()
+        }
+    }
+}
+
+/// All that a vCPU needs before it first runs, from its own thread.
+fn prepare<'c>(
+    vcpu: VcpuId,
+    fd: &VcpuFd,
+    common: &'c Common,
+) -> Result<(Option<GuestClock>, StealTimeMsr<'c>), VcpuError> {
+    common.cpus.confine_this_thread().map_err(|source| VcpuError::Place { vcpu, source })?;
+    kick::open_inside_run(fd).map_err(|source| VcpuError::SignalMask { vcpu, source })?;
+    let setup = |source| VcpuError::Setup { vcpu, source };
+    fd.set_cpuid2(&common.supported.of_vcpu(vcpu, common.owner)).map_err(setup)?;
+    boot::set_registers(fd, vcpu, common.entry).map_err(setup)?;
+    let publication = common.publisher.attach(vcpu).map_err(|source| VcpuError::Publish { vcpu, source })?;
+    Ok((guest_clock(fd), StealTimeMsr::new(publication)))
+}
+
+/// The guest's TSC now, where KVM tells it.
+fn guest_clock(fd: &VcpuFd) -> Option<GuestClock> {
+    let entry = kvm_msr_entry { index: MSR_TSC, ..kvm_msr_entry::default() };
+    let mut tsc = Msrs::from_entries(&[entry]).ok()?;
+    let khz = fd.get_tsc_khz().ok()?;
+    let at = Instant::now();
+    let read = fd.get_msrs(&mut tsc).ok()?;
+    let tsc = tsc.as_slice().first()?.data;
+    (read == 1).then_some(GuestClock { at, tsc, khz })
+}

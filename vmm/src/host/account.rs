@@ -1,0 +1,173 @@
+//! The host's accounts: what its scheduler has noted about a thread, and about its CPUs.
+//!
+//! Sources: `/proc/self/task/TID/schedstat` (run time, run delay, time slices; kernel/sched/stats.h), the
+//! `ctxt_switches` lines of `/proc/self/task/TID/status`, and `/proc/stat` (proc(5)).
+
+use std::fs;
+use std::io;
+use std::time::Duration;
+
+use libc::pid_t;
+
+use super::cpus::Cpus;
+
+/// What the scheduler has noted about one thread.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThreadAccount {
+    /// Time on a CPU (ns). The kernel brings it up to date at ticks and switches.
+    pub run_ns: u64,
+    /// Time that the thread wanted to run and waited for a CPU (ns).
+    pub run_delay_ns: u64,
+    /// Times the thread gave its CPU up.
+    pub voluntary_switches: u64,
+    /// Times the host took it: its preemptions.
+    pub involuntary_switches: u64,
+}
+
+impl ThreadAccount {
+    /// The account of thread `tid` of this process.
+    ///
+    /// # Errors
+    /// The host's reason; most likely the thread has ended.
+    pub fn read(tid: pid_t) -> io::Result<Self> {
+        let [run_ns, run_delay_ns] =
+            parse_schedstat(&fs::read_to_string(format!("/proc/self/task/{tid}/schedstat"))?)?;
+        let status = fs::read_to_string(format!("/proc/self/task/{tid}/status"))?;
+        Ok(Self {
+            run_ns,
+            run_delay_ns,
+            voluntary_switches: status_field(&status, "voluntary_ctxt_switches:")?,
+            involuntary_switches: status_field(&status, "nonvoluntary_ctxt_switches:")?,
+        })
+    }
+
+    /// What was added since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            run_ns: self.run_ns.saturating_sub(earlier.run_ns),
+            run_delay_ns: self.run_delay_ns.saturating_sub(earlier.run_delay_ns),
+            voluntary_switches: self.voluntary_switches.saturating_sub(earlier.voluntary_switches),
+            involuntary_switches: self.involuntary_switches.saturating_sub(earlier.involuntary_switches),
+        }
+    }
+}
+
+/// The calling thread's own run delay (ns), exact: it is on a CPU, so nothing is being added.
+///
+/// # Errors
+/// The host's reason.
+pub fn own_run_delay_ns() -> io::Result<u64> {
+    let [_, run_delay_ns] = parse_schedstat(&fs::read_to_string("/proc/thread-self/schedstat")?)?;
+    Ok(run_delay_ns)
+}
+
+/// What the host's CPUs have been doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct MachineAccount {
+    /// CPU time that anybody used, interrupts included.
+    pub busy: Duration,
+    /// CPU time that an outer hypervisor took from this host.
+    pub stolen: Duration,
+    /// CPU time that this process used.
+    pub own: Duration,
+}
+
+impl MachineAccount {
+    /// The account of `cpus`. The kernel counts in ticks of 10 ms.
+    ///
+    /// # Errors
+    /// The host's reason.
+    pub fn read(cpus: &Cpus) -> io::Result<Self> {
+        let (busy, stolen) = parse_stat(&fs::read_to_string("/proc/stat")?, cpus);
+        Ok(Self { busy, stolen, own: process_cpu_time()? })
+    }
+
+    /// What was added since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            busy: self.busy.saturating_sub(earlier.busy),
+            stolen: self.stolen.saturating_sub(earlier.stolen),
+            own: self.own.saturating_sub(earlier.own),
+        }
+    }
+
+    /// CPU time that other processes used.
+    pub fn strangers(&self) -> Duration {
+        self.busy.saturating_sub(self.own)
+    }
+}
+
+fn process_cpu_time() -> io::Result<Duration> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID)?;
+    Ok(Duration::from(time))
+}
+
+fn parse_schedstat(text: &str) -> io::Result<[u64; 2]> {
+    let mut fields = text.split_ascii_whitespace().map(str::parse);
+    match (fields.next(), fields.next()) {
+        (Some(Ok(run)), Some(Ok(delay))) => Ok([run, delay]),
+        _ => Err(malformed("schedstat")),
+    }
+}
+
+fn status_field(status: &str, name: &str) -> io::Result<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix(name));
+    value.and_then(|value| value.trim().parse().ok()).ok_or_else(|| malformed("status"))
+}
+
+/// Busy and stolen time of `cpus`, from `cpuN user nice system idle iowait irq softirq steal ...`.
+fn parse_stat(stat: &str, cpus: &Cpus) -> (Duration, Duration) {
+    let mut sums = (Duration::ZERO, Duration::ZERO);
+    for line in stat.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let cpu = words.next().and_then(|word| word.strip_prefix("cpu")?.parse::<usize>().ok());
+        if !cpu.is_some_and(|cpu| cpus.iter().any(|wanted| wanted == cpu)) {
+            continue;
+        }
+        let ticks: Vec<u64> = words.map_while(|word| word.parse().ok()).collect();
+        if let [user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = ticks[..] {
+            // USER_HZ is 100 on every Linux of this architecture.
+            sums.0 += Duration::from_millis(10 * (user + nice + system + irq + softirq));
+            sums.1 += Duration::from_millis(10 * steal);
+        }
+    }
+    sums
+}
+
+fn malformed(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("unexpected content of {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_counts_the_wanted_cpus_only() {
+        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 2 3 99 99 4 5 6 0 0\ncpu1 1 1 1 1 1 1 1 1 0 0\nintr 5\n";
+        let (busy, stolen) = parse_stat(stat, &"0".parse().unwrap());
+        assert_eq!((busy, stolen), (Duration::from_millis(150), Duration::from_millis(60)));
+        let (busy, _) = parse_stat(stat, &"0-1".parse().unwrap());
+        assert_eq!(busy, Duration::from_millis(200));
+    }
+
+    #[test]
+    fn malformed_files_are_errors_not_zeros() {
+        assert!(parse_schedstat("12").is_err());
+        assert!(parse_schedstat("a b c").is_err());
+        assert!(status_field("nonvoluntary_ctxt_switches:\t7\n", "voluntary_ctxt_switches:").is_err());
+        assert_eq!(parse_schedstat("12 34 5\n").unwrap(), [12, 34]);
+    }
+
+    #[test]
+    fn own_account_is_readable_and_grows() {
+        let tid = nix::unistd::gettid().as_raw();
+        let before = ThreadAccount::read(tid).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        let after = ThreadAccount::read(tid).unwrap();
+        assert!(after.voluntary_switches > before.voluntary_switches);
+        assert!(after.run_delay_ns >= before.run_delay_ns);
+    }
+}

@@ -1,0 +1,160 @@
+//! Host CPUs, as users write them: `0,2-3`.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+/// A list of CPUs cannot be read, or cannot be had.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CpuError {
+    /// Not a list.
+    #[error("{0:?} is not a list of CPUs (write numbers and ranges, as in 0,2-3)")]
+    NotAList(String),
+    /// A list that names CPUs which this process may not use.
+    #[error("CPU {cpu} does not exist or is not open to this process (those that are: {allowed})")]
+    NotAllowed {
+        /// The first such CPU.
+        cpu: usize,
+        /// What could have been asked for.
+        allowed: Cpus,
+    },
+    /// The host would not say, or not do it.
+    #[error("Cannot {what} the CPUs of a thread: {}", errno.desc())]
+    Affinity {
+        /// `read` or `set`.
+        what: &'static str,
+        /// The host's reason.
+        errno: nix::Error,
+    },
+}
+
+impl CpuError {
+    /// Whether the user asked for something that makes no sense, rather than the host refusing it.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::NotAList(_) | Self::NotAllowed { .. })
+    }
+}
+
+/// A set of host CPUs. Not empty.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(transparent)]
+pub struct Cpus(BTreeSet<usize>);
+
+impl Cpus {
+    /// Those that this process may use.
+    ///
+    /// # Errors
+    /// [`CpuError::Affinity`] with the host's reason.
+    pub fn allowed() -> Result<Self, CpuError> {
+        let set = sched_getaffinity(Pid::from_raw(0))
+            .map_err(|errno| CpuError::Affinity { what: "read", errno })?;
+        Ok(Self((0..CpuSet::count()).filter(|cpu| set.is_set(*cpu) == Ok(true)).collect()))
+    }
+
+    /// These CPUs, if this process may use each of them.
+    ///
+    /// # Errors
+    /// [`CpuError::NotAllowed`] for the first that it may not.
+    pub fn within(self, allowed: &Self) -> Result<Self, CpuError> {
+        match self.0.difference(&allowed.0).next() {
+            Some(cpu) => Err(CpuError::NotAllowed { cpu: *cpu, allowed: allowed.clone() }),
+            None => Ok(self),
+        }
+    }
+
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The first `count` of them, at least one.
+    #[must_use]
+    pub fn first(&self, count: usize) -> Self {
+        Self(self.0.iter().copied().take(count.max(1)).collect())
+    }
+
+    /// Each of them, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
+        self.0.iter().copied()
+    }
+
+    /// Confines the calling thread to these CPUs.
+    ///
+    /// # Errors
+    /// [`CpuError::Affinity`] with the host's reason.
+    pub fn confine_this_thread(&self) -> Result<(), CpuError> {
+        let failed = |errno| CpuError::Affinity { what: "set", errno };
+        let mut set = CpuSet::new();
+        for cpu in self.iter() {
+            set.set(cpu).map_err(failed)?;
+        }
+        sched_setaffinity(Pid::from_raw(0), &set).map_err(failed)
+    }
+}
+
+impl FromStr for Cpus {
+    type Err = CpuError;
+
+    fn from_str(list: &str) -> Result<Self, CpuError> {
+        let bad = || CpuError::NotAList(list.to_owned());
+        let mut cpus = BTreeSet::new();
+        for part in list.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let first: usize = first.trim().parse().map_err(|_| bad())?;
+            let last: usize = last.trim().parse().map_err(|_| bad())?;
+            if first > last || last >= CpuSet::count() {
+                return Err(bad());
+            }
+            cpus.extend(first..=last);
+        }
+        Ok(Self(cpus))
+    }
+}
+
+impl fmt::Display for Cpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.0.iter().copied().peekable();
+        let mut separator = "";
+        while let Some(first) = rest.next() {
+            let mut last = first;
+            while rest.next_if_eq(&(last + 1)).is_some() {
+                last += 1;
+            }
+            match last - first {
+                0 => write!(f, "{separator}{first}")?,
+                _ => write!(f, "{separator}{first}-{last}")?,
+            }
+            separator = ",";
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn list_reads_and_prints_with_ranges_joined() {
+        assert_eq!("3,0,1,2,7".parse::<Cpus>().unwrap().to_string(), "0-3,7");
+        assert_eq!(" 4 , 9-9".parse::<Cpus>().unwrap().to_string(), "4,9");
+    }
+
+    #[test]
+    fn what_is_no_list_is_refused() {
+        for list in ["", "a", "1-", "3-1", "-1", "0,,1", "0-99999999", "18446744073709551616"] {
+            assert_eq!(list.parse::<Cpus>(), Err(CpuError::NotAList(list.to_owned())), "{list}");
+        }
+    }
+
+    #[test]
+    fn cpu_that_is_not_allowed_is_named() {
+        let allowed: Cpus = "0-1".parse().unwrap();
+        let asked: Cpus = "1-3".parse().unwrap();
+        assert_eq!(asked.within(&allowed), Err(CpuError::NotAllowed { cpu: 2, allowed: allowed.clone() }));
+        assert_eq!("1".parse::<Cpus>().unwrap().within(&allowed).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,92 @@
+//! Measuring from the host: what scheduler and publisher have counted, between two moments of a run.
+//!
+//! The guest says when its window opens and closes; the event loop takes a [`Snapshot`] then. The two sides' windows
+//! differ by how long it takes to wake the main thread, some tens of microseconds.
+
+use std::time::{Duration, Instant};
+
+use protocol::VcpuId;
+
+use crate::host::account::{MachineAccount, ThreadAccount};
+use crate::host::cpus::Cpus;
+use crate::publisher::{Counts, Publisher};
+use crate::vcpu::gate::Gate;
+
+/// More than this much of a CPU used by others, or taken by an outer hypervisor, and a point is disturbed.
+const DISTURBANCE: f64 = 0.06;
+
+/// The accounts at one moment.
+#[derive(Debug)]
+pub struct Snapshot {
+    at: Instant,
+    machine: MachineAccount,
+    vcpus: Vec<(VcpuId, ThreadAccount, Option<Counts>)>,
+}
+
+impl Snapshot {
+    /// Reads the accounts of the vCPU threads that are at `gate`, and of the CPUs they may use.
+    pub fn take(gate: &Gate, cpus: &Cpus, publisher: &dyn Publisher) -> Self {
+        let at = Instant::now();
+        // An account that cannot be read belongs to a thread that has just ended, or to a host without /proc.
+        let machine = MachineAccount::read(cpus).unwrap_or_default();
+        let read = |vcpu, tid| (vcpu, ThreadAccount::read(tid).unwrap_or_default(), publisher.counts(vcpu));
+        let vcpus = gate.threads().into_iter().map(|(vcpu, thread)| read(vcpu, thread.tid())).collect();
+        Self { at, machine, vcpus }
+    }
+}
+
+/// What the host counted between two snapshots.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// Its length.
+    pub length: Duration,
+    /// What the CPUs did.
+    pub machine: MachineAccount,
+    /// What each vCPU thread did.
+    pub vcpus: Vec<VcpuWindow>,
+}
+
+/// What the host counted of one vCPU.
+#[derive(Clone, Copy, Debug)]
+pub struct VcpuWindow {
+    /// The vCPU.
+    pub vcpu: VcpuId,
+    /// By the scheduler.
+    pub account: ThreadAccount,
+    /// By the publisher, if it counts.
+    pub counts: Option<Counts>,
+}
+
+impl Window {
+    /// From `opened` to `closed`. A vCPU that is not in both is left out.
+    pub fn between(opened: &Snapshot, closed: &Snapshot) -> Self {
+        let vcpus = closed.vcpus.iter().filter_map(|(vcpu, account, counts)| {
+            let (_, before, counts_before) = opened.vcpus.iter().find(|(id, ..)| id == vcpu)?;
+            Some(VcpuWindow {
+                vcpu: *vcpu,
+                account: account.since(*before),
+                counts: counts.zip(*counts_before).map(|(after, before)| after.since(before)),
+            })
+        });
+        Self {
+            length: closed.at.saturating_duration_since(opened.at),
+            machine: closed.machine.since(opened.machine),
+            vcpus: vcpus.collect(),
+        }
+    }
+
+    /// CPUs' worth of time that other processes used.
+    pub fn strangers(&self) -> f64 {
+        self.machine.strangers().as_secs_f64() / self.length.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// CPUs' worth of time that an outer hypervisor took.
+    pub fn stolen(&self) -> f64 {
+        self.machine.stolen.as_secs_f64() / self.length.as_secs_f64().max(f64::MIN_POSITIVE)
+    }
+
+    /// Whether the point is disturbed. It looks at CPU time only, never at the result.
+    pub fn is_disturbed(&self) -> bool {
+        self.strangers() > DISTURBANCE || self.stolen() > DISTURBANCE
+    }
+}

@@ -1,0 +1,75 @@
+//! Files that results go to: known to be writable before the work is done, written after it.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, access};
+use serde::Serialize;
+
+/// A file cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("Cannot write {}", path.display())]
+pub struct OutputError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// A file that a JSON document will go to.
+#[derive(Clone, Debug)]
+pub struct JsonFile(PathBuf);
+
+impl JsonFile {
+    /// Makes sure that `path` can be written, without touching it: nothing is left behind if nothing is written.
+    ///
+    /// # Errors
+    /// [`OutputError`]: why it cannot.
+    pub fn at(path: &Path) -> Result<Self, OutputError> {
+        let failed = |source| OutputError { path: path.to_owned(), source };
+        match OpenOptions::new().append(true).open(path) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let folder =
+                    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                access(folder, AccessFlags::W_OK | AccessFlags::X_OK)
+                    .map_err(|errno| failed(errno.into()))?;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        Ok(Self(path.to_owned()))
+    }
+
+    /// Writes `document`.
+    ///
+    /// # Errors
+    /// [`OutputError`].
+    pub fn write(&self, document: &impl Serialize) -> Result<(), OutputError> {
+        let failed = |source| OutputError { path: self.0.clone(), source };
+        let mut text = serde_json::to_vec_pretty(document).map_err(|error| failed(error.into()))?;
+        text.push(b'\n');
+        fs::write(&self.0, text).map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_in_a_folder_that_is_not_there_is_refused_before_the_work() {
+        let error = JsonFile::at(Path::new("/nowhere/at/all.json")).unwrap_err();
+        assert_eq!(error.to_string(), "Cannot write /nowhere/at/all.json");
+    }
+
+    #[test]
+    fn checking_leaves_nothing_behind_and_writing_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.json");
+        let file = JsonFile::at(&path).unwrap();
+        assert!(!path.exists());
+        file.write(&[1, 2]).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "[\n  1,\n  2\n]\n");
+        assert!(JsonFile::at(&path).is_ok());
+        assert!(JsonFile::at(folder.path()).is_err());
+    }
+}

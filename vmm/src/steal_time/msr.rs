@@ -1,0 +1,178 @@
+//! The emulated MSR: its value, and what a guest's access does.
+//!
+//! To the letter of KVM's `kvm_set_msr_common` and `kvm_get_msr_common`:
+//!
+//! - a reserved bit faults, and neither the value nor publication changes;
+//! - any other value is stored and reads back as it was written;
+//! - bit 0 clear stops publication before the write completes, and leaves the record as it is;
+//! - bit 0 set moves publication to the new record, which is updated once before the guest goes on;
+//! - an address outside RAM is taken in silence: nothing is written, nothing faults;
+//! - without the feature in CPUID every access faults.
+//!
+//! The filter makes KVM hand the accesses over. KVM's own copy of the MSR stays 0, so KVM never writes a record:
+//! one writer.
+
+use kvm_ioctls::{Cap, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
+use protocol::steal_time::{MSR_STEAL_TIME, Registration};
+
+use crate::publisher::{Publication, PublisherError};
+
+/// The host's KVM cannot hand MSR accesses over.
+#[derive(Debug, thiserror::Error)]
+pub enum MsrFilterError {
+    /// A capability is missing.
+    #[error(
+        "KVM here cannot hand MSR accesses to userspace: {0} is missing (Linux 5.10 or newer, or try --publisher kernel)"
+    )]
+    Missing(&'static str),
+    /// A call failed.
+    #[error("Cannot set KVM's MSR filter")]
+    Refused(#[from] kvm_ioctls::Error),
+}
+
+/// Makes KVM exit to us on each access to the steal-time MSR. Before the first vCPU runs.
+///
+/// # Errors
+/// [`MsrFilterError`]; nothing is filtered then.
+pub fn filter(vm: &VmFd) -> Result<(), MsrFilterError> {
+    if !vm.check_extension(Cap::X86UserSpaceMsr) {
+        return Err(MsrFilterError::Missing("KVM_CAP_X86_USER_SPACE_MSR"));
+    }
+    if !vm.check_extension(Cap::X86MsrFilter) {
+        return Err(MsrFilterError::Missing("KVM_CAP_X86_MSR_FILTER"));
+    }
+    let mut exits = kvm_bindings::kvm_enable_cap {
+        cap: kvm_bindings::KVM_CAP_X86_USER_SPACE_MSR,
+        ..kvm_bindings::kvm_enable_cap::default()
+    };
+    exits.args[0] = u64::from(MsrExitReason::Filter.bits());
+    vm.enable_cap(&exits)?;
+    // A bit of 0 denies; all else is allowed.
+    let denied = MsrFilterRange {
+        flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
+        base: MSR_STEAL_TIME,
+        msr_count: 1,
+        bitmap: &[0],
+    };
+    vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[denied])?;
+    Ok(())
+}
+
+/// What becomes of a guest's access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access<T> {
+    /// It completes, with this.
+    Done(T),
+    /// It raises #GP.
+    Fault,
+}
+
+/// One vCPU's steal-time MSR. Lives on the vCPU's thread.
+#[derive(Debug)]
+pub struct StealTimeMsr<'p> {
+    value: u64,
+    /// `None` when CPUID does not have the feature.
+    publication: Option<Box<dyn Publication + 'p>>,
+}
+
+impl<'p> StealTimeMsr<'p> {
+    /// The MSR after reset: 0. Without a publication it does not exist.
+    pub fn new(publication: Option<Box<dyn Publication + 'p>>) -> Self {
+        Self { value: 0, publication }
+    }
+
+    /// RDMSR of `index`.
+    pub fn read(&self, index: u32) -> Access<u64> {
+        match self.publication {
+            Some(_) if index == MSR_STEAL_TIME => Access::Done(self.value),
+            _ => Access::Fault,
+        }
+    }
+
+    /// WRMSR of `value` to `index`, on the vCPU's own thread, outside the guest.
+    ///
+    /// # Errors
+    /// The publisher's, when the host refuses what registration takes; publication is off then.
+    pub fn write(&mut self, index: u32, value: u64) -> Result<Access<()>, PublisherError> {
+        let Some(publication) = self.publication.as_mut().filter(|_| index == MSR_STEAL_TIME) else {
+            return Ok(Access::Fault);
+        };
+        let Ok(registration) = Registration::from_msr(value) else {
+            return Ok(Access::Fault);
+        };
+        self.value = value;
+        publication.withdraw();
+        if let Registration::At { gpa } = registration {
+            publication.publish(gpa)?;
+        }
+        Ok(Access::Done(()))
+    }
+
+    /// The last thing before the guest is entered: a byte that says preempted is cleared.
+    pub fn before_entry(&mut self) {
+        if let Some(publication) = &mut self.publication {
+            publication.before_entry();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Notes what it is asked.
+    #[derive(Debug, Default, Clone)]
+    struct Notes(Arc<Mutex<Vec<Option<u64>>>>);
+
+    impl Publication for Notes {
+        fn publish(&mut self, gpa: u64) -> Result<(), PublisherError> {
+            self.0.lock().unwrap().push(Some(gpa));
+            Ok(())
+        }
+
+        fn withdraw(&mut self) {
+            self.0.lock().unwrap().push(None);
+        }
+
+        fn before_entry(&mut self) {}
+    }
+
+    fn msr() -> (StealTimeMsr<'static>, Notes) {
+        let notes = Notes::default();
+        (StealTimeMsr::new(Some(Box::new(notes.clone()))), notes)
+    }
+
+    #[test]
+    fn written_value_reads_back_and_moves_publication() {
+        let (mut msr, notes) = msr();
+        assert_eq!(msr.read(MSR_STEAL_TIME), Access::Done(0));
+        for value in [0x1041, 0x2081, 0x2080] {
+            assert_eq!(msr.write(MSR_STEAL_TIME, value).unwrap(), Access::Done(()));
+            assert_eq!(msr.read(MSR_STEAL_TIME), Access::Done(value));
+        }
+        assert_eq!(*notes.0.lock().unwrap(), [None, Some(0x1040), None, Some(0x2080), None]);
+    }
+
+    #[test]
+    fn reserved_bit_faults_and_changes_nothing() {
+        let (mut msr, notes) = msr();
+        assert_eq!(msr.write(MSR_STEAL_TIME, 0x1041).unwrap(), Access::Done(()));
+        let before = notes.0.lock().unwrap().len();
+        assert_eq!(msr.write(MSR_STEAL_TIME, 0x3f).unwrap(), Access::Fault);
+        assert_eq!(msr.write(MSR_STEAL_TIME, 0x1002).unwrap(), Access::Fault);
+        assert_eq!(msr.read(MSR_STEAL_TIME), Access::Done(0x1041));
+        assert_eq!(notes.0.lock().unwrap().len(), before);
+    }
+
+    #[test]
+    fn without_the_feature_and_for_other_msrs_every_access_faults() {
+        let mut absent = StealTimeMsr::new(None);
+        assert_eq!(absent.read(MSR_STEAL_TIME), Access::Fault);
+        assert_eq!(absent.write(MSR_STEAL_TIME, 0).unwrap(), Access::Fault);
+        let (mut msr, _) = msr();
+        assert_eq!(msr.read(MSR_STEAL_TIME - 1), Access::Fault);
+        assert_eq!(msr.write(MSR_STEAL_TIME + 1, 0x1041).unwrap(), Access::Fault);
+    }
+}

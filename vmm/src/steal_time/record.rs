@@ -1,0 +1,110 @@
+//! The record, as the monitor writes it: single atomic words in a page that guest and BPF program share.
+//!
+//! Order of an update (KVM's `record_steal_time`): version odd, steal, version even, then the byte. x86 keeps stores
+//! in order, so what is said here with `Release` costs nothing but the compiler's freedom. A reader on another vCPU
+//! may see the byte late, never a torn steal.
+//!
+//! One writer at a time: while the BPF program publishes, it alone writes version and steal, and the vCPU's thread
+//! stores single bytes. The thread makes a whole update only before it hands the record to the program.
+
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use protocol::steal_time::StealTime;
+
+/// A record in memory that others write too.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Record {
+    steal: AtomicU64,
+    version: AtomicU32,
+    flags: AtomicU32,
+    preempted: AtomicU8,
+    padding: [AtomicU8; 47],
+}
+
+const _: () = {
+    assert!(size_of::<Record>() == size_of::<StealTime>());
+    assert!(offset_of!(Record, steal) == offset_of!(StealTime, steal));
+    assert!(offset_of!(Record, version) == offset_of!(StealTime, version));
+    assert!(offset_of!(Record, preempted) == offset_of!(StealTime, preempted));
+};
+
+impl Record {
+    /// Adds `steal_ns` to steal and clears the byte. The caller is the only writer.
+    ///
+    /// A guest that left the version odd finds it even afterwards, as under KVM.
+    pub fn update(&self, steal_ns: u64) {
+        let before = self.version.load(Ordering::Relaxed);
+        let odd = before.wrapping_add(1 + (before & 1));
+        self.version.store(odd, Ordering::Relaxed);
+        let steal = self.steal.load(Ordering::Relaxed);
+        self.steal.store(steal.wrapping_add(steal_ns), Ordering::Release);
+        self.version.store(odd.wrapping_add(1), Ordering::Release);
+        self.preempted.store(0, Ordering::Release);
+    }
+
+    /// Clears the byte if it is set, and says whether it was. The caller is the vCPU's own thread.
+    pub fn clear_preempted(&self) -> bool {
+        // Read first: the line stays shared with the vCPUs that watch it.
+        let was_set = self.preempted.load(Ordering::Relaxed) != 0;
+        if was_set {
+            self.preempted.store(0, Ordering::Release);
+        }
+        was_set
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(steal: u64, version: u32, preempted: u8) -> Record {
+        Record {
+            steal: steal.into(),
+            version: version.into(),
+            flags: 0.into(),
+            preempted: preempted.into(),
+            padding: [const { AtomicU8::new(0xa5) }; 47],
+        }
+    }
+
+    fn parts(record: &Record) -> (u64, u32, u8) {
+        (
+            record.steal.load(Ordering::Relaxed),
+            record.version.load(Ordering::Relaxed),
+            record.preempted.load(Ordering::Relaxed),
+        )
+    }
+
+    #[test]
+    fn update_adds_to_the_guest_s_own_steal_and_clears_the_byte() {
+        let record = record(1000, 4, 1);
+        record.update(50);
+        assert_eq!(parts(&record), (1050, 6, 0));
+        assert!(record.padding.iter().all(|byte| byte.load(Ordering::Relaxed) == 0xa5));
+        assert_eq!(record.flags.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn version_left_odd_by_the_guest_ends_even() {
+        let record = record(0, 7, 0);
+        record.update(0);
+        assert_eq!(parts(&record), (0, 10, 0));
+    }
+
+    #[test]
+    fn version_and_steal_wrap_around() {
+        let record = record(u64::MAX, u32::MAX - 1, 0);
+        record.update(2);
+        assert_eq!(parts(&record), (1, 0, 0));
+    }
+
+    #[test]
+    fn clearing_touches_only_the_byte() {
+        let record = record(5, 8, 1);
+        assert!(record.clear_preempted());
+        assert!(!record.clear_preempted());
+        assert_eq!(parts(&record), (5, 8, 0));
+    }
+}

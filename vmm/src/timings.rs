@@ -1,0 +1,111 @@
+//! Where start-up time goes: marks along the way, and when the guest executed its first instruction.
+
+use std::time::{Duration, Instant};
+
+use nix::time::{ClockId, clock_gettime};
+
+/// Marks since the process, or the run, began.
+#[derive(Clone, Debug)]
+pub struct Timings {
+    began: Instant,
+    marks: Vec<Mark>,
+}
+
+/// One mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Mark {
+    /// What was reached.
+    pub what: &'static str,
+    /// Since the beginning.
+    #[serde(rename = "at_ns", serialize_with = "as_ns")]
+    pub at: Duration,
+}
+
+fn as_ns<S: serde::Serializer>(at: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u128(at.as_nanos())
+}
+
+impl Timings {
+    /// Nothing reached yet.
+    pub fn since(began: Instant) -> Self {
+        Self { began, marks: Vec::new() }
+    }
+
+    /// `what` is reached now.
+    pub fn mark(&mut self, what: &'static str) {
+        self.mark_at(what, Instant::now());
+    }
+
+    /// `what` was reached `at`. Marks need not come in order.
+    pub fn mark_at(&mut self, what: &'static str, at: Instant) {
+        let mark = Mark { what, at: at.saturating_duration_since(self.began) };
+        let place = self.marks.partition_point(|other| other.at <= mark.at);
+        self.marks.insert(place, mark);
+    }
+
+    /// When it all began, by the host's monotonic clock.
+    pub fn began_monotonic(&self) -> Duration {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+        now.saturating_sub(self.began.elapsed())
+    }
+
+    /// The marks, in order of time.
+    pub fn marks(&self) -> &[Mark] {
+        &self.marks
+    }
+
+    /// When `what` was reached, if it was.
+    pub fn at(&self, what: &str) -> Option<Duration> {
+        self.marks.iter().find(|mark| mark.what == what).map(|mark| mark.at)
+    }
+}
+
+/// A guest's TSC against the monitor's clock: one moment seen on both, and the rate.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestClock {
+    /// The moment.
+    pub at: Instant,
+    /// The guest's TSC then.
+    pub tsc: u64,
+    /// Its rate.
+    pub khz: u32,
+}
+
+impl GuestClock {
+    /// When the guest's TSC read `tsc`, for a `tsc` that is later than the moment known.
+    pub fn moment(&self, tsc: u64) -> Option<Instant> {
+        let cycles = tsc.checked_sub(self.tsc)?;
+        self.at.checked_add(cycles_to_duration(cycles, self.khz))
+    }
+}
+
+/// How long `cycles` of a TSC of this rate take; nothing at no rate.
+pub fn cycles_to_duration(cycles: u64, khz: u32) -> Duration {
+    let ns = u128::from(cycles) * 1_000_000 / u128::from(khz.max(1));
+    Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_kept_in_order_of_time() {
+        let began = Instant::now();
+        let mut timings = Timings::since(began);
+        timings.mark_at("late", began + Duration::from_millis(2));
+        timings.mark_at("early", began + Duration::from_millis(1));
+        assert_eq!(timings.marks().iter().map(|mark| mark.what).collect::<Vec<_>>(), ["early", "late"]);
+        assert_eq!(timings.at("late"), Some(Duration::from_millis(2)));
+        assert_eq!(timings.at("never"), None);
+    }
+
+    #[test]
+    fn guest_tsc_is_placed_on_the_monitor_s_clock() {
+        let at = Instant::now();
+        let clock = GuestClock { at, tsc: 1000, khz: 2_000_000 };
+        assert_eq!(clock.moment(3000), Some(at + Duration::from_micros(1)));
+        assert_eq!(clock.moment(999), None);
+        assert_eq!(cycles_to_duration(u64::MAX, 0), Duration::from_nanos(u64::MAX));
+    }
+}
