@@ -225,8 +225,8 @@ pub fn run(
     let Built { vm, boot_vcpu, entry, workload, report } = built?;
     let selection = loaded.settle(vm.supported().has_steal_time())?;
     let owner = selection.kind().msr_owner();
-    if owner != MsrOwner::Kernel {
-        msr::filter(vm.fd())?;
+    if owner == MsrOwner::Kernel && !kernel_is_asked_for(config) {
+        msr::hand_back(vm.fd())?;
     }
 
     let gate = Arc::new(Gate::new());
@@ -271,6 +271,10 @@ pub fn run(
     })
 }
 
+fn kernel_is_asked_for(config: &GuestConfig) -> bool {
+    config.publisher == Choice::Only(PublisherKind::Kernel)
+}
+
 /// A machine with its payload loaded.
 struct Built {
     vm: Vm,
@@ -297,7 +301,12 @@ fn build(config: &GuestConfig, timings: &mut Timings) -> Result<Built, GuestErro
         Entry::Direct(_) => Interrupts::LocalOnly,
         Entry::Pvh(_) | Entry::Long(_) => Interrupts::Full,
     };
-    let vm = Vm::new(&kvm, ram, config.vcpus, interrupts)?;
+    let vm = Vm::new(&kvm, ram, config.vcpus)?;
+    // Who will publish is not known yet, unless it was asked for; to filter later takes much longer.
+    if !kernel_is_asked_for(config) {
+        msr::filter(vm.fd())?;
+    }
+    vm.add_interrupt_controllers(interrupts)?;
     let boot_vcpu = vm.create_vcpu(VcpuId::BOOT)?;
     timings.mark("machine made");
 

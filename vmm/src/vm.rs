@@ -1,8 +1,9 @@
 //! The virtual machine: KVM's side of it, in the order in which it is quick to make.
 //!
-//! Memslots come before the interrupt controllers: their creation defers a callback, and a memslot that is set while
-//! it is pending waits for it, 6 ms. A payload that needs no interrupt line of a device gets the local APICs only,
-//! which has no such callback, and neither waits here nor when the machine is closed.
+//! Memslots and the MSR filter come before the interrupt controllers: their creation defers a callback, and whatever
+//! waits for readers of these tables while it is pending waits for it too, 6 to 20 ms. A payload that needs no
+//! interrupt line of a device gets the local APICs only, which has no such callback, and neither waits here nor when
+//! the machine is closed.
 
 use std::io;
 
@@ -89,7 +90,7 @@ pub fn open_kvm() -> Result<Kvm, VmError> {
     }
 }
 
-/// A virtual machine without vCPUs.
+/// A virtual machine, without interrupt controllers and vCPUs at first.
 #[derive(Debug)]
 pub struct Vm {
     /// Closed before the memory goes: KVM uses it as long as the machine exists.
@@ -104,7 +105,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`VmError`].
-    pub fn new(kvm: &Kvm, ram: Ram, vcpus: usize, interrupts: Interrupts) -> Result<Self, VmError> {
+    pub fn new(kvm: &Kvm, ram: Ram, vcpus: usize) -> Result<Self, VmError> {
         let most = kvm.get_max_vcpus().min(protocol::MAX_VCPUS);
         if vcpus > most {
             return Err(VmError::TooManyVcpus { asked: vcpus, most });
@@ -113,21 +114,29 @@ impl Vm {
         let fd = kvm.create_vm().map_err(failed("make a virtual machine"))?;
         ram.give_to(&fd)?;
         fd.set_tss_address(TSS_ADDRESS).map_err(failed("place the task state segment"))?;
-        let com1_line = EventFd::new(libc::EFD_NONBLOCK).map_err(VmError::Line)?;
-        if interrupts == Interrupts::LocalOnly && fd.check_extension(Cap::SplitIrqchip) {
-            // No line is routed: there is no I/O APIC to which one could lead.
-            enable(&fd, KVM_CAP_SPLIT_IRQCHIP, 0).map_err(failed("make the local APICs"))?;
-        } else {
-            fd.create_irq_chip().map_err(failed("make the interrupt controllers"))?;
-            fd.register_irqfd(&com1_line, COM1_IRQ).map_err(failed("connect the serial line"))?;
-        }
         // A vCPU that halts gives its CPU up at once. Polling would hide what halting costs, and hold the CPU that
         // the halted one waits for somebody else to get.
         if fd.check_extension_raw(KVM_CAP_HALT_POLL.into()) > 0 {
             enable(&fd, KVM_CAP_HALT_POLL, 0).map_err(failed("switch halt polling off"))?;
         }
         let supported = Supported::read(kvm).map_err(failed("tell the CPUID that it supports"))?;
+        let com1_line = EventFd::new(libc::EFD_NONBLOCK).map_err(VmError::Line)?;
         Ok(Self { fd, ram, supported, com1_line })
+    }
+
+    /// Adds the interrupt controllers: after memory and MSR filter, before the first vCPU.
+    ///
+    /// # Errors
+    /// [`VmError::Make`].
+    pub fn add_interrupt_controllers(&self, interrupts: Interrupts) -> Result<(), VmError> {
+        let failed = |what| move |source| VmError::Make { what, source };
+        if interrupts == Interrupts::LocalOnly && self.fd.check_extension(Cap::SplitIrqchip) {
+            // No line is routed: there is no I/O APIC to which one could lead.
+            enable(&self.fd, KVM_CAP_SPLIT_IRQCHIP, 0).map_err(failed("make the local APICs"))
+        } else {
+            self.fd.create_irq_chip().map_err(failed("make the interrupt controllers"))?;
+            self.fd.register_irqfd(&self.com1_line, COM1_IRQ).map_err(failed("connect the serial line"))
+        }
     }
 
     /// KVM's handle.
