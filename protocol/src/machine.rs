@@ -20,19 +20,20 @@ pub const I8042_RESET: u8 = 0xfe;
 
 /// The exit port: the value written ends the run and becomes the exit status.
 ///
-/// QEMU's `-device isa-debug-exit,iobase=0xf4,iosize=4` ends with twice the value plus one.
+/// QEMU's `-device isa-debug-exit,iobase=0xf4,iosize=4` ends with twice the value plus one. It takes the three ports
+/// behind it, too.
 pub const EXIT_PORT: u16 = 0xf4;
 
 /// The milestone port: a byte written here is a mark in time, [`crate::report::Milestone`] for our payload.
 ///
 /// Nothing answers there under QEMU, and nothing needs to.
-pub const MILESTONE_PORT: u16 = 0xf5;
+pub const MILESTONE_PORT: u16 = 0xf8;
 
 /// Ports of the two 8259 interrupt controllers' mask registers.
 pub const PIC_MASKS: [u16; 2] = [0x21, 0xa1];
 
 /// The local APIC's page (xAPIC, its address after reset).
-pub const LAPIC: u64 = 0xfee0_0000;
+pub const LAPIC: u32 = 0xfee0_0000;
 
 /// RAM ends here in the first MiB; the MP table begins.
 pub const LOW_RAM_END: u64 = 0x9_fc00;

@@ -50,8 +50,11 @@ impl Note {
 /// is open to CPL 3.
 pub const SUPERVISOR: core::ops::Range<u64> = 0x20_0000..0x40_0000;
 
+/// Where in [`SUPERVISOR`] the tables lie that the processor reads: page tables, IDT, GDTs, TSSs.
+pub const TABLES: u64 = SUPERVISOR.start + 0x1_0000;
+
 /// Where the payload puts the real-mode code that its APs begin in. SIPI's vector is this address over 4096.
-pub const TRAMPOLINE: u64 = 0x8000;
+pub const TRAMPOLINE: u32 = 0x8000;
 
 #[cfg(test)]
 mod tests {

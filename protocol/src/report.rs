@@ -200,7 +200,6 @@ const _: () = {
 
 impl Report {
     /// A report in which nothing has happened.
-    #[expect(clippy::large_stack_arrays, reason = "it is only ever the initial value of a static")]
     pub const fn new() -> Self {
         Self { header: Header::new(), vcpus: [const { VcpuReport::new() }; MAX_VCPUS] }
     }

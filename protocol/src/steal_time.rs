@@ -15,6 +15,7 @@
 //! Source: the KVM ABI (Linux `Documentation/virt/kvm/x86/msr.rst`, `MSR_KVM_STEAL_TIME`; layout in
 //! `arch/x86/include/uapi/asm/kvm_para.h`).
 
+use core::fmt;
 use core::mem::{align_of, offset_of, size_of};
 
 /// The steal-time MSR, `MSR_KVM_STEAL_TIME`.
@@ -95,12 +96,19 @@ pub enum Registration {
 }
 
 /// The value sets a reserved bit: the write must fault, and the earlier value stays.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("Value {value:#x} of the steal-time MSR sets reserved bits (bits 1 to 5 must be 0)")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReservedBits {
     /// The refused value.
     pub value: u64,
 }
+
+impl fmt::Display for ReservedBits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Value {:#x} of the steal-time MSR sets reserved bits (bits 1 to 5 must be 0)", self.value)
+    }
+}
+
+impl core::error::Error for ReservedBits {}
 
 impl Registration {
     /// Reads a value that a guest writes to the MSR.

@@ -9,13 +9,11 @@
 use core::fmt;
 
 /// A word that cannot be understood. Holds the word as it was given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WordError<'a> {
     /// No such key.
-    #[error("Word {0:?} is not one this payload knows (known: {KEYS})")]
     Unknown(&'a str),
     /// The key is known, the value is not.
-    #[error("Word {word:?}: the value must be {expected}")]
     BadValue {
         /// The whole word.
         word: &'a str,
@@ -24,12 +22,22 @@ pub enum WordError<'a> {
     },
 }
 
+impl fmt::Display for WordError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown(word) => write!(f, "Word {word:?} is not one this payload knows (known: {KEYS})"),
+            Self::BadValue { word, expected } => write!(f, "Word {word:?}: the value must be {expected}"),
+        }
+    }
+}
+
+impl core::error::Error for WordError<'_> {}
+
 /// Makes an enum whose variants have a word each.
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident, $expected:literal { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "lowercase"))]
         pub enum $name { $($(#[$variant_doc])* $variant,)+ }
 
         impl $name {
@@ -115,7 +123,6 @@ const KEYS: &str = "job, lock, wait, section_ns, think_ns, threshold_ns, warmup_
 
 /// What the payload does, and how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Workload {
     /// `job=`: what the vCPUs do.
     pub job: Job,

@@ -12,7 +12,7 @@ use crate::guest::{self, GuestConfig, GuestError, Outcome, PayloadSource};
 use crate::host::cpus::Cpus;
 use crate::host::facts::HostFacts;
 use crate::publisher::{Choice, PublisherKind};
-use crate::results::{LockFigures, RunResult, WindowFigures};
+use crate::results::{LockFigures, RunResult, WindowFigures, as_word};
 use crate::timings::Timings;
 
 /// Memory of an experiment's guests (MiB): room for the payload with its 255 vCPUs' stacks.
@@ -36,8 +36,10 @@ pub struct Experiment {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct Point {
     /// The lock.
+    #[serde(serialize_with = "as_word")]
     pub lock: Lock,
     /// Its way to wait.
+    #[serde(serialize_with = "as_word")]
     pub wait: Wait,
     /// Who publishes.
     pub publisher: PublisherKind,

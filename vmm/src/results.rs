@@ -3,13 +3,13 @@
 //! Everything that is ever printed of a run is rendered from its [`RunResult`]; the JSON document is the same thing.
 //! Times are in ns; shares are of the CPUs that the vCPU threads may use, over the window.
 
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use protocol::histogram::{BUCKETS, bucket_floor};
 use protocol::report::{Crash as CrashReport, RegisterRule, Report, VECTOR_PANIC, VcpuReport};
 use protocol::words::{Job, Workload};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::guest::{GuestConfig, GuestRun, Outcome, PayloadSource};
 use crate::host::account::ThreadAccount;
@@ -35,6 +35,7 @@ pub struct RunResult {
     /// Who published.
     pub publisher: PublisherFacts,
     /// What our payload was asked to do; `None` for a foreign one.
+    #[serde(serialize_with = "words_as_map")]
     pub workload: Option<Workload>,
     /// How it ended.
     pub outcome: OutcomeFacts,
@@ -395,6 +396,21 @@ fn rules(report: &Report) -> Vec<RuleFigures> {
             held: held & rule.bit() != 0,
         })
         .collect()
+}
+
+/// A workload's words, `key=value`, as a map.
+fn words_as_map<S: Serializer>(workload: &Option<Workload>, serializer: S) -> Result<S::Ok, S::Error> {
+    let Some(workload) = workload else { return serializer.serialize_none() };
+    let words = workload.to_string();
+    serializer.collect_map(words.split(' ').filter_map(|word| word.split_once('=')))
+}
+
+/// Whatever has a word, as that word.
+///
+/// # Errors
+/// The serializer's.
+pub fn as_word<T: Display, S: Serializer>(item: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(item)
 }
 
 fn read(counter: &AtomicU64) -> u64 {

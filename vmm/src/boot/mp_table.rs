@@ -82,8 +82,7 @@ fn table(vcpus: usize) -> Vec<u8> {
     table[8..16].copy_from_slice(b"VMM     ");
     table[16..28].copy_from_slice(b"STEAL-TIME  ");
     table[34..36].copy_from_slice(&count.to_le_bytes());
-    let lapic = u32::try_from(LAPIC).unwrap_or(u32::MAX);
-    table[36..40].copy_from_slice(&lapic.to_le_bytes());
+    table[36..40].copy_from_slice(&LAPIC.to_le_bytes());
     table.extend_from_slice(&entries);
     table[7] = checksum(&table);
     table

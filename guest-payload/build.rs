@@ -1,0 +1,37 @@
+//! Links the payload: a static ELF file for no operating system, laid out by `link.ld`.
+
+use std::env;
+use std::path::PathBuf;
+
+use protocol::payload::{SUPERVISOR, TABLES};
+
+fn main() {
+    println!("cargo::rerun-if-changed=link.ld");
+    println!("cargo::rerun-if-changed=build.rs");
+    let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    let script = format!("-Wl,-T,{}", manifest.join("link.ld").display());
+    let addresses = [
+        ("SUPERVISOR_START", SUPERVISOR.start),
+        ("SUPERVISOR_END", SUPERVISOR.end),
+        ("TABLES_START", TABLES),
+        // core refers to it, and nothing here ever unwinds.
+        ("rust_eh_personality", 0),
+    ];
+    let addresses = addresses.map(|(name, address)| format!("-Wl,--defsym={name}={address:#x}"));
+    let fixed = [
+        "-nostartfiles",
+        "-nostdlib",
+        "-static",
+        "-no-pie",
+        "-Wl,--build-id=none",
+        "-Wl,--gc-sections",
+        "-Wl,-z,noexecstack",
+        "-Wl,-z,max-page-size=4096",
+    ];
+    for argument in fixed.iter().copied().chain(addresses.iter().map(String::as_str)).chain([script.as_str()])
+    {
+        println!("cargo::rustc-link-arg-bins={argument}");
+    }
+    // The check addresses its tables absolutely, as the kernel's does: its host tests must lie below 2 GiB, too.
+    println!("cargo::rustc-link-arg=-no-pie");
+}

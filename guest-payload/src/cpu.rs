@@ -1,0 +1,33 @@
+//! What a lock needs of the machine it runs on.
+//!
+//! On the metal this is a vCPU: the check, `int3` to halt, the local APIC to kick. In tests it is a thread.
+
+use core::sync::atomic::AtomicU32;
+
+use protocol::VcpuId;
+
+/// A CPU, as the locks see the one they run on.
+pub trait Cpu {
+    /// Which one this is.
+    fn id(&self) -> VcpuId;
+
+    /// Whether the host has taken `vcpu` off its CPU although it wants to run.
+    fn is_preempted(&self, vcpu: VcpuId) -> bool;
+
+    /// Halts until kicked, unless `word` is not `value` (any more); may return at any time, for no reason.
+    ///
+    /// The test and the halt are one: a kick that comes between them ends the halt.
+    fn halt_while(&self, word: &AtomicU32, value: u32);
+
+    /// Ends a halt of `vcpu`, or the next one.
+    fn kick(&self, vcpu: VcpuId);
+
+    /// A clock in cycles, the same for all CPUs. It goes on while this CPU does not run.
+    fn cycles(&self) -> u64;
+
+    /// Cycles after which a step of the clock is not ours: this CPU was not running meanwhile.
+    fn longest_step(&self) -> u64;
+
+    /// Tells the processor that this is a spin loop.
+    fn relax(&self);
+}

@@ -1,0 +1,24 @@
+//! Idle: halt until the window closes.
+//!
+//! Each vCPU has its own local APIC wake it now and then to look at the clock: without a timer of known rate that is
+//! the least that keeps time without spinning.
+
+use super::Part;
+use crate::metal::{calls, clock, lapic};
+
+/// Between two looks at the clock, in ticks of the local APIC's timer: a millisecond at KVM's and QEMU's 1 GHz.
+const NAP: u32 = 1_000_000;
+
+pub(super) fn run(part: Part) {
+    nap_until(part.window.opens);
+    part.open();
+    nap_until(part.window.closes);
+    part.close();
+}
+
+fn nap_until(time: u64) {
+    while clock::now() < time {
+        lapic::kick_self_after(NAP);
+        calls::halt_while(&super::NEVER, 0);
+    }
+}

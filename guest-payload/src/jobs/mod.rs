@@ -1,0 +1,150 @@
+//! Jobs: what the vCPUs do, from the moment that all are up to the end.
+//!
+//! Every job has the same frame. Each vCPU arrives and halts; the last one to arrive sets the window's times and wakes the
+//! others. Whoever first notices that the window opens or closes marks it for the monitor. The last one to finish
+//! checks what can be checked, tells the figures on COM1 if nobody reads them from memory, and resets the machine.
+
+mod contend;
+mod idle;
+mod registers;
+mod report;
+mod watch;
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use guest_payload::steal_time::record_of;
+use protocol::VcpuId;
+use protocol::report::{Milestone, VcpuReport};
+use protocol::words::{Job, Workload};
+
+use crate::Machine;
+use crate::metal::entry::REPORT;
+use crate::metal::{calls, clock, lapic, ports};
+
+/// 1 once all vCPUs are up and the window's times are set.
+static UNDER_WAY: AtomicU32 = AtomicU32::new(0);
+
+/// vCPUs that have finished.
+static FINISHED: AtomicU32 = AtomicU32::new(0);
+
+/// Never anything but 0: who halts on it stays halted.
+static NEVER: AtomicU32 = AtomicU32::new(0);
+
+/// The window, in cycles of the clock.
+#[derive(Clone, Copy, Debug)]
+struct Window {
+    opens: u64,
+    closes: u64,
+}
+
+/// One vCPU's part in a job.
+#[derive(Clone, Copy)]
+struct Part {
+    machine: Machine,
+    workload: Workload,
+    window: Window,
+    report: &'static VcpuReport,
+}
+
+/// Does the job, and ends the run.
+pub(crate) fn run(machine: Machine, workload: Workload) -> ! {
+    let is_boot = machine.vcpu.id == VcpuId::BOOT;
+    match workload.job {
+        Job::Reset if is_boot => ports::reset(),
+        #[expect(clippy::panic, reason = "that is the job")]
+        Job::Panic if is_boot => panic!("as asked"),
+        Job::Fault if is_boot => undefined_instruction(),
+        Job::Registers if is_boot => {
+            registers::run(machine);
+            report::tell(machine, workload);
+            ports::reset()
+        }
+        Job::Reset | Job::Panic | Job::Fault | Job::Registers => sleep_for_ever(),
+        Job::Contend | Job::Watch | Job::Idle => {}
+    }
+    crate::register(machine, workload);
+    let report = &REPORT.vcpus[machine.vcpu.id.index()];
+    let part = Part { machine, workload, window: arrive(machine, workload), report };
+    match workload.job {
+        Job::Watch => watch::run(part),
+        Job::Idle => idle::run(part),
+        _ => contend::run(part),
+    }
+    finish(part)
+}
+
+/// Halts, and stays halted.
+pub(crate) fn sleep_for_ever() -> ! {
+    loop {
+        calls::halt_while(&NEVER, 0);
+    }
+}
+
+/// Waits until all vCPUs are up. The last one sets the window.
+fn arrive(machine: Machine, workload: Workload) -> Window {
+    let header = &REPORT.header;
+    if header.vcpus_up.fetch_add(1, Ordering::AcqRel) as usize + 1 == machine.vcpus {
+        let cycles = |ms: u32| clock::cycles(u64::from(ms) * 1_000_000, machine.vcpu.khz);
+        let opens = clock::now() + cycles(workload.warmup_ms);
+        header.window_opens.store(opens, Ordering::Relaxed);
+        header.window_closes.store(opens + cycles(workload.duration_ms), Ordering::Relaxed);
+        pass(Milestone::AllUp);
+        UNDER_WAY.store(1, Ordering::SeqCst);
+        kick_others(machine);
+    }
+    while UNDER_WAY.load(Ordering::Acquire) == 0 {
+        calls::halt_while(&UNDER_WAY, 0);
+    }
+    Window {
+        opens: header.window_opens.load(Ordering::Relaxed),
+        closes: header.window_closes.load(Ordering::Relaxed),
+    }
+}
+
+/// Marks a milestone, if nobody has yet. Not to be called with a lock held: it may leave the guest.
+fn pass(milestone: Milestone) {
+    let code = milestone as u32;
+    if REPORT.header.milestone.fetch_max(code, Ordering::AcqRel) < code {
+        ports::mark(milestone);
+    }
+}
+
+fn kick_others(machine: Machine) {
+    VcpuId::first(machine.vcpus).filter(|vcpu| *vcpu != machine.vcpu.id).for_each(lapic::kick);
+}
+
+impl Part {
+    /// The window opens for this vCPU.
+    fn open(&self) {
+        pass(Milestone::WindowOpens);
+        self.report.steal_at_open.store(self.steal(), Ordering::Relaxed);
+    }
+
+    /// The window closes for this vCPU.
+    fn close(&self) {
+        pass(Milestone::WindowCloses);
+        self.report.steal_at_close.store(self.steal(), Ordering::Relaxed);
+    }
+
+    fn steal(&self) -> u64 {
+        record_of(self.machine.vcpu.id).steal_ns().unwrap_or(0)
+    }
+}
+
+/// This vCPU is done. The last one ends the run.
+fn finish(part: Part) -> ! {
+    if FINISHED.fetch_add(1, Ordering::AcqRel) as usize + 1 < part.machine.vcpus {
+        sleep_for_ever();
+    }
+    if part.workload.job == Job::Contend {
+        contend::check(part);
+    }
+    report::tell(part.machine, part.workload);
+    ports::reset()
+}
+
+#[expect(unsafe_code, reason = "that is the job")]
+fn undefined_instruction() -> ! {
+    // SAFETY: it raises #UD, which ends the run.
+    unsafe { core::arch::asm!("ud2", options(noreturn)) }
+}

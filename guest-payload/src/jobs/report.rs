@@ -1,0 +1,62 @@
+//! Telling the figures on COM1, where no monitor reads them from memory.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use protocol::report::{RegisterRule, VcpuReport};
+use protocol::words::{Job, Workload};
+
+use crate::Machine;
+use crate::metal::entry::REPORT;
+use crate::metal::ports::print_line;
+
+pub(super) fn tell(machine: Machine, workload: Workload) {
+    if REPORT.header.has_reader.load(Ordering::Relaxed) != 0 {
+        return;
+    }
+    print_line!("{} vCPUs, {workload}", machine.vcpus);
+    match workload.job {
+        Job::Contend => tell_lock(machine, workload),
+        Job::Watch => tell_byte(machine),
+        Job::Registers => tell_rules(),
+        _ => {}
+    }
+}
+
+fn tell_lock(machine: Machine, workload: Workload) {
+    let acquisitions = sum(machine, |vcpu| &vcpu.acquisitions);
+    let a_second = acquisitions.saturating_mul(1000).checked_div(workload.duration_ms.into()).unwrap_or(0);
+    let longest = vcpus(machine).map(|vcpu| vcpu.longest_wait.load(Ordering::Relaxed)).max().unwrap_or(0);
+    let us = longest.saturating_mul(1000).checked_div(machine.vcpu.khz.into()).unwrap_or(0);
+    print_line!("{a_second} acquisitions/s, longest wait {us} us");
+    let halts = sum(machine, |vcpu| &vcpu.halts);
+    let kicks = sum(machine, |vcpu| &vcpu.kicks);
+    let seen = sum(machine, |vcpu| &vcpu.preempted_seen);
+    print_line!("{halts} halts, {kicks} kicks, byte seen {seen} times");
+}
+
+fn tell_byte(machine: Machine) {
+    let (own, own_set) = (sum(machine, |vcpu| &vcpu.own_samples), sum(machine, |vcpu| &vcpu.own_set));
+    let (other, other_set) = (sum(machine, |vcpu| &vcpu.other_samples), sum(machine, |vcpu| &vcpu.other_set));
+    print_line!("own byte set in {own_set} of {own} samples, others' in {other_set} of {other}");
+}
+
+fn tell_rules() {
+    let tried = REPORT.header.rules_tried.load(Ordering::Relaxed);
+    let held = REPORT.header.rules_held.load(Ordering::Relaxed);
+    for rule in RegisterRule::ALL {
+        let verdict = match (tried & rule.bit(), held & rule.bit()) {
+            (0, _) => "not tried",
+            (_, 0) => "BROKEN",
+            _ => "held",
+        };
+        print_line!("{rule:?}: {verdict}");
+    }
+}
+
+fn vcpus(machine: Machine) -> impl Iterator<Item = &'static VcpuReport> {
+    REPORT.vcpus.iter().take(machine.vcpus)
+}
+
+fn sum(machine: Machine, field: fn(&VcpuReport) -> &AtomicU64) -> u64 {
+    vcpus(machine).map(|vcpu| field(vcpu).load(Ordering::Relaxed)).fold(0, u64::saturating_add)
+}

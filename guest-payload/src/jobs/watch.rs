@@ -1,0 +1,37 @@
+//! Watch: spin, and sample the own byte and everybody else's.
+//!
+//! Nothing here ever halts, so a vCPU whose byte is sampled either runs or was taken off its CPU.
+
+use core::sync::atomic::Ordering;
+
+use guest_payload::check::vcpu_is_preempted;
+use guest_payload::steal_time::record_of;
+use protocol::VcpuId;
+
+use super::Part;
+use crate::metal::clock;
+
+pub(super) fn run(part: Part) {
+    let me = part.machine.vcpu.id;
+    let own = record_of(me);
+    while clock::now() < part.window.opens {
+        core::hint::spin_loop();
+    }
+    part.open();
+    let (mut own_samples, mut own_set, mut other_samples, mut other_set) = (0, 0, 0, 0);
+    let mut others = VcpuId::first(part.machine.vcpus).filter(|vcpu| *vcpu != me).cycle();
+    while clock::now() < part.window.closes {
+        own_samples += 1;
+        own_set += u64::from(own.preempted() != 0);
+        if let Some(other) = others.next() {
+            other_samples += 1;
+            other_set += u64::from(vcpu_is_preempted(other));
+        }
+    }
+    part.close();
+    let report = part.report;
+    report.own_samples.store(own_samples, Ordering::Relaxed);
+    report.own_set.store(own_set, Ordering::Relaxed);
+    report.other_samples.store(other_samples, Ordering::Relaxed);
+    report.other_set.store(other_set, Ordering::Relaxed);
+}

@@ -1,0 +1,24 @@
+//! The bare-metal end: a guest whose locks ask whether the vCPU they wait for is running at all.
+//!
+//! This library is the part that is not bound to the metal; the same sources run in the payload and in tests on the
+//! host. Reading order:
+//!
+//! 1. [`check`]: is that vCPU running? Four instructions, one register.
+//! 2. [`steal_time`]: the records that the check reads, and how a guest reads steal.
+//! 3. [`cpu`]: what a lock needs of the machine.
+//! 4. [`patience`]: when a spinning waiter stops. The three ways to wait.
+//! 5. [`park`]: how a waiter halts, and who wakes it.
+//! 6. [`locks`]: test-and-set, ticket, and a mutex in Linux' shape.
+//! 7. [`work`]: time in a section and between two, as CPU time.
+//!
+//! The binary of this package adds the metal: entry, tables, calls to CPL 0, the jobs.
+
+#![cfg_attr(not(test), no_std)]
+
+pub mod check;
+pub mod cpu;
+pub mod locks;
+pub mod park;
+pub mod patience;
+pub mod steal_time;
+pub mod work;

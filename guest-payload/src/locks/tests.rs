@@ -1,0 +1,150 @@
+//! The locks on threads: exclusion, and no lost wake-up.
+//!
+//! A [`Thread`] is a CPU whose halts really sleep and whose bytes lie at random: now and then a vCPU is said to be
+//! preempted, running or not. A hint may be wrong at any time, and nothing but speed may depend on it.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex as HostMutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use protocol::VcpuId;
+
+use super::{Lock, Mutex, Tas, Ticket};
+use crate::cpu::Cpu;
+use crate::park::{Lot, Me};
+use crate::patience::Strategy;
+
+/// No test needs so long; one that does has lost a wake-up.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The machine: who was kicked, and a source of lies.
+struct Machine {
+    kicked: Vec<(HostMutex<bool>, Condvar)>,
+    lies: AtomicU64,
+    gave_up: AtomicBool,
+    began: Instant,
+}
+
+impl Machine {
+    fn new(cpus: usize) -> Self {
+        Self {
+            kicked: (0..cpus).map(|_| Default::default()).collect(),
+            lies: AtomicU64::new(1),
+            gave_up: AtomicBool::new(false),
+            began: Instant::now(),
+        }
+    }
+}
+
+struct Thread<'m> {
+    machine: &'m Machine,
+    id: VcpuId,
+}
+
+impl Cpu for Thread<'_> {
+    fn id(&self) -> VcpuId {
+        self.id
+    }
+
+    fn is_preempted(&self, vcpu: VcpuId) -> bool {
+        let lie = self.machine.lies.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        (lie >> 60) as usize == vcpu.index() % 16
+    }
+
+    /// A halt that is not ended within the limit is a lost wake-up: everybody is told to give up.
+    fn halt_while(&self, word: &AtomicU32, value: u32) {
+        let (kicked, changed) = &self.machine.kicked[self.id.index()];
+        let mut kicked = kicked.lock().unwrap();
+        while !*kicked && word.load(Ordering::SeqCst) == value {
+            let (guard, timeout) = changed.wait_timeout(kicked, LIMIT).unwrap();
+            kicked = guard;
+            if timeout.timed_out() {
+                self.machine.gave_up.store(true, Ordering::SeqCst);
+                word.store(0, Ordering::SeqCst);
+            }
+        }
+        *kicked = false;
+    }
+
+    fn kick(&self, vcpu: VcpuId) {
+        let (kicked, changed) = &self.machine.kicked[vcpu.index()];
+        *kicked.lock().unwrap() = true;
+        changed.notify_all();
+    }
+
+    fn cycles(&self) -> u64 {
+        u64::try_from(self.machine.began.elapsed().as_nanos()).unwrap()
+    }
+
+    fn longest_step(&self) -> u64 {
+        1_000_000
+    }
+
+    fn relax(&self) {
+        // There may be more threads than CPUs.
+        thread::yield_now();
+    }
+}
+
+fn exclude_and_wake(lock: &impl Lock, strategy: Strategy) {
+    const THREADS: usize = 8;
+    const TIMES: u64 = 3_000;
+    let (machine, lot) = (Machine::new(THREADS), Lot::new());
+    let (occupant, sections) = (AtomicU32::new(0), AtomicU64::new(0));
+    let halts: u64 = thread::scope(|scope| {
+        let threads: Vec<_> = VcpuId::first(THREADS)
+            .map(|id| {
+                let (machine, lot, occupant, sections) = (&machine, &lot, &occupant, &sections);
+                scope.spawn(move || {
+                    let mut me = Me::new(Thread { machine, id }, strategy, lot);
+                    let name = u32::from(id.apic_id()) + 1;
+                    for _ in 0..TIMES {
+                        lock.acquire(&mut me);
+                        assert_eq!(occupant.load(Ordering::Relaxed), 0);
+                        occupant.store(name, Ordering::Relaxed);
+                        // Not atomic: it is right only if nobody else does it meanwhile.
+                        sections.store(sections.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                        thread::yield_now();
+                        assert_eq!(occupant.load(Ordering::Relaxed), name);
+                        occupant.store(0, Ordering::Relaxed);
+                        lock.release(&mut me);
+                    }
+                    me.tally.halts
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(sections.load(Ordering::Relaxed), THREADS as u64 * TIMES);
+    assert!(!machine.gave_up.load(Ordering::Relaxed), "a wake-up was lost");
+    if strategy == Strategy::Ignore {
+        assert_eq!(halts, 0, "who ignores the byte never halts");
+    } else {
+        assert!(halts > 0, "nobody ever halted: the test tests nothing");
+    }
+}
+
+const BYTE: Strategy = Strategy::Byte { backstop: 50_000 };
+const THRESHOLD: Strategy = Strategy::Threshold(500);
+
+#[test]
+fn tas_excludes_and_wakes_whatever_the_byte_says() {
+    exclude_and_wake(&Tas::new(), Strategy::Ignore);
+    exclude_and_wake(&Tas::new(), THRESHOLD);
+    exclude_and_wake(&Tas::new(), BYTE);
+}
+
+#[test]
+fn ticket_excludes_and_wakes_whatever_the_byte_says() {
+    exclude_and_wake(&Ticket::new(), Strategy::Ignore);
+    exclude_and_wake(&Ticket::new(), THRESHOLD);
+    exclude_and_wake(&Ticket::new(), BYTE);
+}
+
+#[test]
+fn mutex_excludes_and_wakes_whatever_the_byte_says() {
+    exclude_and_wake(&Mutex::new(), Strategy::Ignore);
+    exclude_and_wake(&Mutex::new(), THRESHOLD);
+    exclude_and_wake(&Mutex::new(), BYTE);
+}

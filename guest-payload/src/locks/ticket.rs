@@ -1,0 +1,145 @@
+//! Ticket: first come, first served, as long as those who come are running.
+//!
+//! Next to each ticket its taker writes its name, so whoever serves knows whose turn is next. A waiter blames the vCPU
+//! whose turn it is.
+//!
+//! - **ignore, threshold**: strictly in order. With a threshold a waiter halts until its turn; the release that makes
+//!   it its turn wakes it.
+//! - **byte**: a waiter that is off its CPU when its turn comes loses it: the release passes it over, and it takes a
+//!   new ticket when it runs again. Order holds among those who run. Without this every hand-over to a preempted
+//!   waiter would cost a time slice, and nothing would be gained by knowing of it. Each release also wakes the
+//!   waiter that has been parked for longest.
+//!
+//! Two things need care, and both are measured to matter:
+//!
+//! - **Woken, but not on a CPU yet.** Such a waiter slept, so its byte is 0. The release therefore asks also whether
+//!   it is off-line (see [`crate::park`]), and after giving a waiter its turn looks whether that one was about to
+//!   halt just then, and wakes it.
+//! - **Nobody to blame.** Between taking a ticket and writing the name beside it, a vCPU can be preempted. Its turn
+//!   comes, it holds the lock, and no byte names it. So waiters halt after the threshold's time even if nobody can
+//!   be blamed.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use protocol::VcpuId;
+
+use super::{FREE, Lock, Padded, name_of, named};
+use crate::cpu::Cpu;
+use crate::park::{Me, Waiters};
+use crate::patience::Strategy;
+
+/// Names are kept for this many tickets; more than there can be waiters, so none is overwritten while it counts.
+const NAMES: usize = 256;
+
+/// Spins between two looks at whose turn it is, at the most.
+const LONGEST_BACKOFF: u32 = 16;
+
+/// See the module.
+pub struct Ticket {
+    next: Padded<AtomicU32>,
+    serving: Padded<AtomicU32>,
+    /// Whose turn it is, as far as known.
+    turn: Padded<AtomicU32>,
+    /// Ticket (upper half) and its taker's name (lower half).
+    names: [Padded<AtomicU64>; NAMES],
+    waiters: Waiters,
+}
+
+impl Ticket {
+    /// A lock that nobody holds.
+    pub const fn new() -> Self {
+        Self {
+            next: Padded(AtomicU32::new(0)),
+            serving: Padded(AtomicU32::new(0)),
+            turn: Padded(AtomicU32::new(FREE)),
+            names: [const { Padded(AtomicU64::new(0)) }; NAMES],
+            waiters: Waiters::new(),
+        }
+    }
+
+    fn take_ticket<C: Cpu>(&self, me: &Me<'_, C>) -> u32 {
+        let ticket = self.next.fetch_add(1, Ordering::SeqCst);
+        self.name(ticket).store(u64::from(ticket) << 32 | u64::from(name_of(me.id())), Ordering::SeqCst);
+        ticket
+    }
+
+    /// Who took `ticket`, if it was taken and its taker has said so.
+    fn taker(&self, ticket: u32) -> Option<VcpuId> {
+        let name = self.name(ticket).load(Ordering::SeqCst);
+        let (of, name) = (name >> 32, name & u64::from(u32::MAX));
+        if of == u64::from(ticket) { named(u32::try_from(name).ok()?) } else { None }
+    }
+
+    fn name(&self, ticket: u32) -> &AtomicU64 {
+        &self.names[ticket as usize % NAMES]
+    }
+
+    /// Waits with `ticket`. `false` when the turn came and was passed over.
+    fn wait<C: Cpu>(&self, ticket: u32, me: &mut Me<'_, C>) -> bool {
+        let mut patience = me.patience();
+        loop {
+            let serving = self.serving.load(Ordering::SeqCst);
+            let ahead = ticket.wrapping_sub(serving);
+            match ahead.cast_signed() {
+                0 => return true,
+                ..0 => return false,
+                _ => {}
+            }
+            let holder = named(self.turn.load(Ordering::Relaxed)).filter(|holder| *holder != me.id());
+            if patience.is_exhausted() || holder.is_some_and(|holder| me.gives_up_on(holder, &patience)) {
+                me.park_if(&self.waiters, |_| {
+                    ticket.wrapping_sub(self.serving.load(Ordering::SeqCst)).cast_signed() > 0
+                });
+                patience = me.patience();
+                continue;
+            }
+            for _ in 0..ahead.min(LONGEST_BACKOFF) {
+                me.spin(&mut patience);
+            }
+        }
+    }
+
+    /// The first ticket from `ticket` on whose taker can use its turn, and that taker. A ticket without a name, taken
+    /// or not, ends the search.
+    fn first_on_cpu<C: Cpu>(&self, mut ticket: u32, me: &Me<'_, C>) -> (u32, Option<VcpuId>) {
+        while let Some(vcpu) = self.taker(ticket) {
+            if !me.is_off_cpu(vcpu) && !me.lot.is_parked(vcpu) {
+                return (ticket, Some(vcpu));
+            }
+            ticket = ticket.wrapping_add(1);
+        }
+        (ticket, None)
+    }
+}
+
+impl Default for Ticket {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Lock for Ticket {
+    fn acquire<C: Cpu>(&self, me: &mut Me<'_, C>) {
+        while !self.wait(self.take_ticket(me), me) {
+            me.tally.queue_exits += 1;
+        }
+        self.turn.store(name_of(me.id()), Ordering::Relaxed);
+    }
+
+    fn release<C: Cpu>(&self, me: &mut Me<'_, C>) {
+        let next = self.serving.load(Ordering::Relaxed).wrapping_add(1);
+        let (next, taker) = match me.strategy {
+            Strategy::Byte { .. } => self.first_on_cpu(next, me),
+            Strategy::Ignore | Strategy::Threshold(_) => (next, self.taker(next)),
+        };
+        self.turn.store(taker.map_or(FREE, name_of), Ordering::SeqCst);
+        self.serving.swap(next, Ordering::SeqCst);
+        // Whoever has its turn now may have been about to halt when we looked; or, in strict order, is halted.
+        if let Some(taker) = taker {
+            me.wake(taker);
+        }
+        if matches!(me.strategy, Strategy::Byte { .. }) {
+            me.wake_longest(&self.waiters);
+        }
+    }
+}

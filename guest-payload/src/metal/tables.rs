@@ -1,0 +1,245 @@
+//! The tables that the processor reads, made at compile time.
+//!
+//! Code at CPL 0 may be emulated at a microsecond an instruction, and filling these in would take some ten thousand of
+//! them. So `const fn`s do it, and the linker script puts the result where [`protocol::payload::TABLES`] says: the
+//! tables can name their own addresses.
+//!
+//! - Page tables map the first 4 GiB to themselves in 2 MiB pages, open to CPL 3 but for [`SUPERVISOR`]; the last
+//!   GiB, with the local APIC, is not cached.
+//! - The IDT's gates lead to stubs that lie 16 bytes apart ([`super::traps`]). `int3` may be called from CPL 3.
+//! - Each vCPU has a GDT and a TSS of its own: a stack for CPL 0, and a bitmap of the ports that CPL 3 may use. (IOPL
+//!   would be simpler; some backends ignore it.)
+
+#![expect(unsafe_code, reason = "the tables have a section, and so an address, of their own")]
+
+use core::cell::UnsafeCell;
+use core::mem::{offset_of, size_of};
+
+use protocol::MAX_VCPUS;
+use protocol::machine::{COM1, EXIT_PORT, I8042_COMMAND, MILESTONE_PORT};
+use protocol::payload::{SUPERVISOR, TABLES};
+
+use super::ports::{PIT_CHANNEL_2, PIT_CONTROL, SPEAKER};
+
+/// Code segment at CPL 0. Selectors are those of Linux, the ones that every backend has seen.
+pub(crate) const KERNEL_CODE: u16 = 0x10;
+/// Data segment of both levels, and stack segment of CPL 3.
+pub(crate) const USER_DATA: u16 = 0x28 | 3;
+/// Code segment at CPL 3.
+pub(crate) const USER_CODE: u16 = 0x30 | 3;
+/// The vCPU's TSS.
+pub(crate) const TASK: u16 = 0x40;
+
+/// The vector of a kick.
+pub(crate) const KICK: u8 = 0x20;
+/// The local APIC's spurious vector.
+pub(crate) const SPURIOUS: u8 = 0x2f;
+/// Vectors that have a stub.
+pub(crate) const VECTORS: usize = 0x30;
+/// Distance between two stubs (bytes).
+pub(crate) const STUB_SIZE: usize = 16;
+
+/// A vCPU's stack at CPL 0: a call or a kick within a call, and an exception within that.
+pub(crate) const KERNEL_STACK_SIZE: usize = 1024;
+
+/// All tables.
+#[repr(C, align(4096))]
+pub(crate) struct Tables {
+    pml4: [u64; 512],
+    pdpt: [u64; 512],
+    directories: [[u64; 512]; 4],
+    idt: [[u64; 2]; 256],
+    gdts: [Gdt; MAX_VCPUS],
+    tasks: [Task; MAX_VCPUS],
+    gdt_pointers: [Pointer; MAX_VCPUS],
+    idt_pointer: Pointer,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Gdt([u64; 10]);
+
+/// A GDT without its TSS.
+const GDT: Gdt = {
+    let mut gdt = [0; 10];
+    gdt[KERNEL_CODE as usize / 8] = 0x00af_9b00_0000_ffff;
+    gdt[USER_DATA as usize / 8] = 0x00cf_f300_0000_ffff;
+    gdt[USER_CODE as usize / 8] = 0x00af_fb00_0000_ffff;
+    Gdt(gdt)
+};
+
+/// Operand of `lgdt` and `lidt`, 16 bytes apart.
+#[derive(Clone, Copy)]
+#[repr(C, align(16))]
+struct Pointer {
+    padding: [u16; 3],
+    limit: u16,
+    base: u64,
+}
+
+/// Bytes from a [`Pointer`] to the operand in it.
+pub(crate) const POINTER_OPERAND: usize = offset_of!(Pointer, limit);
+/// Bytes from one pointer to the next.
+pub(crate) const POINTER_SIZE: usize = size_of::<Pointer>();
+
+/// Ports that CPL 3 may use lie below this.
+const PORTS: usize = 0x400;
+
+/// A 64-bit TSS with its bitmap.
+#[derive(Clone, Copy)]
+#[repr(C, packed(4))]
+struct Task {
+    reserved: u32,
+    /// Stack of CPL 0.
+    rsp0: u64,
+    rest: [u32; 22],
+    reserved_too: u16,
+    bitmap_offset: u16,
+    /// A port may be used if its bit is clear.
+    bitmap: [u8; PORTS / 8],
+    /// The processor reads a byte beyond.
+    end: [u8; 4],
+}
+
+const fn address_of(offset: usize) -> u64 {
+    TABLES + offset as u64
+}
+
+const fn gdt_address(vcpu: usize) -> u64 {
+    address_of(offset_of!(Tables, gdts) + vcpu * size_of::<Gdt>())
+}
+
+const fn task_address(vcpu: usize) -> u64 {
+    address_of(offset_of!(Tables, tasks) + vcpu * size_of::<Task>())
+}
+
+/// Where the stacks of CPL 0 begin, vCPU 0's first: right after the tables, which can name the address then.
+pub(crate) const KERNEL_STACKS_ADDRESS: u64 = TABLES + size_of::<Tables>() as u64;
+
+const fn kernel_stack_top(vcpu: usize) -> u64 {
+    KERNEL_STACKS_ADDRESS + ((vcpu + 1) * KERNEL_STACK_SIZE) as u64
+}
+
+/// Address of the top page table.
+pub(crate) const PML4: u64 = address_of(offset_of!(Tables, pml4));
+/// Address of the first vCPU's `lgdt` operand, less [`POINTER_OPERAND`].
+pub(crate) const GDT_POINTERS: u64 = address_of(offset_of!(Tables, gdt_pointers));
+/// Address of the `lidt` operand.
+pub(crate) const IDT_POINTER: u64 = address_of(offset_of!(Tables, idt_pointer) + POINTER_OPERAND);
+
+const PRESENT: u64 = 1;
+const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const UNCACHED: u64 = 1 << 4;
+const LARGE: u64 = 1 << 7;
+
+const fn page(index: usize) -> u64 {
+    let address = (index as u64) << 21;
+    let mut entry = address | PRESENT | WRITABLE | LARGE;
+    if address < SUPERVISOR.start || address >= SUPERVISOR.end {
+        entry |= USER;
+    }
+    if address >= 3 << 30 {
+        entry |= UNCACHED;
+    }
+    entry
+}
+
+/// An interrupt gate to `vector`'s stub.
+const fn gate(vector: usize) -> [u64; 2] {
+    let handler = SUPERVISOR.start + (vector * STUB_SIZE) as u64;
+    let level: u64 = if vector == 3 { 3 } else { 0 };
+    let flags: u64 = 0x8e | level << 5;
+    let low = handler & 0xffff | (KERNEL_CODE as u64) << 16 | flags << 40 | (handler >> 16 & 0xffff) << 48;
+    [low, handler >> 32]
+}
+
+/// The descriptor of a TSS, available.
+const fn task_descriptor(vcpu: usize) -> [u64; 2] {
+    let (base, limit) = (task_address(vcpu), size_of::<Task>() as u64 - 1);
+    let low = limit | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
+    [low, base >> 32]
+}
+
+const fn bitmap() -> [u8; PORTS / 8] {
+    let mut bitmap = [0xff; PORTS / 8];
+    let open = [I8042_COMMAND, EXIT_PORT, MILESTONE_PORT, PIT_CHANNEL_2, PIT_CONTROL, SPEAKER];
+    let mut index = 0;
+    while index < open.len() {
+        bitmap[open[index] as usize / 8] &= !(1 << (open[index] % 8));
+        index += 1;
+    }
+    // The UART's eight ports are one byte of the bitmap.
+    bitmap[COM1 as usize / 8] = 0;
+    bitmap
+}
+
+impl Tables {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "offsets and sizes of structures of some hundred bytes"
+    )]
+    const fn new() -> Self {
+        let mut tables = Self {
+            pml4: [0; 512],
+            pdpt: [0; 512],
+            directories: [[0; 512]; 4],
+            idt: [[0; 2]; 256],
+            gdts: [GDT; MAX_VCPUS],
+            tasks: [Task {
+                reserved: 0,
+                rsp0: 0,
+                rest: [0; 22],
+                reserved_too: 0,
+                bitmap_offset: offset_of!(Task, bitmap) as u16,
+                bitmap: bitmap(),
+                end: [0xff; 4],
+            }; MAX_VCPUS],
+            gdt_pointers: [Pointer { padding: [0; 3], limit: size_of::<Gdt>() as u16 - 1, base: 0 };
+                MAX_VCPUS],
+            idt_pointer: Pointer {
+                padding: [0; 3],
+                limit: 256 * 16 - 1,
+                base: address_of(offset_of!(Tables, idt)),
+            },
+        };
+        tables.pml4[0] = address_of(offset_of!(Tables, pdpt)) | PRESENT | WRITABLE | USER;
+        let mut gib = 0;
+        while gib < 4 {
+            let directory = offset_of!(Tables, directories) + gib * 4096;
+            tables.pdpt[gib] = address_of(directory) | PRESENT | WRITABLE | USER;
+            let mut entry = 0;
+            while entry < 512 {
+                tables.directories[gib][entry] = page(gib * 512 + entry);
+                entry += 1;
+            }
+            gib += 1;
+        }
+        let mut vector = 0;
+        while vector < VECTORS {
+            tables.idt[vector] = gate(vector);
+            vector += 1;
+        }
+        let mut vcpu = 0;
+        while vcpu < MAX_VCPUS {
+            let descriptor = task_descriptor(vcpu);
+            tables.gdts[vcpu].0[TASK as usize / 8] = descriptor[0];
+            tables.gdts[vcpu].0[TASK as usize / 8 + 1] = descriptor[1];
+            tables.tasks[vcpu].rsp0 = kernel_stack_top(vcpu);
+            tables.gdt_pointers[vcpu].base = gdt_address(vcpu);
+            vcpu += 1;
+        }
+        tables
+    }
+}
+
+/// The processor writes here: it marks a TSS busy, and pages accessed. Nothing else does.
+#[repr(transparent)]
+struct Image(UnsafeCell<Tables>);
+
+// SAFETY: no code refers to the tables but by their addresses, which are given to the processor.
+unsafe impl Sync for Image {}
+
+#[used]
+#[unsafe(link_section = ".supervisor.tables")]
+static IMAGE: Image = Image(UnsafeCell::new(Tables::new()));

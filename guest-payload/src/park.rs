@@ -1,0 +1,240 @@
+//! Parking: how a waiter halts, and who wakes it.
+//!
+//! Each vCPU has a spot with one word: 1 while it is parked, or about to be. Each lock has a set of those who are parked
+//! for it. Why no wake-up is lost:
+//!
+//! - The waiter sets its word, enters the set, and then looks at the lock once more. Whoever releases first lets the lock
+//!   go, then looks at the set. All four are sequentially consistent, so at least one of the two sees the other: either
+//!   the waiter does not halt, or it is woken.
+//! - Whoever wakes takes the word from 1 to 0 by an exchange, and kicks only if it was 1. The halt tests the word
+//!   again with interrupts off, so a kick between test and halt ends the halt.
+//! - A kick is sent after the lock is released, never inside: it may cost its sender the CPU.
+//!
+//! **Off-line.** A vCPU that was woken but has no CPU yet is invisible to the byte: it slept, so the byte says 0. A lock
+//! that passes its turn on must know, so the vCPU itself keeps a second word: set before it halts, cleared when it
+//! runs again.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use protocol::{MAX_VCPUS, VcpuId};
+
+use crate::cpu::Cpu;
+use crate::patience::{Patience, Strategy, Tally};
+
+/// A vCPU's spot, on cache lines of its own.
+#[repr(align(128))]
+struct Spot {
+    parked: AtomicU32,
+    off_line: AtomicU32,
+    /// When it was last parked (cycles).
+    since: AtomicU64,
+}
+
+/// Everybody's spot.
+pub struct Lot([Spot; MAX_VCPUS]);
+
+impl Lot {
+    /// Nobody is parked.
+    pub const fn new() -> Self {
+        Self(
+            [const { Spot { parked: AtomicU32::new(0), off_line: AtomicU32::new(0), since: AtomicU64::new(0) } };
+                MAX_VCPUS],
+        )
+    }
+
+    /// Whether `vcpu` is parked, or about to be.
+    pub fn is_parked(&self, vcpu: VcpuId) -> bool {
+        self.spot(vcpu).parked.load(Ordering::SeqCst) != 0
+    }
+
+    /// Whether `vcpu` has halted and does not run again yet, woken or not.
+    pub fn is_off_line(&self, vcpu: VcpuId) -> bool {
+        self.spot(vcpu).off_line.load(Ordering::SeqCst) != 0
+    }
+
+    fn spot(&self, vcpu: VcpuId) -> &Spot {
+        &self.0[vcpu.index()]
+    }
+}
+
+impl Default for Lot {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Who is parked for one lock.
+#[repr(align(64))]
+pub struct Waiters([AtomicU64; MAX_VCPUS.div_ceil(64)]);
+
+impl Waiters {
+    /// Nobody.
+    pub const fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; MAX_VCPUS.div_ceil(64)])
+    }
+
+    /// Adds `vcpu`.
+    pub fn add(&self, vcpu: VcpuId) {
+        let (word, bit) = Self::place(vcpu);
+        self.0[word].fetch_or(bit, Ordering::SeqCst);
+    }
+
+    /// Takes `vcpu` out.
+    pub fn remove(&self, vcpu: VcpuId) {
+        let (word, bit) = Self::place(vcpu);
+        self.0[word].fetch_and(!bit, Ordering::SeqCst);
+    }
+
+    /// The one that has been parked for longest.
+    pub fn longest(&self, lot: &Lot) -> Option<VcpuId> {
+        let mut longest = None;
+        for (word, bits) in self.0.iter().enumerate() {
+            let mut bits = bits.load(Ordering::SeqCst);
+            while bits != 0 {
+                let vcpu = VcpuId::new(word * 64 + bits.trailing_zeros() as usize)?;
+                bits &= bits - 1;
+                let since = lot.spot(vcpu).since.load(Ordering::Relaxed);
+                if longest.is_none_or(|(earliest, _)| since < earliest) {
+                    longest = Some((since, vcpu));
+                }
+            }
+        }
+        longest.map(|(_, vcpu)| vcpu)
+    }
+
+    const fn place(vcpu: VcpuId) -> (usize, u64) {
+        (vcpu.index() / 64, 1 << (vcpu.index() % 64))
+    }
+}
+
+impl Default for Waiters {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A vCPU that takes locks: its machine, its way to wait, its spot, what waiting has cost it.
+pub struct Me<'l, C> {
+    /// The machine.
+    pub cpu: C,
+    /// The way to wait.
+    pub strategy: Strategy,
+    /// Everybody's spots.
+    pub lot: &'l Lot,
+    /// What waiting has cost.
+    pub tally: Tally,
+}
+
+impl<'l, C: Cpu> Me<'l, C> {
+    /// A vCPU that has not waited yet.
+    pub fn new(cpu: C, strategy: Strategy, lot: &'l Lot) -> Self {
+        Self { cpu, strategy, lot, tally: Tally::default() }
+    }
+
+    /// Which vCPU this is.
+    pub fn id(&self) -> VcpuId {
+        self.cpu.id()
+    }
+
+    /// A wait begins.
+    pub fn patience(&self) -> Patience {
+        Patience::new(self.strategy, &self.cpu)
+    }
+
+    /// Spins once.
+    #[inline]
+    pub fn spin(&mut self, patience: &mut Patience) {
+        patience.spin(&self.cpu, &mut self.tally);
+    }
+
+    /// Whether to stop spinning for `awaited`.
+    #[inline]
+    pub fn gives_up_on(&mut self, awaited: VcpuId, patience: &Patience) -> bool {
+        patience.is_lost_on(awaited, &self.cpu, &mut self.tally)
+    }
+
+    /// Whether `vcpu` cannot do anything now: preempted, or halted and not running again yet.
+    pub fn is_off_cpu(&self, vcpu: VcpuId) -> bool {
+        self.cpu.is_preempted(vcpu) || self.lot.is_off_line(vcpu)
+    }
+
+    /// Parks for a lock whose waiters are `waiters`, unless `is_hopeless` finds, once everybody can see that we are
+    /// about to, that it is not (any more). On return we are parked no more, and not in the set.
+    pub fn park_if(&mut self, waiters: &Waiters, is_hopeless: impl FnOnce(&Self) -> bool) {
+        self.announce();
+        waiters.add(self.id());
+        if is_hopeless(self) {
+            self.halt();
+        } else {
+            self.cancel();
+        }
+        waiters.remove(self.id());
+    }
+
+    /// Says that we are about to halt. What we then find in the lock decides whether we do.
+    pub fn announce(&self) {
+        let spot = self.lot.spot(self.id());
+        spot.since.store(self.cpu.cycles(), Ordering::Relaxed);
+        spot.parked.store(1, Ordering::SeqCst);
+    }
+
+    /// Takes [`Me::announce`] back.
+    pub fn cancel(&self) {
+        self.lot.spot(self.id()).parked.swap(0, Ordering::SeqCst);
+    }
+
+    /// Halts until somebody wakes us.
+    pub fn halt(&mut self) {
+        let spot = self.lot.spot(self.id());
+        let began = self.cpu.cycles();
+        spot.off_line.store(1, Ordering::SeqCst);
+        while spot.parked.load(Ordering::SeqCst) == 1 {
+            self.tally.halts += 1;
+            self.cpu.halt_while(&spot.parked, 1);
+        }
+        spot.off_line.store(0, Ordering::SeqCst);
+        self.tally.halt_cycles += self.cpu.cycles().wrapping_sub(began);
+    }
+
+    /// Wakes `vcpu` if it is parked. The lock is released.
+    pub fn wake(&mut self, vcpu: VcpuId) {
+        if self.lot.spot(vcpu).parked.swap(0, Ordering::SeqCst) == 1 {
+            let began = self.cpu.cycles();
+            self.cpu.kick(vcpu);
+            self.tally.kicks += 1;
+            self.tally.kick_cycles += self.cpu.cycles().wrapping_sub(began);
+        }
+    }
+
+    /// Wakes the one of `waiters` that has been parked for longest, and takes it out. The lock is released.
+    pub fn wake_longest(&mut self, waiters: &Waiters) {
+        if let Some(vcpu) = waiters.longest(self.lot) {
+            waiters.remove(vcpu);
+            self.wake(vcpu);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vcpu(index: usize) -> VcpuId {
+        VcpuId::new(index).unwrap()
+    }
+
+    #[test]
+    fn longest_is_the_one_parked_first_wherever_its_bit_lies() {
+        let (lot, waiters) = (Lot::new(), Waiters::new());
+        for (index, since) in [(0, 30), (63, 20), (64, 10), (254, 40)] {
+            lot.spot(vcpu(index)).since.store(since, Ordering::Relaxed);
+            waiters.add(vcpu(index));
+        }
+        for expected in [64, 63, 0, 254] {
+            let longest = waiters.longest(&lot).unwrap();
+            assert_eq!(longest.index(), expected);
+            waiters.remove(longest);
+        }
+        assert_eq!(waiters.longest(&lot), None);
+    }
+}

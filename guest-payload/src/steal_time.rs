@@ -1,0 +1,184 @@
+//! The records: where they lie, and how a guest reads one.
+//!
+//! One array, a record per vCPU, on pages that hold nothing else: the host lays its own pages over them, and 64
+//! records share one. A vCPU's record is found as Linux finds per-CPU data, by an offset from that of vCPU 0.
+
+use core::mem::size_of;
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+
+use protocol::steal_time::StealTime;
+use protocol::{MAX_VCPUS, VcpuId};
+
+/// A record as this end touches it: fields that the host writes at any time.
+#[repr(C, align(64))]
+pub struct Record {
+    steal: AtomicU64,
+    version: AtomicU32,
+    flags: AtomicU32,
+    preempted: AtomicU8,
+    padding: [AtomicU8; 47],
+}
+
+const _: () = assert!(size_of::<Record>() == size_of::<StealTime>());
+
+/// Pages of records, and nothing else.
+#[repr(C, align(4096))]
+pub struct Records([Record; MAX_VCPUS + 1]);
+
+/// All vCPUs' records. One more than there can be vCPUs fills the last page.
+pub static RECORDS: Records = Records([const { Record::new() }; MAX_VCPUS + 1]);
+
+/// Offset of each vCPU's record from that of vCPU 0 (bytes).
+pub static PER_VCPU_OFFSET: [usize; MAX_VCPUS] = {
+    let mut offsets = [0; MAX_VCPUS];
+    let mut vcpu = 0;
+    while vcpu < MAX_VCPUS {
+        offsets[vcpu] = vcpu * size_of::<Record>();
+        vcpu += 1;
+    }
+    offsets
+};
+
+/// Reads of a record before its last good value is taken: the host may be preempted in the middle of an update.
+const PATIENCE: u32 = 1024;
+
+impl Record {
+    /// A record as it must be handed to the host: all zero.
+    pub const fn new() -> Self {
+        Self {
+            steal: AtomicU64::new(0),
+            version: AtomicU32::new(0),
+            flags: AtomicU32::new(0),
+            preempted: AtomicU8::new(0),
+            padding: [const { AtomicU8::new(0) }; 47],
+        }
+    }
+
+    /// Steal (ns), or `None` if the host kept writing, or stopped in the middle, for a thousand reads.
+    pub fn steal_ns(&self) -> Option<u64> {
+        for _ in 0..PATIENCE {
+            let before = self.version.load(Ordering::Acquire);
+            let steal = self.steal.load(Ordering::Relaxed);
+            fence(Ordering::Acquire);
+            if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
+                return Some(steal);
+            }
+            core::hint::spin_loop();
+        }
+        None
+    }
+
+    /// The version word as it is.
+    pub fn version(&self) -> u32 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// The flags word as it is.
+    pub fn flags(&self) -> u32 {
+        self.flags.load(Ordering::Acquire)
+    }
+
+    /// The byte as it is.
+    pub fn preempted(&self) -> u8 {
+        self.preempted.load(Ordering::Relaxed)
+    }
+
+    /// Leaves the version at `version`, as a guest that took the record over from another might find it.
+    pub fn set_version(&self, version: u32) {
+        self.version.store(version, Ordering::Release);
+    }
+
+    /// Fills the padding with `value`.
+    pub fn fill_padding(&self, value: u8) {
+        for byte in &self.padding {
+            byte.store(value, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether all of the padding is `value`.
+    pub fn padding_is(&self, value: u8) -> bool {
+        self.padding.iter().all(|byte| byte.load(Ordering::Relaxed) == value)
+    }
+}
+
+impl Default for Record {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The record of `vcpu`.
+pub fn record_of(vcpu: VcpuId) -> &'static Record {
+    &RECORDS.0[vcpu.index()]
+}
+
+/// For tests that play the host.
+#[cfg(test)]
+pub(crate) mod testing {
+    use std::sync::{Mutex, PoisonError};
+
+    use super::*;
+
+    /// The records are one for all tests: one test at a time sets bytes in them.
+    pub(crate) fn exclusively<R>(test: impl FnOnce() -> R) -> R {
+        static LOCK: Mutex<()> = Mutex::new(());
+        let _guard = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+        test()
+    }
+
+    pub(crate) fn set_preempted(vcpu: VcpuId, value: u8) {
+        record_of(vcpu).preempted.store(value, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn offsets_lead_from_the_first_record_to_each() {
+        for vcpu in VcpuId::first(MAX_VCPUS) {
+            let distance = std::ptr::from_ref(record_of(vcpu)).addr() - std::ptr::from_ref(&RECORDS).addr();
+            assert_eq!(PER_VCPU_OFFSET[vcpu.index()], distance);
+        }
+        assert_eq!(size_of::<Records>() % 4096, 0, "nothing else lies on the records' pages");
+    }
+
+    #[test]
+    fn steal_that_is_being_written_is_never_read_and_the_reader_gives_up() {
+        let record = Record::new();
+        record.steal.store(7, Ordering::Relaxed);
+        assert_eq!(record.steal_ns(), Some(7));
+        record.set_version(3);
+        assert_eq!(record.steal_ns(), None);
+    }
+
+    #[test]
+    fn reader_beside_a_writer_sees_steal_only_grow() {
+        let (record, done) = (Record::new(), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 1..=200_000_u64 {
+                    let version = record.version.load(Ordering::Relaxed);
+                    record.version.store(version.wrapping_add(1), Ordering::Relaxed);
+                    fence(Ordering::Release);
+                    // Garbage in between must never be seen.
+                    record.steal.store(u64::MAX, Ordering::Relaxed);
+                    record.steal.store(round, Ordering::Relaxed);
+                    record.version.store(version.wrapping_add(2), Ordering::Release);
+                }
+                done.store(true, Ordering::Release);
+            });
+            let mut last = 0;
+            while !done.load(Ordering::Acquire) {
+                if let Some(steal) = record.steal_ns() {
+                    assert!((last..=200_000).contains(&steal), "{last} then {steal}");
+                    last = steal;
+                }
+            }
+        });
+    }
+}
