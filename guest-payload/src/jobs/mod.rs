@@ -10,7 +10,7 @@ mod registers;
 mod report;
 mod watch;
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use guest_payload::steal_time::record_of;
 use protocol::VcpuId;
@@ -25,7 +25,7 @@ use crate::metal::{calls, clock, lapic, ports};
 static UNDER_WAY: AtomicU32 = AtomicU32::new(0);
 
 /// vCPUs that have finished.
-static FINISHED: AtomicU32 = AtomicU32::new(0);
+static FINISHED: AtomicUsize = AtomicUsize::new(0);
 
 /// Never anything but 0: who halts on it stays halted.
 static NEVER: AtomicU32 = AtomicU32::new(0);
@@ -133,7 +133,7 @@ impl Part {
 
 /// This vCPU is done. The last one ends the run.
 fn finish(part: Part) -> ! {
-    if FINISHED.fetch_add(1, Ordering::AcqRel) as usize + 1 < part.machine.vcpus {
+    if FINISHED.fetch_add(1, Ordering::AcqRel) + 1 < part.machine.vcpus {
         sleep_for_ever();
     }
     if part.workload.job == Job::Contend {
