@@ -1,0 +1,169 @@
+//! Our payload under our monitor: every way to start it, every job, every way to end.
+
+mod support;
+
+use protocol::words::{Lock, Start, Wait};
+use support::{guest, has_bpf, has_kvm, run, vmm, end_of};
+use vmm::guest::{GuestRun, Outcome};
+use vmm::publisher::PublisherKind;
+use vmm::results::RunResult;
+
+/// A short measured window.
+const SHORT: &str = "warmup_ms=20 duration_ms=60";
+
+fn assert_reset(run: &GuestRun, result: &RunResult) {
+    assert!(matches!(run.outcome, Outcome::Reset), "{:?} {:?}", run.outcome, result.outcome);
+}
+
+#[test]
+fn guests_of_1_to_255_vcpus_boot_run_and_end() {
+    if !has_kvm() {
+        return;
+    }
+    for vcpus in [1, 2, 16, 64, 255] {
+        let (run, result) = run(&guest(vcpus, PublisherKind::Off, &format!("job=contend wait=threshold {SHORT}")));
+        assert_reset(&run, &result);
+        assert_eq!(result.vcpus.len(), vcpus);
+        let lock = result.window.expect("the window opens and closes").lock.expect("a lock was held");
+        assert!(lock.acquisitions > 0);
+    }
+}
+
+#[test]
+fn guests_of_1_to_255_vcpus_register_their_records() {
+    if !has_bpf() {
+        return;
+    }
+    for vcpus in [1, 2, 16, 64, 255] {
+        let (run, result) = run(&guest(vcpus, PublisherKind::Bpf, &format!("job=contend wait=byte {SHORT}")));
+        assert_reset(&run, &result);
+        // One write of the MSR each, and each thread was seen to come to its CPU.
+        assert!(result.vcpus.iter().all(|vcpu| vcpu.exits.msr == 1), "{:?}", result.vcpus);
+        assert!(result.vcpus.iter().all(|vcpu| vcpu.publication.is_some_and(|counts| counts.ins > 0)));
+    }
+}
+
+#[test]
+fn vcpus_started_by_sipi_do_the_same_as_those_started_directly() {
+    if !has_kvm() {
+        return;
+    }
+    for vcpus in [1, 2, 5] {
+        let mut config = guest(vcpus, PublisherKind::Off, &format!("job=contend wait=threshold {SHORT}"));
+        config.start = Start::Sipi;
+        let (run, result) = run(&config);
+        assert_reset(&run, &result);
+        assert_eq!(result.guest.entry, "pvh");
+        assert!(result.window.is_some_and(|window| window.lock.is_some_and(|lock| lock.acquisitions > 0)));
+    }
+}
+
+#[test]
+fn every_lock_with_every_way_to_wait_excludes_at_four_vcpus_a_cpu() {
+    if !has_bpf() {
+        return;
+    }
+    for lock in Lock::ALL {
+        for wait in Wait::ALL {
+            let vcpus = 4 * support::cpus().count();
+            let words = format!("job=contend lock={lock} wait={wait} {SHORT}");
+            let (run, result) = run(&guest(vcpus, PublisherKind::Bpf, &words));
+            // The payload itself asserts exclusion, and ends with status 3 if it was broken.
+            assert_reset(&run, &result);
+            let report = run.report.expect("our payload reports");
+            let ever = |vcpu: &protocol::report::VcpuReport| load(&vcpu.acquisitions_ever);
+            assert_eq!(report.vcpus.iter().map(ever).sum::<u64>(), load(&report.header.sections));
+            assert!(load(&report.header.sections) > 0);
+        }
+    }
+}
+
+fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
+    counter.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+#[test]
+fn waiter_halts_for_the_byte_only_where_somebody_sets_it() {
+    if !has_bpf() {
+        return;
+    }
+    let words = "job=contend lock=tas wait=byte section_ns=20000 think_ns=1000 duration_ms=300";
+    let seen = |publisher| {
+        let (run, result) = run(&guest(4 * support::cpus().count(), publisher, words));
+        assert_reset(&run, &result);
+        let lock = result.window.expect("a window").lock.expect("a lock");
+        (lock.preempted_seen, lock.halts)
+    };
+    let (by_bpf, halts) = seen(PublisherKind::Bpf);
+    assert!(by_bpf > 0 && halts > 0, "holders are preempted, and waiters see it: {by_bpf}, {halts}");
+    assert_eq!(seen(PublisherKind::Off), (0, 0));
+}
+
+#[test]
+fn rules_of_the_msr_hold_from_inside_with_every_publisher() {
+    let mut publishers = Vec::new();
+    publishers.extend(has_kvm().then_some(PublisherKind::Kernel));
+    publishers.extend(has_bpf().then_some(PublisherKind::Bpf));
+    for publisher in publishers {
+        let (run, result) = run(&guest(2, publisher, "job=registers"));
+        assert_reset(&run, &result);
+        let rules = result.rules.expect("rules were tried");
+        let broken: Vec<_> = rules.iter().filter(|rule| !rule.tried || !rule.held).collect();
+        assert!(broken.is_empty(), "{publisher}: {broken:?}");
+    }
+}
+
+#[test]
+fn without_a_publisher_the_feature_is_not_discovered() {
+    if !has_kvm() {
+        return;
+    }
+    let (run, result) = run(&guest(1, PublisherKind::Off, "job=registers"));
+    assert_reset(&run, &result);
+    assert!(result.rules.is_some_and(|rules| rules[0].tried && !rules.iter().any(|rule| rule.held)));
+}
+
+#[test]
+fn idle_guest_sleeps_and_nothing_is_stolen_from_it() {
+    if !has_bpf() {
+        return;
+    }
+    let (run, result) = run(&guest(2, PublisherKind::Bpf, "job=idle duration_ms=200"));
+    assert_reset(&run, &result);
+    let window = result.window.expect("a window");
+    assert!(window.host.sleeps > 50, "{window:?}");
+    let total = window.host.run_ns + window.host.run_delay_ns;
+    assert!(total < window.length_ns, "two vCPUs that sleep do not use half of two CPUs: {window:?}");
+}
+
+#[test]
+fn panic_and_exception_are_told_with_vcpu_and_place_and_end_with_status_3() {
+    if !has_kvm() {
+        return;
+    }
+    for (job, on_stderr, on_console) in [
+        ("panic", "vCPU 0: panic at line", "vCPU 0: panicked at guest-payload/src/jobs/mod.rs"),
+        ("fault", "vCPU 0: exception 6 at rip 0x4", "vCPU 0: exception 6 (undefined instruction) at rip 0x4"),
+    ] {
+        for start in ["direct", "sipi"] {
+            let ended = end_of(&mut vmm(["--vcpus", "2", "--publisher", "off", "--job", job, "--start", start]));
+            assert_eq!(ended.status, Some(3), "{ended:?}");
+            assert!(ended.stderr.contains(on_stderr), "{ended:?}");
+            assert!(ended.stdout.contains(on_console), "{ended:?}");
+        }
+    }
+}
+
+#[test]
+fn written_payload_is_run_to_the_letter_of_the_readme() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let payload = folder.path().join("guest.bin");
+    let payload = payload.to_str().unwrap();
+    assert_eq!(end_of(&mut vmm(["write-payload", payload])).status, Some(0));
+    let ended = end_of(&mut vmm(["--vcpus", "4", "--payload", payload, "--cmdline", "duration_ms=100 lock=mutex"]));
+    assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    assert!(ended.stdout.contains("mutex"), "{ended:?}");
+}
