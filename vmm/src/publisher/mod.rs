@@ -1,1 +1,3 @@
 //! Publishers.
+
+pub mod bpf;

@@ -1,0 +1,222 @@
+//! The BPF publisher: the scheduler itself keeps the records true.
+//!
+//! A program on `sched_switch` (`resources/bpf/steal_time.bpf.c`) writes each vCPU's record from inside the context
+//! switch, so that another vCPU sees the byte a fraction of a microsecond after the host has taken the CPU away.
+//! This module loads it, tells it which thread is which vCPU, and shares memory with it:
+//!
+//! - a [`Slot`] per vCPU: where its record lies, and what the program has counted;
+//! - [`RecordPages`], which stand in for the guest pages that hold records.
+//!
+//! From the object to the attached program it goes through bpf(2) directly, in a millisecond. A general loader parses
+//! the whole BTF of the kernel, twice, and takes 24 to 40.
+//!
+//! | file | what it does |
+//! |---|---|
+//! | `kernel_btf.rs` | finds the kernel's offsets that the program needs |
+//! | `btf_writer.rs`, `object.rs` | fit the committed object to them |
+//! | `syscall.rs` | asks the kernel for maps, programs, timers |
+//! | `mapping.rs`, `slot.rs`, `pages.rs` | the shared memory |
+//! | `heal.rs` | opens the timers that heal a lost switch-in |
+//!
+//! Nothing is pinned: the kernel takes all of it back with the last descriptor, also after a `SIGKILL`.
+
+mod btf_writer;
+mod error;
+mod heal;
+mod kernel_btf;
+mod mapping;
+mod object;
+mod pages;
+mod slot;
+mod syscall;
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
+use protocol::VcpuId;
+
+pub use error::BpfError;
+use heal::{HealTimer, HealTimers};
+use kernel_btf::KernelLayout;
+use mapping::Mapping;
+use object::{BpfObject, HEAL, PAGES, SLOTS, SWITCH, VCPU_OF_TASK};
+pub use pages::{PAGE_SIZE, RecordPages};
+pub use slot::{Counts, Site, Slot};
+use syscall::NewProgram;
+
+/// The program, loaded and attached to `sched_switch`. Dropping it detaches.
+#[derive(Debug)]
+pub struct Program {
+    // Dropped in this order: first, nobody calls the program any more
+    _link: OwnedFd,
+    heal_timers: HealTimers,
+    vcpu_of_task: OwnedFd,
+    slots: Mapping<Slot>,
+    pages: RecordPages,
+    timings: Vec<(&'static str, Duration)>,
+}
+
+impl Program {
+    /// Loads the program for `vcpus` vCPUs, with `pages` elements in the page map, and attaches it.
+    ///
+    /// # Errors
+    /// [`BpfError`] says what the kernel lacks or refuses, and what to do about it. Nothing is left behind then.
+    pub fn load(vcpus: usize, pages: usize) -> Result<Self, BpfError> {
+        let mut stages = Stages::begin();
+
+        let layout = KernelLayout::of_running_kernel()?;
+        stages.end("kernel BTF");
+
+        let mut object = BpfObject::for_kernel(&layout).map_err(BpfError::Object)?;
+        stages.end("object");
+
+        let types = object.btf().map_err(BpfError::Object)?;
+        let btf = syscall::load_btf(&types).map_err(BpfError::from_kernel("load the BPF program's types"))?;
+        stages.end("types");
+
+        let vcpu_of_task = create(&object, VCPU_OF_TASK, 0, btf.as_fd())?;
+        let slot_map = create(&object, SLOTS, vcpus, btf.as_fd())?;
+        let page_map = create(&object, PAGES, pages, btf.as_fd())?;
+        object
+            .relocate_maps(&[
+                (VCPU_OF_TASK, vcpu_of_task.as_fd()),
+                (SLOTS, slot_map.as_fd()),
+                (PAGES, page_map.as_fd()),
+            ])
+            .map_err(BpfError::Object)?;
+        let slots = Mapping::of_shared_file(slot_map.as_fd(), vcpus)
+            .map_err(BpfError::from_kernel("map the vCPUs' slots"))?;
+        let pages =
+            RecordPages::map(page_map, pages).map_err(BpfError::from_kernel("map the record pages"))?;
+        stages.end("maps");
+
+        let tracepoint = (bpf_attach_type::BPF_TRACE_RAW_TP, layout.tracepoint);
+        let switch =
+            object.program(SWITCH, bpf_prog_type::BPF_PROG_TYPE_TRACING, Some(tracepoint), btf.as_fd());
+        let switch = load(&switch.map_err(BpfError::Object)?)?;
+        stages.end("switch program");
+
+        let heal = object.program(HEAL, bpf_prog_type::BPF_PROG_TYPE_PERF_EVENT, None, btf.as_fd());
+        let heal = load(&heal.map_err(BpfError::Object)?)?;
+        stages.end("heal program");
+
+        let heal_timers = HealTimers::with_program(heal)?;
+        stages.end("heal thread");
+
+        let link = syscall::attach_to_tracepoint(switch.as_fd())
+            .map_err(BpfError::from_kernel("attach the BPF program to sched_switch"))?;
+        stages.end("attach");
+
+        Ok(Self { _link: link, heal_timers, vcpu_of_task, slots, pages, timings: stages.ended })
+    }
+
+    /// Makes the calling thread the thread of `vcpu`, until the guard is dropped: its switches are counted in
+    /// [`slot`](Self::slot), and published where the slot says.
+    ///
+    /// A timer begins to look at the vCPU's byte after each millisecond of the thread's CPU time. On a host where no
+    /// perf event watches a thread yet, it begins some 15 ms late, so that the caller need not wait for it.
+    ///
+    /// # Errors
+    /// [`BpfError::NoSuchVcpu`] beyond the vCPUs that the program was loaded for, [`BpfError::NoThreadPidfd`] before
+    /// Linux 6.9, and [`BpfError::Kernel`] if the thread is enrolled already.
+    pub fn enrol_current_thread(&self, vcpu: VcpuId) -> Result<Enrolled<'_>, BpfError> {
+        let (index, vcpus) = (vcpu.index(), self.slots.len());
+        let index = u32::try_from(index).ok().filter(|_| index < vcpus);
+        let index = index.ok_or(BpfError::NoSuchVcpu { vcpu, vcpus })?;
+
+        let tid = syscall::this_thread();
+        let thread = syscall::open_thread(tid).map_err(|source| match source.raw_os_error() {
+            Some(libc::EINVAL) => BpfError::NoThreadPidfd(source),
+            _ => BpfError::Kernel { what: "name a vCPU's thread", source },
+        })?;
+        syscall::add_task_value(self.vcpu_of_task.as_fd(), thread.as_fd(), index)
+            .map_err(BpfError::from_kernel("tell the BPF program a vCPU's thread"))?;
+        Ok(Enrolled { program: self, thread, _timer: self.heal_timers.request(tid) })
+    }
+
+    /// The slot of a vCPU, in memory shared with the program; `None` beyond the vCPUs that it was loaded for.
+    pub fn slot(&self, vcpu: VcpuId) -> Option<&Slot> {
+        self.slots.get(vcpu.index())
+    }
+
+    /// The memory for guest pages that hold records.
+    pub fn pages(&self) -> &RecordPages {
+        &self.pages
+    }
+
+    /// Why a heal timer could not be started, if one could not: then a lost switch-in stays until the next one.
+    pub fn heal_failure(&self) -> Option<&BpfError> {
+        self.heal_timers.failure()
+    }
+
+    /// How long each stage of loading took.
+    pub fn timings(&self) -> &[(&'static str, Duration)] {
+        &self.timings
+    }
+}
+
+/// A vCPU's thread is known to the program. Dropping this makes it a stranger again.
+#[derive(Debug)]
+pub struct Enrolled<'program> {
+    program: &'program Program,
+    thread: OwnedFd,
+    _timer: Arc<HealTimer>,
+}
+
+impl Drop for Enrolled<'_> {
+    fn drop(&mut self) {
+        // It fails only for a thread that is gone, and the kernel has forgotten that one already
+        let _ = syscall::remove_task_value(self.program.vcpu_of_task.as_fd(), self.thread.as_fd());
+    }
+}
+
+fn create(
+    object: &BpfObject,
+    name: &str,
+    entries: usize,
+    types: BorrowedFd<'_>,
+) -> Result<OwnedFd, BpfError> {
+    let entries = u32::try_from(entries).unwrap_or(u32::MAX);
+    let map = object.map(name, entries, types).map_err(BpfError::Object)?;
+    syscall::create_map(&map).map_err(BpfError::from_kernel("create a BPF map"))
+}
+
+/// Loads a program, and asks the verifier why if it refuses: an explanation costs time, so only then.
+fn load(program: &NewProgram<'_>) -> Result<OwnedFd, BpfError> {
+    const LOG_BYTES: usize = 64 << 10;
+    const LOG_LINES: usize = 12;
+
+    syscall::load_program(program, &mut []).map_err(|source| {
+        if source.raw_os_error() == Some(libc::EPERM) {
+            return BpfError::NotPermitted { what: "load the BPF program", source };
+        }
+        let mut log = vec![0; LOG_BYTES];
+        let _ = syscall::load_program(program, &mut log);
+        let log = String::from_utf8_lossy(log.split(|byte| *byte == 0).next().unwrap_or_default());
+        let lines: Vec<_> = log.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
+        BpfError::Verifier { program: program.name.into(), log: last.join("\n"), source }
+    })
+}
+
+/// A stop-watch that names what it measured.
+struct Stages {
+    last: Instant,
+    ended: Vec<(&'static str, Duration)>,
+}
+
+impl Stages {
+    fn begin() -> Self {
+        Self { last: Instant::now(), ended: Vec::with_capacity(8) }
+    }
+
+    fn end(&mut self, stage: &'static str) {
+        let now = Instant::now();
+        self.ended.push((stage, now - self.last));
+        self.last = now;
+    }
+}

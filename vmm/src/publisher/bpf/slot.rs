@@ -1,0 +1,146 @@
+//! What the monitor and the program share about one vCPU.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Where a vCPU's record lies: an element of the page map, and an offset in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Site(u64);
+
+impl Site {
+    const ON: u64 = 1;
+    const PARKED: u64 = 2;
+    const OFFSET: u64 = 0xfc0;
+    const PAGE_SHIFT: u32 = 12;
+
+    /// The record at byte `offset` of element `page` of the page map.
+    ///
+    /// `None` unless `offset` is a multiple of 64 below 4096, as in every address that a guest can register, and
+    /// `page` has 32 bits.
+    pub const fn new(page: usize, offset: usize) -> Option<Self> {
+        let (page, offset) = (page as u64, offset as u64);
+        if page >> u32::BITS == 0 && offset & !Self::OFFSET == 0 {
+            Some(Self(page << Self::PAGE_SHIFT | offset | Self::ON))
+        } else {
+            None
+        }
+    }
+
+    /// The element of the page map.
+    pub const fn page(self) -> usize {
+        (self.0 >> Self::PAGE_SHIFT) as usize
+    }
+
+    /// The record's first byte in that element.
+    pub const fn offset(self) -> usize {
+        (self.0 & Self::OFFSET) as usize
+    }
+}
+
+/// One vCPU's slot, in memory shared with the program (`struct slot` of `steal_time.bpf.c`).
+///
+/// What says so below is for the vCPU's own thread alone. The program runs inside that thread's switches, so to the
+/// thread itself each of these calls happens at once; from another thread they could fall into the middle of one.
+#[derive(Debug)]
+#[repr(C, align(128))]
+pub struct Slot {
+    /// A [`Site`], perhaps with [`Site::PARKED`]; or 0.
+    site: AtomicU64,
+    accounted: AtomicU64,
+    parked: AtomicU64,
+    outs: AtomicU64,
+    ins: AtomicU64,
+    sleeps: AtomicU64,
+    healed: AtomicU64,
+}
+
+/// How often the program has seen a vCPU's thread, since the thread was enrolled first, published or not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Switched out while runnable: the host took its CPU away.
+    pub outs: u64,
+    /// Switched in. On some hosts a trace is lost now and then; `outs` and `sleeps` never are.
+    pub ins: u64,
+    /// Switched out to sleep.
+    pub sleeps: u64,
+    /// Found with its byte set while it ran, which is the sign of a lost switch-in.
+    pub healed: u64,
+}
+
+impl Slot {
+    /// Publishes into the record at `site` from now on; steal grows from what it is there.
+    ///
+    /// `run_delay_ns` is the calling thread's run delay (`/proc/thread-self/schedstat`, second field): what came
+    /// before it is not stolen from this guest. For the vCPU's own thread.
+    pub fn publish(&self, site: Site, run_delay_ns: u64) {
+        self.accounted.store(run_delay_ns + self.parked.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.site.store(site.0, Ordering::Release);
+    }
+
+    /// Publishes nowhere from now on: the record stays as it is. For the vCPU's own thread.
+    pub fn withdraw(&self) {
+        self.site.store(0, Ordering::Release);
+    }
+
+    /// Leaves the byte to the thread from now on: it may sleep and wake and run, but its vCPU does not.
+    ///
+    /// Set the byte after this call. The other way round, the heal timer would take it for a lost switch-in. For the
+    /// vCPU's own thread.
+    pub fn park(&self) {
+        self.site.fetch_or(Site::PARKED, Ordering::Release);
+    }
+
+    /// Gives the byte back to the program. Clear the byte after this call. For the vCPU's own thread.
+    pub fn unpark(&self) {
+        self.site.fetch_and(!Site::PARKED, Ordering::Release);
+    }
+
+    /// Adds `ns` nanoseconds, for which the monitor kept this vCPU from running, to what its next switch-in publishes.
+    ///
+    /// For whoever wakes the parked thread, before it does: then the record is right when the vCPU runs again. Run
+    /// delay begins with the wake-up, so that no time is counted twice.
+    pub fn add_parked(&self, ns: u64) {
+        self.parked.fetch_add(ns, Ordering::Release);
+    }
+
+    /// The counts, each one true at some moment during the call.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            outs: self.outs.load(Ordering::Relaxed),
+            ins: self.ins.load(Ordering::Relaxed),
+            sleeps: self.sleeps.load(Ordering::Relaxed),
+            healed: self.healed.load(Ordering::Relaxed),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn site_of_any_record_gives_back_its_page_and_offset() {
+        for page in [0, 1, 254, u32::MAX as usize] {
+            for offset in (0..4096).step_by(64) {
+                let site = Site::new(page, offset).expect("aligned and in the page");
+                assert_eq!((site.page(), site.offset()), (page, offset));
+            }
+        }
+    }
+
+    #[test]
+    fn site_word_is_what_the_program_decodes() {
+        assert_eq!(Site::new(3, 0x40), Some(Site(3 << 12 | 0x40 | 1)));
+    }
+
+    #[test]
+    fn site_of_what_is_no_record_is_none() {
+        for (page, offset) in [(0, 1), (0, 63), (0, 4096), (1 << 32, 0)] {
+            assert_eq!(Site::new(page, offset), None);
+        }
+    }
+
+    #[test]
+    fn slot_is_two_cache_lines_so_that_vcpus_share_none() {
+        assert_eq!((size_of::<Slot>(), align_of::<Slot>()), (128, 128));
+    }
+}
