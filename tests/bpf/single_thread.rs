@@ -1,0 +1,188 @@
+//! One vCPU, step by step.
+
+use std::fs;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use protocol::VcpuId;
+use vmm::publisher::bpf::{BpfError, Program, Site, Slot};
+
+use super::record::{Record, Snapshot};
+use super::{load, vcpu};
+
+/// Sleeps until the program has seen the calling thread come back, so that what it publishes then is published.
+fn sleep_and_return(slot: &Slot) {
+    let ins = slot.counts().ins;
+    while slot.counts().ins == ins {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A thread enrolled as vCPU 0 of its own program, publishing into element 0; `None` without the right to use BPF.
+fn publishing<R>(test: impl FnOnce(&Program, &Slot, &Record) -> R) -> Option<R> {
+    let program = load(1)?;
+    let _enrolled = program.enrol_current_thread(VcpuId::BOOT).expect("a fresh thread");
+    let slot = program.slot(VcpuId::BOOT).expect("a slot");
+    let site = Site::new(0, 0x40).expect("a record");
+    let record = Record::map(&program, site);
+    slot.publish(site, Snapshot::take(slot, &record).run_delay);
+    Some(test(&program, slot, &record))
+}
+
+#[test]
+fn byte_of_sleeping_thread_stays_clear() {
+    let Some(program) = load(1) else { return };
+    let site = Site::new(0, 0).expect("a record");
+    let record = Record::map(&program, site);
+    let (tell, told) = mpsc::channel();
+    let (wake, woken) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let program = &program;
+        scope.spawn(move || {
+            let _enrolled = program.enrol_current_thread(VcpuId::BOOT).expect("a fresh thread");
+            program.slot(VcpuId::BOOT).expect("a slot").publish(site, 0);
+            tell.send(nix::unistd::gettid()).expect("the test waits");
+            woken.recv().expect_err("only hung up on");
+        });
+        let stat = format!("/proc/self/task/{}/stat", told.recv().expect("the thread says its id"));
+        let asleep = || fs::read_to_string(&stat).expect("the thread lives").contains(") S ");
+        while !asleep() || program.slot(VcpuId::BOOT).expect("a slot").counts().sleeps == 0 {
+            thread::yield_now();
+        }
+        assert_eq!(record.preempted(), 0);
+        drop(wake);
+    });
+}
+
+#[test]
+fn version_left_odd_by_the_guest_ends_even() {
+    publishing(|_, slot, record| {
+        record.words[1].store(7, Ordering::Relaxed);
+        sleep_and_return(slot);
+        assert!(record.version() >= 10 && record.version() % 2 == 0, "{}", record.version());
+    });
+}
+
+#[test]
+fn withdrawn_record_is_not_written_while_switches_are_still_counted() {
+    publishing(|program, slot, record| {
+        sleep_and_return(slot);
+        assert_ne!(record.version(), 0);
+        slot.withdraw();
+        let before: Vec<u8> =
+            program.pages().page(0).expect("an element").iter().map(|b| b.load(Ordering::Relaxed)).collect();
+        for _ in 0..20 {
+            sleep_and_return(slot);
+        }
+        let after = program.pages().page(0).expect("an element").iter().map(|b| b.load(Ordering::Relaxed));
+        assert!(after.eq(before), "{:?}", record.words());
+    });
+}
+
+#[test]
+fn moved_publication_leaves_the_old_record_alone() {
+    publishing(|program, slot, old| {
+        let site = Site::new(0, 0xfc0).expect("a record");
+        let new = Record::map(program, site);
+        slot.publish(site, Snapshot::take(slot, old).run_delay);
+        let before = old.words();
+        sleep_and_return(slot);
+        assert_eq!(old.words(), before);
+        assert_ne!(new.version(), 0);
+    });
+}
+
+#[test]
+fn byte_set_while_the_thread_runs_is_healed_and_counted() {
+    publishing(|program, slot, record| {
+        let byte = program.pages().preempted(Site::new(0, 0x40).expect("a record")).expect("an element");
+        let mut healed_at_first_look = 0;
+        for _ in 0..50 {
+            let before = slot.counts();
+            byte.store(1, Ordering::Relaxed);
+            while record.preempted() != 0 {}
+            let after = slot.counts();
+            // Either the timer found it, or a preemption came first, and its switch-in cleared it
+            assert!(after.healed > before.healed || after.ins > before.ins, "{before:?} {after:?}");
+            healed_at_first_look += u64::from(after.ins == before.ins);
+        }
+        assert!(
+            slot.counts().healed >= healed_at_first_look && healed_at_first_look > 0,
+            "{:?}",
+            slot.counts()
+        );
+    });
+}
+
+#[test]
+fn byte_of_parked_vcpu_stays_set_while_its_thread_runs_and_switches() {
+    publishing(|program, slot, record| {
+        let byte = program.pages().preempted(Site::new(0, 0x40).expect("a record")).expect("an element");
+        // So that the test means something: the timer that must leave the byte alone is at work
+        while slot.counts().healed == 0 {
+            byte.store(1, Ordering::Relaxed);
+        }
+
+        slot.park();
+        byte.store(1, Ordering::Relaxed);
+        let healed = slot.counts().healed;
+        for _ in 0..20 {
+            sleep_and_return(slot);
+            for _ in 0..200_000 {
+                assert_eq!(record.preempted(), 1);
+            }
+        }
+        assert_eq!(slot.counts().healed, healed);
+
+        slot.unpark();
+        byte.store(0, Ordering::Relaxed);
+        sleep_and_return(slot);
+        assert_eq!(record.preempted(), 0);
+    });
+}
+
+#[test]
+fn time_parked_is_added_to_the_run_delay_once() {
+    publishing(|_, slot, record| {
+        let begin = Snapshot::take(slot, record);
+        slot.add_parked(5_000_000_000);
+        slot.add_parked(1);
+        for _ in 0..3 {
+            sleep_and_return(slot);
+        }
+        let end = Snapshot::take(slot, record);
+        assert_eq!(end.steal - begin.steal, 5_000_000_001 + end.run_delay - begin.run_delay);
+    });
+}
+
+#[test]
+fn thread_is_a_stranger_again_once_its_guard_is_dropped() {
+    let Some(program) = load(1) else { return };
+    let slot = program.slot(VcpuId::BOOT).expect("a slot");
+    let enrolled = program.enrol_current_thread(VcpuId::BOOT).expect("a fresh thread");
+    sleep_and_return(slot);
+    drop(enrolled);
+    let counts = slot.counts();
+    thread::sleep(Duration::from_millis(1));
+    assert_eq!(slot.counts(), counts);
+    let _again = program.enrol_current_thread(VcpuId::BOOT).expect("a stranger");
+    sleep_and_return(slot);
+}
+
+#[test]
+fn thread_enrolled_twice_is_refused() {
+    let Some(program) = load(2) else { return };
+    let _first = program.enrol_current_thread(vcpu(0)).expect("a fresh thread");
+    let second = program.enrol_current_thread(vcpu(1));
+    assert!(matches!(second, Err(BpfError::Kernel { .. })), "{second:?}");
+}
+
+#[test]
+fn vcpu_that_the_program_was_not_loaded_for_is_refused() {
+    let Some(program) = load(2) else { return };
+    assert!(program.slot(vcpu(2)).is_none());
+    let enrolled = program.enrol_current_thread(vcpu(2));
+    assert!(matches!(enrolled, Err(BpfError::NoSuchVcpu { vcpus: 2, .. })), "{enrolled:?}");
+}
