@@ -120,7 +120,7 @@ fn byte_set_while_the_thread_runs_is_healed_and_counted() {
 fn byte_of_parked_vcpu_stays_set_while_its_thread_runs_and_switches() {
     publishing(|program, slot, record| {
         let byte = program.pages().preempted(Site::new(0, 0x40).expect("a record")).expect("an element");
-        // So that the test means something: the timer that must leave the byte alone is at work
+        // So that the test means something: the timers that must leave the byte alone are traced
         while slot.counts().healed == 0 {
             byte.store(1, Ordering::Relaxed);
         }

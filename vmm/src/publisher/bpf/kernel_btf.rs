@@ -1,6 +1,6 @@
 //! Where this kernel keeps what the program reads.
 //!
-//! The program reads seven fields of five structs, and attaches to a tracepoint by the id of a typedef. All are in
+//! The program reads seven fields of five structs, and attaches to each tracepoint by the id of a typedef. All are in
 //! the kernel's own BTF, among some 126,000 types. A general parser builds them all, in 8 to 13 ms. We walk over the
 //! types once, where they lie, look at the names of structs and typedefs alone, and stop at the last one wanted:
 //! 0.1 ms, since the scheduler's types come first.
@@ -17,8 +17,8 @@ use super::mapping::Mapping;
 /// The file that holds the kernel's BTF.
 pub(super) const PATH: &str = "/sys/kernel/btf/vmlinux";
 
-/// The name that BTF gives the type of our tracepoint's arguments.
-const TRACEPOINT: &str = "btf_trace_sched_switch";
+/// The names that BTF gives the types of our tracepoints' arguments.
+const TRACEPOINTS: [&str; 2] = ["btf_trace_sched_switch", "btf_trace_hrtimer_expire_entry"];
 
 /// A struct of the kernel, as far as the program reads it.
 #[derive(Debug)]
@@ -76,8 +76,8 @@ pub(super) const WANTED: [WantedStruct; 5] = [
 /// What the scan found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KernelLayout {
-    /// The BTF id of the typedef by which a program attaches to `sched_switch`.
-    pub(super) tracepoint: u32,
+    /// The BTF ids of the typedefs by which programs attach to `sched_switch` and to `hrtimer_expire_entry`.
+    pub(super) tracepoints: [u32; TRACEPOINTS.len()],
     /// For each of [`WANTED`], the byte offsets of its fields, or `None` if this kernel has no such struct.
     pub(super) offsets: [Option<Vec<u32>>; WANTED.len()],
 }
@@ -101,13 +101,13 @@ impl KernelLayout {
     /// Scans a BTF.
     pub(super) fn scan(btf: &[u8]) -> Result<Self, BtfError> {
         let Sections { types, strings, types_at } = Sections::find(btf)?;
-        let mut tracepoint = None;
         let mut offsets = [const { None }; WANTED.len()];
-        let mut missing = WANTED.len();
+        let mut typedefs = [None; TRACEPOINTS.len()];
+        let mut missing = WANTED.len() + TRACEPOINTS.len();
 
         let mut rest = types;
         for id in 1.. {
-            if rest.is_empty() || (missing == 0 && tracepoint.is_some()) {
+            if rest.is_empty() || missing == 0 {
                 break;
             }
             let at = types_at + (types.len() - rest.len());
@@ -122,7 +122,14 @@ impl KernelLayout {
                         }
                     }
                 }
-                KIND_TYPEDEF if is_named(strings, record.name, TRACEPOINT) => tracepoint = Some(id),
+                KIND_TYPEDEF => {
+                    for (name, found) in TRACEPOINTS.iter().zip(&mut typedefs) {
+                        if found.is_none() && is_named(strings, record.name, name) {
+                            *found = Some(id);
+                            missing -= 1;
+                        }
+                    }
+                }
                 _ => {}
             }
         }
@@ -132,8 +139,11 @@ impl KernelLayout {
                 return Err(BtfError::Missing { what: wanted.name });
             }
         }
-        let tracepoint = tracepoint.ok_or(BtfError::Missing { what: TRACEPOINT })?;
-        Ok(Self { tracepoint, offsets })
+        let mut tracepoints = [0; TRACEPOINTS.len()];
+        for ((what, found), id) in TRACEPOINTS.iter().zip(typedefs).zip(&mut tracepoints) {
+            *id = found.ok_or(BtfError::Missing { what })?;
+        }
+        Ok(Self { tracepoints, offsets })
     }
 }
 

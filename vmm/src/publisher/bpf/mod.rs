@@ -14,15 +14,13 @@
 //! |---|---|
 //! | `kernel_btf.rs` | finds the kernel's offsets that the program needs |
 //! | `btf_writer.rs`, `object.rs` | fit the committed object to them |
-//! | `syscall.rs` | asks the kernel for maps, programs, timers |
+//! | `syscall.rs` | asks the kernel for maps and programs |
 //! | `mapping.rs`, `slot.rs`, `pages.rs` | the shared memory |
-//! | `heal.rs` | opens the timers that heal a lost switch-in |
 //!
 //! Nothing is pinned: the kernel takes all of it back with the last descriptor, also after a `SIGKILL`.
 
 mod btf_writer;
 mod error;
-mod heal;
 mod kernel_btf;
 mod mapping;
 mod object;
@@ -33,14 +31,11 @@ mod syscall;
 mod tests;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aya_obj::generated::{bpf_attach_type, bpf_prog_type};
 use protocol::VcpuId;
 
 pub use error::BpfError;
-use heal::{HealTimer, HealTimers};
 use kernel_btf::KernelLayout;
 use mapping::Mapping;
 use object::{BpfObject, HEAL, PAGES, SLOTS, SWITCH, VCPU_OF_TASK};
@@ -48,12 +43,10 @@ pub use pages::{PAGE_SIZE, RecordPages};
 pub use slot::{Counts, Site, Slot};
 use syscall::NewProgram;
 
-/// The program, loaded and attached to `sched_switch`. Dropping it detaches.
+/// The program, loaded and attached. Dropping it detaches.
 #[derive(Debug)]
 pub struct Program {
-    // Dropped in this order: first, nobody calls the program any more
-    _link: OwnedFd,
-    heal_timers: HealTimers,
+    _links: [OwnedFd; 2],
     vcpu_of_task: OwnedFd,
     slots: Mapping<Slot>,
     pages: RecordPages,
@@ -94,31 +87,25 @@ impl Program {
             RecordPages::map(page_map, pages).map_err(BpfError::from_kernel("map the record pages"))?;
         stages.end("maps");
 
-        let tracepoint = (bpf_attach_type::BPF_TRACE_RAW_TP, layout.tracepoint);
-        let switch =
-            object.program(SWITCH, bpf_prog_type::BPF_PROG_TYPE_TRACING, Some(tracepoint), btf.as_fd());
-        let switch = load(&switch.map_err(BpfError::Object)?)?;
+        let [on_switch, on_timer] = layout.tracepoints;
+        let switch = object.program(SWITCH, on_switch, btf.as_fd()).map_err(BpfError::Object)?;
+        let switch = load(&switch)?;
         stages.end("switch program");
-
-        let heal = object.program(HEAL, bpf_prog_type::BPF_PROG_TYPE_PERF_EVENT, None, btf.as_fd());
-        let heal = load(&heal.map_err(BpfError::Object)?)?;
+        let heal = object.program(HEAL, on_timer, btf.as_fd()).map_err(BpfError::Object)?;
+        let heal = load(&heal)?;
         stages.end("heal program");
 
-        let heal_timers = HealTimers::with_program(heal)?;
-        stages.end("heal thread");
-
-        let link = syscall::attach_to_tracepoint(switch.as_fd())
-            .map_err(BpfError::from_kernel("attach the BPF program to sched_switch"))?;
+        let links = [
+            attach(switch.as_fd(), "attach a BPF program to sched_switch")?,
+            attach(heal.as_fd(), "attach a BPF program to hrtimer_expire_entry")?,
+        ];
         stages.end("attach");
 
-        Ok(Self { _link: link, heal_timers, vcpu_of_task, slots, pages, timings: stages.ended })
+        Ok(Self { _links: links, vcpu_of_task, slots, pages, timings: stages.ended })
     }
 
     /// Makes the calling thread the thread of `vcpu`, until the guard is dropped: its switches are counted in
     /// [`slot`](Self::slot), and published where the slot says.
-    ///
-    /// A timer begins to look at the vCPU's byte after each millisecond of the thread's CPU time. On a host where no
-    /// perf event watches a thread yet, it begins some 15 ms late, so that the caller need not wait for it.
     ///
     /// # Errors
     /// [`BpfError::NoSuchVcpu`] beyond the vCPUs that the program was loaded for, [`BpfError::NoThreadPidfd`] before
@@ -128,14 +115,13 @@ impl Program {
         let index = u32::try_from(index).ok().filter(|_| index < vcpus);
         let index = index.ok_or(BpfError::NoSuchVcpu { vcpu, vcpus })?;
 
-        let tid = syscall::this_thread();
-        let thread = syscall::open_thread(tid).map_err(|source| match source.raw_os_error() {
+        let thread = syscall::open_this_thread().map_err(|source| match source.raw_os_error() {
             Some(libc::EINVAL) => BpfError::NoThreadPidfd(source),
             _ => BpfError::Kernel { what: "name a vCPU's thread", source },
         })?;
         syscall::add_task_value(self.vcpu_of_task.as_fd(), thread.as_fd(), index)
             .map_err(BpfError::from_kernel("tell the BPF program a vCPU's thread"))?;
-        Ok(Enrolled { program: self, thread, _timer: self.heal_timers.request(tid) })
+        Ok(Enrolled { program: self, thread })
     }
 
     /// The slot of a vCPU, in memory shared with the program; `None` beyond the vCPUs that it was loaded for.
@@ -146,11 +132,6 @@ impl Program {
     /// The memory for guest pages that hold records.
     pub fn pages(&self) -> &RecordPages {
         &self.pages
-    }
-
-    /// Why a heal timer could not be started, if one could not: then a lost switch-in stays until the next one.
-    pub fn heal_failure(&self) -> Option<&BpfError> {
-        self.heal_timers.failure()
     }
 
     /// How long each stage of loading took.
@@ -164,7 +145,6 @@ impl Program {
 pub struct Enrolled<'program> {
     program: &'program Program,
     thread: OwnedFd,
-    _timer: Arc<HealTimer>,
 }
 
 impl Drop for Enrolled<'_> {
@@ -183,6 +163,10 @@ fn create(
     let entries = u32::try_from(entries).unwrap_or(u32::MAX);
     let map = object.map(name, entries, types).map_err(BpfError::Object)?;
     syscall::create_map(&map).map_err(BpfError::from_kernel("create a BPF map"))
+}
+
+fn attach(program: BorrowedFd<'_>, what: &'static str) -> Result<OwnedFd, BpfError> {
+    syscall::attach_to_tracepoint(program).map_err(BpfError::from_kernel(what))
 }
 
 /// Loads a program, and asks the verifier why if it refuses: an explanation costs time, so only then.

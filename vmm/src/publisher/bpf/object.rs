@@ -9,7 +9,7 @@ use std::error::Error;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use aya_obj::btf::{Btf, BtfFeatures};
-use aya_obj::generated::{bpf_attach_type, bpf_map_type, bpf_prog_type};
+use aya_obj::generated::bpf_map_type;
 use aya_obj::{Map, Object};
 
 use super::btf_writer::BtfWriter;
@@ -31,7 +31,7 @@ pub(super) const SLOTS: &str = "slots";
 pub(super) const PAGES: &str = "pages";
 /// The name of the program on `sched_switch`.
 pub(super) const SWITCH: &str = "steal_switch";
-/// The name of the program on the heal timer.
+/// The name of the program on `hrtimer_expire_entry`.
 pub(super) const HEAL: &str = "steal_heal";
 
 /// A defect of the object, or a kernel that it does not fit.
@@ -88,12 +88,11 @@ impl BpfObject {
         Ok(self.0.relocate_maps(maps, &HashSet::new())?)
     }
 
-    /// How to load program `name`.
+    /// How to load program `name`, for a tracepoint by the BTF id of its typedef.
     pub(super) fn program<'a>(
         &'a self,
         name: &'a str,
-        kind: bpf_prog_type,
-        attach: Option<(bpf_attach_type, u32)>,
+        tracepoint: u32,
         btf: BorrowedFd<'a>,
     ) -> Result<NewProgram<'a>, ObjectError> {
         let program = self.0.programs.get(name);
@@ -105,10 +104,9 @@ impl BpfObject {
             Info { records: function.line_info.line_info_bytes(), record_size: function.line_info_rec_size };
         Ok(NewProgram {
             name,
-            kind,
             instructions: &function.instructions,
             license: &self.0.license,
-            attach,
+            tracepoint,
             btf,
             functions,
             lines,

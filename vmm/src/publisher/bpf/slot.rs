@@ -83,7 +83,7 @@ impl Slot {
 
     /// Leaves the byte to the thread from now on: it may sleep and wake and run, but its vCPU does not.
     ///
-    /// Set the byte after this call. The other way round, the heal timer would take it for a lost switch-in. For the
+    /// Set the byte after this call. The other way round, a timer interrupt would take it for a lost switch-in. For the
     /// vCPU's own thread.
     pub fn park(&self) {
         self.site.fetch_or(Site::PARKED, Ordering::Release);

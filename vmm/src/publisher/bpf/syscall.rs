@@ -1,4 +1,4 @@
-//! The system calls: bpf(2), `perf_event_open(2)`, `pidfd_open(2)`.
+//! The system calls: bpf(2), `pidfd_open(2)`.
 //!
 //! Each `struct` here is the part of `union bpf_attr` (`include/uapi/linux/bpf.h`) that one command reads, up to the
 //! last field that we set: the kernel takes what lies beyond the given size for zero.
@@ -126,11 +126,10 @@ pub(super) fn create_map(map: &NewMap<'_>) -> io::Result<OwnedFd> {
 /// A program to load.
 pub(super) struct NewProgram<'a> {
     pub(super) name: &'a str,
-    pub(super) kind: bpf_prog_type,
     pub(super) instructions: &'a [bpf_insn],
     pub(super) license: &'a CStr,
-    /// How it will be attached, and the BTF id of what to; both 0 for a program that is attached to a perf event.
-    pub(super) attach: Option<(bpf_attach_type, u32)>,
+    /// The BTF id of the tracepoint that it will be attached to.
+    pub(super) tracepoint: u32,
     pub(super) btf: BorrowedFd<'a>,
     /// What the verifier's messages call the program and its lines.
     pub(super) functions: Info,
@@ -178,9 +177,8 @@ pub(super) fn load_program(program: &NewProgram<'_>, log: &mut [u8]) -> io::Resu
     }
     let (function_record_size, function_count) = program.functions.size_and_count();
     let (line_record_size, line_count) = program.lines.size_and_count();
-    let (attach_type, attach_btf_id) = program.attach.map_or((0, 0), |(kind, id)| (kind as u32, id));
     let attr = Attr {
-        kind: program.kind as u32,
+        kind: bpf_prog_type::BPF_PROG_TYPE_TRACING as u32,
         instruction_count: size(program.instructions.len()),
         instructions: address(program.instructions),
         license: address(program.license),
@@ -191,7 +189,7 @@ pub(super) fn load_program(program: &NewProgram<'_>, log: &mut [u8]) -> io::Resu
         flags: 0,
         name: name(program.name),
         ifindex: 0,
-        attach_type,
+        attach_type: bpf_attach_type::BPF_TRACE_RAW_TP as u32,
         btf: program.btf.as_raw_fd(),
         function_record_size,
         functions: address(&raw const *program.functions.records),
@@ -199,7 +197,7 @@ pub(super) fn load_program(program: &NewProgram<'_>, log: &mut [u8]) -> io::Resu
         line_record_size,
         lines: address(&raw const *program.lines.records),
         line_count,
-        attach_btf_id,
+        attach_btf_id: program.tracepoint,
     };
     // SAFETY: BPF_PROG_LOAD reads the instructions, the license up to its 0, and both kinds of records, each as long
     // as its size and count say; it writes at most `log_size` bytes to `log`, which is ours to write.
@@ -255,70 +253,15 @@ pub(super) fn remove_task_value(map: BorrowedFd<'_>, thread: BorrowedFd<'_>) -> 
     unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &attr) }.map(drop)
 }
 
-/// The calling thread's id.
-pub(super) fn this_thread() -> libc::pid_t {
-    // SAFETY: takes nothing, touches nothing, cannot fail.
-    unsafe { libc::gettid() }
-}
-
-/// A descriptor that names the thread `tid` of this process. `EINVAL` before Linux 6.9.
-pub(super) fn open_thread(tid: libc::pid_t) -> io::Result<OwnedFd> {
+/// A descriptor that names the calling thread. `EINVAL` before Linux 6.9.
+pub(super) fn open_this_thread() -> io::Result<OwnedFd> {
     /// `include/uapi/linux/pidfd.h`
     const PIDFD_THREAD: libc::c_int = libc::O_EXCL;
+    // SAFETY: takes nothing, touches nothing.
+    let tid = unsafe { libc::gettid() };
     // SAFETY: two numbers.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_open, tid, PIDFD_THREAD) };
     let fd = returned(result)?;
     // SAFETY: pidfd_open returns a new descriptor.
     Ok(unsafe { owned(fd) })
-}
-
-/// Runs `program` in the thread `tid` after each `period_ns` of its CPU time, until the returned event is closed.
-pub(super) fn open_cpu_timer(
-    tid: libc::pid_t,
-    period_ns: u64,
-    program: BorrowedFd<'_>,
-) -> io::Result<OwnedFd> {
-    const PERF_TYPE_SOFTWARE: u32 = 1;
-    const PERF_COUNT_SW_CPU_CLOCK: u64 = 0;
-    const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
-    const PERF_EVENT_IOC_SET_BPF: libc::c_ulong = 0x4004_2408;
-    const ANY_CPU: libc::c_int = -1;
-    const NO_GROUP: libc::c_int = -1;
-
-    /// `struct perf_event_attr` in its first published form, `PERF_ATTR_SIZE_VER0`.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attr {
-        kind: u32,
-        size: u32,
-        config: u64,
-        period: u64,
-        sample_type: u64,
-        read_format: u64,
-        flags: u64,
-        wakeup_events: u32,
-        breakpoint_type: u32,
-        breakpoint_address: u64,
-    }
-    const _: () = assert!(size_of::<Attr>() == 64);
-
-    let attr = Attr {
-        kind: PERF_TYPE_SOFTWARE,
-        size: 64,
-        config: PERF_COUNT_SW_CPU_CLOCK,
-        period: period_ns,
-        ..Attr::default()
-    };
-    let attr = std::ptr::from_ref(&attr);
-    // SAFETY: perf_event_open reads the 64 bytes that `attr.size` says, and `attr` has them.
-    let result = unsafe {
-        libc::syscall(libc::SYS_perf_event_open, attr, tid, ANY_CPU, NO_GROUP, PERF_FLAG_FD_CLOEXEC)
-    };
-    let fd = returned(result)?;
-    // SAFETY: perf_event_open returns a new descriptor.
-    let event = unsafe { owned(fd) };
-    // SAFETY: two descriptors and a number.
-    let result = unsafe { libc::ioctl(event.as_raw_fd(), PERF_EVENT_IOC_SET_BPF, program.as_raw_fd()) };
-    returned(result.into())?;
-    Ok(event)
 }

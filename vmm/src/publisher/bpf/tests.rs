@@ -56,7 +56,7 @@ fn kernel_btf(without: &[&str]) -> Vec<u8> {
             btf.add_struct(name, members);
         }
     }
-    for name in ["btf_trace_sched_switch_not", "btf_trace_sched_switch"] {
+    for name in ["btf_trace_sched_switch_not", "btf_trace_sched_switch", "btf_trace_hrtimer_expire_entry"] {
         if !without.contains(&name) {
             btf.add(name, KIND_TYPEDEF, 0, 1, &[]);
         }
@@ -75,7 +75,7 @@ fn scan_of_small_btf_finds_each_offset_and_the_typedef() {
         [Some(&[24, 128, 640]), Some(&[8, 24]), Some(&[168]), Some(&[304]), Some(&[2456])];
     assert_eq!(offsets(&layout), expected);
     // 17 kinds, 3 namesakes, 5 structs, 1 namesake
-    assert_eq!(layout.tracepoint, 27);
+    assert_eq!(layout.tracepoints, [27, 28]);
 }
 
 #[test]
@@ -91,6 +91,7 @@ fn scan_of_struct_with_bit_fields_takes_the_offset_alone() {
     // The kind flag, and in the upper byte of the second offset a width
     let members = [names[0], 1, 16 * 8, names[1], 1, (3 << 24) | (32 * 8), names[2], 1, 64 * 8];
     btf.add("task_struct", 1 << 7 | 4, 3, 0, &members);
+    btf.add("btf_trace_hrtimer_expire_entry", KIND_TYPEDEF, 0, 1, &[]);
     btf.add("btf_trace_sched_switch", KIND_TYPEDEF, 0, 1, &[]);
     let layout = KernelLayout::scan(&btf.into_bytes()).expect("a well-formed BTF");
     assert_eq!(offsets(&layout)[0], Some(&[16, 32, 64][..]));
@@ -104,7 +105,7 @@ fn scan_of_kernel_without_group_scheduling_leaves_the_clock_out() {
 
 #[test]
 fn scan_of_btf_without_a_necessary_type_names_it() {
-    for what in ["task_struct", "sched_info", "btf_trace_sched_switch"] {
+    for what in ["task_struct", "sched_info", "btf_trace_sched_switch", "btf_trace_hrtimer_expire_entry"] {
         assert_eq!(KernelLayout::scan(&kernel_btf(&[what])), Err(BtfError::Missing { what }));
     }
 }
@@ -160,8 +161,9 @@ fn program_relocated_by_our_scan_equals_program_relocated_by_the_whole_kernel_bt
         };
         assert_eq!(bytes(&ours), bytes(&expected), "{program}");
     }
-    let tracepoint = kernel.id_by_type_name_kind("btf_trace_sched_switch", BtfKind::Typedef);
-    assert_eq!(Some(layout.tracepoint), tracepoint.ok());
+    let tracepoints = ["btf_trace_sched_switch", "btf_trace_hrtimer_expire_entry"]
+        .map(|name| kernel.id_by_type_name_kind(name, BtfKind::Typedef).expect("in the kernel's BTF"));
+    assert_eq!(layout.tracepoints, tracepoints);
 }
 
 /// Loads the switch program as far as the verifier, for a kernel of this layout; `None`, said aloud, without the
@@ -179,10 +181,8 @@ fn verify(layout: &KernelLayout, shorten_to: Option<usize>) -> Option<Result<(),
     let maps = [VCPU_OF_TASK, SLOTS, PAGES].map(|name| (name, map(name)));
     object.relocate_maps(&maps.each_ref().map(|(name, fd)| (*name, fd.as_fd()))).expect("the object's maps");
 
-    let tracepoint = Some((bpf_attach_type::BPF_TRACE_RAW_TP, layout.tracepoint));
-    let mut program = object
-        .program(SWITCH, bpf_prog_type::BPF_PROG_TYPE_TRACING, tracepoint, btf.as_fd())
-        .expect("the object's program");
+    let mut program =
+        object.program(SWITCH, layout.tracepoints[0], btf.as_fd()).expect("the object's program");
     if let Some(length) = shorten_to {
         program.instructions = &program.instructions[..length];
         program.lines.records.clear();
