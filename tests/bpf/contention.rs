@@ -3,14 +3,14 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use vmm::publisher::bpf::{Counts, Site};
 
 use super::record::{Record, Snapshot};
-use super::{load, vcpu};
+use super::{PATIENCE, load, spin_until, vcpu};
 
 fn pin_to(cpu: usize) {
     let mut set = CpuSet::new();
@@ -83,7 +83,9 @@ fn contention() -> Option<&'static Contention> {
             let begin_words = record.words();
             slot.publish(sites[own], begin.run_delay);
             spinning.fetch_add(1, Ordering::SeqCst);
-            while slot.counts().outs == begin.counts.outs || spinning.load(Ordering::SeqCst) < 2 {}
+            spin_until("both spin, and have been preempted", || {
+                slot.counts().outs > begin.counts.outs && spinning.load(Ordering::SeqCst) == 2
+            });
 
             let [mut looks, mut own_byte_set, mut other_byte_set, mut odd, mut shrunk] = [0; 5];
             let mut version = record.version();
@@ -112,7 +114,8 @@ fn contention() -> Option<&'static Contention> {
         let spinners = thread::scope(|scope| {
             let threads = [0, 1].map(|own| scope.spawn(move || spin(own)));
             let slots = [0, 1].map(|own| program.slot(vcpu(own)).expect("a slot"));
-            while slots.iter().any(|slot| slot.counts().outs < 100) {
+            let begin = Instant::now();
+            while slots.iter().any(|slot| slot.counts().outs < 100) && begin.elapsed() < PATIENCE {
                 thread::sleep(Duration::from_millis(10));
             }
             stop.store(true, Ordering::Relaxed);
@@ -147,6 +150,7 @@ fn preemptions_and_sleeps_are_those_that_the_kernel_counts() {
     let Some(Contention { spinners }) = contention() else { return };
     for spinner in spinners {
         let Snapshot { preemptions, sleeps, .. } = spinner.begin;
+        assert!(spinner.counted().outs >= 99, "{spinner:?}");
         assert_eq!(spinner.counted().outs, spinner.end.preemptions - preemptions);
         assert_eq!(spinner.counted().sleeps, spinner.end.sleeps - sleeps);
     }

@@ -10,8 +10,13 @@ mod object;
 mod record;
 mod single_thread;
 
+use std::time::{Duration, Instant};
+
 use protocol::VcpuId;
 use vmm::publisher::bpf::{BpfError, Program};
+
+/// Far longer than anything here takes, on any host.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The program for `vcpus` vCPUs, or `None`, said aloud, without the right to load it.
 fn load(vcpus: usize) -> Option<Program> {
@@ -24,6 +29,14 @@ fn load(vcpus: usize) -> Option<Program> {
             None
         }
         Err(error) => panic!("{}", chain(&error)),
+    }
+}
+
+/// Spins until `condition` holds. One that never comes true fails the test.
+fn spin_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < PATIENCE, "in vain until {what}");
     }
 }
 

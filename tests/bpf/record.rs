@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vmm::publisher::bpf::{Counts, Program, Site, Slot};
 
+use super::spin_until;
+
 /// One record, through a mapping of its own, as a guest has one.
 pub(super) struct Record {
     pub(super) words: &'static [AtomicU64; 8],
@@ -67,27 +69,29 @@ pub(super) struct Snapshot {
 impl Snapshot {
     /// Reads until no switch has come in between, and none is unpublished.
     pub(super) fn take(slot: &Slot, record: &Record) -> Self {
-        loop {
+        let mut read = None;
+        spin_until("nothing is unpublished", || {
             let counts = slot.counts();
             let status = fs::read_to_string("/proc/thread-self/status").expect("status");
             let schedstat = fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
             let steal = record.steal();
-            if record.preempted() == 0 && slot.counts() == counts {
-                let status = |name| {
-                    let value = status.lines().find_map(|line| line.strip_prefix(name)).expect("in status");
-                    value.trim().parse().expect("a number")
-                };
-                let schedstat: Vec<u64> =
-                    schedstat.split_whitespace().map(|field| field.parse().expect("a number")).collect();
-                return Self {
-                    counts,
-                    preemptions: status("nonvoluntary_ctxt_switches:"),
-                    sleeps: status("voluntary_ctxt_switches:"),
-                    run_delay: schedstat[1],
-                    arrivals: schedstat[2],
-                    steal,
-                };
-            }
+            read = Some((counts, status, schedstat, steal));
+            record.preempted() == 0 && slot.counts() == counts
+        });
+        let (counts, status, schedstat, steal) = read.expect("read at least once");
+        let status = |name| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name)).expect("in status");
+            value.trim().parse().expect("a number")
+        };
+        let schedstat: Vec<u64> =
+            schedstat.split_whitespace().map(|field| field.parse().expect("a number")).collect();
+        Self {
+            counts,
+            preemptions: status("nonvoluntary_ctxt_switches:"),
+            sleeps: status("voluntary_ctxt_switches:"),
+            run_delay: schedstat[1],
+            arrivals: schedstat[2],
+            steal,
         }
     }
 }

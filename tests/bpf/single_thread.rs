@@ -4,20 +4,21 @@ use std::fs;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
 use vmm::publisher::bpf::{BpfError, Program, Site, Slot};
 
 use super::record::{Record, Snapshot};
-use super::{load, vcpu};
+use super::{load, spin_until, vcpu};
 
 /// Sleeps until the program has seen the calling thread come back, so that what it publishes then is published.
 fn sleep_and_return(slot: &Slot) {
     let ins = slot.counts().ins;
-    while slot.counts().ins == ins {
+    spin_until("it is seen to return", || {
         thread::sleep(Duration::from_millis(1));
-    }
+        slot.counts().ins > ins
+    });
 }
 
 /// A thread enrolled as vCPU 0 of its own program, publishing into element 0; `None` without the right to use BPF.
@@ -48,9 +49,8 @@ fn byte_of_sleeping_thread_stays_clear() {
         });
         let stat = format!("/proc/self/task/{}/stat", told.recv().expect("the thread says its id"));
         let asleep = || fs::read_to_string(&stat).expect("the thread lives").contains(") S ");
-        while !asleep() || program.slot(VcpuId::BOOT).expect("a slot").counts().sleeps == 0 {
-            thread::yield_now();
-        }
+        let slot = program.slot(VcpuId::BOOT).expect("a slot");
+        spin_until("the thread sleeps", || asleep() && slot.counts().sleeps > 0);
         assert_eq!(record.preempted(), 0);
         drop(wake);
     });
@@ -102,7 +102,7 @@ fn byte_set_while_the_thread_runs_is_healed_and_counted() {
         for _ in 0..50 {
             let before = slot.counts();
             byte.store(1, Ordering::Relaxed);
-            while record.preempted() != 0 {}
+            spin_until("the byte is clear", || record.preempted() == 0);
             let after = slot.counts();
             // Either the timer found it, or a preemption came first, and its switch-in cleared it
             assert!(after.healed > before.healed || after.ins > before.ins, "{before:?} {after:?}");
@@ -121,16 +121,19 @@ fn byte_of_parked_vcpu_stays_set_while_its_thread_runs_and_switches() {
     publishing(|program, slot, record| {
         let byte = program.pages().preempted(Site::new(0, 0x40).expect("a record")).expect("an element");
         // So that the test means something: the timers that must leave the byte alone are traced
-        while slot.counts().healed == 0 {
+        spin_until("a byte is healed", || {
             byte.store(1, Ordering::Relaxed);
-        }
+            slot.counts().healed > 0
+        });
 
         slot.park();
         byte.store(1, Ordering::Relaxed);
         let healed = slot.counts().healed;
-        for _ in 0..20 {
+        for _ in 0..10 {
             sleep_and_return(slot);
-            for _ in 0..200_000 {
+            // Some ticks long
+            let begin = Instant::now();
+            while begin.elapsed() < Duration::from_millis(20) {
                 assert_eq!(record.preempted(), 1);
             }
         }
