@@ -73,15 +73,15 @@ fn contention() -> Option<&'static Contention> {
         let sites = [0, 1].map(|index| Site::new(1, index * 64).expect("a record"));
         let spin = |own: usize| {
             pin_to(cpu);
-            let _enrolled = program.enrol_current_thread(vcpu(own)).expect("a fresh thread");
-            let slot = program.slot(vcpu(own)).expect("a slot");
+            let enrolled = program.enrol_current_thread(vcpu(own)).expect("a fresh thread");
+            let slot = enrolled.slot();
             let [record, other] = [sites[own], sites[1 - own]].map(|site| Record::map(&program, site));
             for word in &record.words[2..] {
                 word.store(0x5a5a_5a5a_5a5a_5a00, Ordering::Relaxed);
             }
             let begin = Snapshot::take(slot, &record);
             let begin_words = record.words();
-            slot.publish(sites[own], begin.run_delay);
+            enrolled.publish(sites[own], begin.run_delay);
             spinning.fetch_add(1, Ordering::SeqCst);
             spin_until("both spin, and have been preempted", || {
                 slot.counts().outs > begin.counts.outs && spinning.load(Ordering::SeqCst) == 2

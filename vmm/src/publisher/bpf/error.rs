@@ -31,8 +31,8 @@ pub enum BpfError {
 
     /// The kernel refuses for want of rights. It never says which.
     #[error(
-        "Cannot {what}: it takes CAP_BPF and CAP_PERFMON, whatever kernel.unprivileged_bpf_disabled says \
-         (try `sudo`, or `--publisher off`)"
+        "Cannot {what}: it takes CAP_BPF and CAP_PERFMON, whatever kernel.unprivileged_bpf_disabled says, and a \
+         kernel not locked down for confidentiality (try `sudo`, or `--publisher off`)"
     )]
     NotPermitted {
         /// What was tried.

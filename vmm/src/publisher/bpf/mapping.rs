@@ -43,7 +43,7 @@ impl<T: Shared> Mapping<T> {
 }
 
 impl Mapping<u8> {
-    /// Maps the first `len` bytes of a file that nobody writes (of those in sysfs, the kernel's BTF).
+    /// Maps the first `len` bytes of a file that nobody writes, as the kernel's BTF.
     pub(super) fn of_constant_file(file: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
         Self::new(file, len, libc::PROT_READ, libc::MAP_PRIVATE)
     }

@@ -38,12 +38,11 @@ impl Site {
 
 /// One vCPU's slot, in memory shared with the program (`struct slot` of `steal_time.bpf.c`).
 ///
-/// What says so below is for the vCPU's own thread alone. The program runs inside that thread's switches, so to the
-/// thread itself each of these calls happens at once; from another thread they could fall into the middle of one.
+/// Its site belongs to the vCPU's own thread: see [`Enrolled`](super::Enrolled).
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub struct Slot {
-    /// A [`Site`], perhaps with [`Site::PARKED`]; or 0.
+    /// A [`Site`], perhaps with [`Site::PARKED`]; without [`Site::ON`] none.
     site: AtomicU64,
     accounted: AtomicU64,
     parked: AtomicU64,
@@ -67,33 +66,6 @@ pub struct Counts {
 }
 
 impl Slot {
-    /// Publishes into the record at `site` from now on; steal grows from what it is there.
-    ///
-    /// `run_delay_ns` is the calling thread's run delay (`/proc/thread-self/schedstat`, second field): what came
-    /// before it is not stolen from this guest. For the vCPU's own thread.
-    pub fn publish(&self, site: Site, run_delay_ns: u64) {
-        self.accounted.store(run_delay_ns + self.parked.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.site.store(site.0, Ordering::Release);
-    }
-
-    /// Publishes nowhere from now on: the record stays as it is. For the vCPU's own thread.
-    pub fn withdraw(&self) {
-        self.site.store(0, Ordering::Release);
-    }
-
-    /// Leaves the byte to the thread from now on: it may sleep and wake and run, but its vCPU does not.
-    ///
-    /// Set the byte after this call. The other way round, a timer interrupt would take it for a lost switch-in. For the
-    /// vCPU's own thread.
-    pub fn park(&self) {
-        self.site.fetch_or(Site::PARKED, Ordering::Release);
-    }
-
-    /// Gives the byte back to the program. Clear the byte after this call. For the vCPU's own thread.
-    pub fn unpark(&self) {
-        self.site.fetch_and(!Site::PARKED, Ordering::Release);
-    }
-
     /// Adds `ns` nanoseconds, for which the monitor kept this vCPU from running, to what its next switch-in publishes.
     ///
     /// For whoever wakes the parked thread, before it does: then the record is right when the vCPU runs again. Run
@@ -110,6 +82,33 @@ impl Slot {
             sleeps: self.sleeps.load(Ordering::Relaxed),
             healed: self.healed.load(Ordering::Relaxed),
         }
+    }
+
+    /// Where the program publishes.
+    pub(super) fn site(&self) -> Option<Site> {
+        let word = self.site.load(Ordering::Relaxed);
+        (word & Site::ON != 0).then_some(Site(word & !Site::PARKED))
+    }
+
+    /// Makes the program publish at `site`, and take what came before `run_delay_ns` for published.
+    pub(super) fn publish(&self, site: Site, run_delay_ns: u64) {
+        self.accounted.store(run_delay_ns + self.parked.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.site.store(site.0, Ordering::Release);
+    }
+
+    /// Makes the program publish nowhere.
+    pub(super) fn withdraw(&self) {
+        self.site.store(0, Ordering::Release);
+    }
+
+    /// Makes the program leave the byte alone.
+    pub(super) fn keep_byte(&self) {
+        self.site.fetch_or(Site::PARKED, Ordering::Release);
+    }
+
+    /// Makes the program keep the byte true.
+    pub(super) fn release_byte(&self) {
+        self.site.fetch_and(!Site::PARKED, Ordering::Release);
     }
 }
 

@@ -9,6 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_insn, bpf_map_type, bpf_prog_type};
+use protocol::VcpuId;
 
 /// A kernel object's name: 15 bytes and a 0.
 type Name = [u8; 16];
@@ -230,10 +231,11 @@ struct Element {
     flags: u64,
 }
 
-/// Adds `value` to a task storage map, for a thread that has none in it yet.
-pub(super) fn add_task_value(map: BorrowedFd<'_>, thread: BorrowedFd<'_>, value: u32) -> io::Result<()> {
+/// Adds a thread, which must not be there yet, to the task storage map of vCPUs.
+pub(super) fn add_thread(map: BorrowedFd<'_>, thread: BorrowedFd<'_>, vcpu: VcpuId) -> io::Result<()> {
     const BPF_NOEXIST: u64 = 1;
     let key = thread.as_raw_fd();
+    let value = size(vcpu.index());
     let attr = Element {
         map: map.as_raw_fd(),
         padding: 0,
@@ -241,12 +243,12 @@ pub(super) fn add_task_value(map: BorrowedFd<'_>, thread: BorrowedFd<'_>, value:
         value: address(&raw const value),
         flags: BPF_NOEXIST,
     };
-    // SAFETY: the key of a task storage map is a descriptor, and our map's value is a `u32` (the caller created it so).
+    // SAFETY: the key of a task storage map is a descriptor, and our map's value is a `u32`: the vCPU's index.
     unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &attr) }.map(drop)
 }
 
-/// Removes a thread's value from a task storage map.
-pub(super) fn remove_task_value(map: BorrowedFd<'_>, thread: BorrowedFd<'_>) -> io::Result<()> {
+/// Removes a thread from the task storage map of vCPUs.
+pub(super) fn remove_thread(map: BorrowedFd<'_>, thread: BorrowedFd<'_>) -> io::Result<()> {
     let key = thread.as_raw_fd();
     let attr = Element { map: map.as_raw_fd(), padding: 0, key: address(&raw const key), value: 0, flags: 0 };
     // SAFETY: the key of a task storage map is a descriptor.
