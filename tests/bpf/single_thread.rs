@@ -103,12 +103,12 @@ fn byte_set_while_the_thread_runs_is_healed_and_counted() {
             byte.store(1, Ordering::Relaxed);
             spin_until("the byte is clear", || record.preempted() == 0);
             let after = vcpu.slot().counts();
-            // A timer found it, unless a preemption came first and its switch-in cleared it
+            // A timer found it, or a preemption came first and its switch-in cleared it, or both came at one tick
             assert!(after.healed > before.healed || after.ins > before.ins, "{before:?} {after:?}");
             by_timer += u64::from(after.ins == before.ins);
         }
         let healed = vcpu.slot().counts().healed;
-        assert!(by_timer > 0 && healed >= by_timer, "{by_timer} by timer, {healed} healed");
+        assert!(healed > 0 && healed >= by_timer, "{by_timer} by timer, {healed} healed");
     });
 }
 
