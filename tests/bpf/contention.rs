@@ -70,7 +70,7 @@ fn contention() -> Option<&'static Contention> {
         let cpu = last_cpu();
         let (spinning, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         // Both records in one page, as a guest may have them
-        let sites = [0, 1].map(|index| Site::new(1, index * 64).expect("a record"));
+        let sites = [0, 1].map(|index| Site::new(1, index * 64));
         let spin = |own: usize| {
             pin_to(cpu);
             let enrolled = program.enrol_current_thread(vcpu(own)).expect("a fresh thread");
@@ -81,7 +81,8 @@ fn contention() -> Option<&'static Contention> {
             }
             let begin = Snapshot::take(slot, &record);
             let begin_words = record.words();
-            enrolled.publish(sites[own], begin.run_delay);
+            enrolled.account(begin.run_delay);
+            enrolled.publish(sites[own]);
             spinning.fetch_add(1, Ordering::SeqCst);
             spin_until("both spin, and have been preempted", || {
                 slot.counts().outs > begin.counts.outs && spinning.load(Ordering::SeqCst) == 2
@@ -113,7 +114,7 @@ fn contention() -> Option<&'static Contention> {
         };
         let spinners = thread::scope(|scope| {
             let threads = [0, 1].map(|own| scope.spawn(move || spin(own)));
-            let slots = [0, 1].map(|own| program.slot(vcpu(own)).expect("a slot"));
+            let slots = [0, 1].map(|own| program.slot(vcpu(own)));
             let begin = Instant::now();
             while slots.iter().any(|slot| slot.counts().outs < 100) && begin.elapsed() < PATIENCE {
                 thread::sleep(Duration::from_millis(10));

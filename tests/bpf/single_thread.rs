@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
-use vmm::publisher::bpf::{BpfError, Counts, Enrolled, Program, Site, Slot};
+use vmm::publisher::bpf::{BpfError, Enrolled, Program, Site, Slot};
 
 use super::record::{Record, Snapshot};
 use super::{load, spin_until, vcpu};
@@ -25,16 +25,17 @@ fn sleep_and_return(slot: &Slot) {
 fn publishing(test: impl FnOnce(&Program, &Enrolled<'_>, &Record)) {
     let Some(program) = load(1) else { return };
     let vcpu = program.enrol_current_thread(VcpuId::BOOT).expect("a fresh thread");
-    let site = Site::new(0, 0x40).expect("a record");
+    let site = Site::new(0, 0x40);
     let record = Record::map(&program, site);
-    vcpu.publish(site, Snapshot::take(vcpu.slot(), &record).run_delay);
+    vcpu.account(Snapshot::take(vcpu.slot(), &record).run_delay);
+    vcpu.publish(site);
     test(&program, &vcpu, &record);
 }
 
 #[test]
 fn byte_of_sleeping_thread_stays_clear() {
     let Some(program) = load(1) else { return };
-    let site = Site::new(0, 0).expect("a record");
+    let site = Site::new(0, 0);
     let record = Record::map(&program, site);
     let (tell, told) = mpsc::channel();
     let (wake, woken) = mpsc::channel::<()>();
@@ -42,13 +43,13 @@ fn byte_of_sleeping_thread_stays_clear() {
         let program = &program;
         scope.spawn(move || {
             let vcpu = program.enrol_current_thread(VcpuId::BOOT).expect("a fresh thread");
-            vcpu.publish(site, 0);
+            vcpu.publish(site);
             tell.send(nix::unistd::gettid()).expect("the test waits");
             woken.recv().expect_err("only hung up on");
         });
         let stat = format!("/proc/self/task/{}/stat", told.recv().expect("the thread says its id"));
         let asleep = || fs::read_to_string(&stat).expect("the thread lives").contains(") S ");
-        let slot = program.slot(VcpuId::BOOT).expect("a slot");
+        let slot = program.slot(VcpuId::BOOT);
         spin_until("the thread sleeps", || asleep() && slot.counts().sleeps > 0);
         assert_eq!(record.preempted(), 0);
         drop(wake);
@@ -83,9 +84,9 @@ fn withdrawn_record_is_not_written_while_switches_are_still_counted() {
 #[test]
 fn moved_publication_leaves_the_old_record_alone() {
     publishing(|program, vcpu, old| {
-        let site = Site::new(0, 0xfc0).expect("a record");
+        let site = Site::new(0, 0xfc0);
         let new = Record::map(program, site);
-        vcpu.publish(site, Snapshot::take(vcpu.slot(), old).run_delay);
+        vcpu.publish(site);
         let before = old.words();
         sleep_and_return(vcpu.slot());
         assert_eq!(old.words(), before);
@@ -96,7 +97,7 @@ fn moved_publication_leaves_the_old_record_alone() {
 #[test]
 fn byte_set_while_the_thread_runs_is_healed_and_counted() {
     publishing(|program, vcpu, record| {
-        let byte = program.pages().preempted(Site::new(0, 0x40).expect("a record")).expect("an element");
+        let byte = program.pages().preempted(Site::new(0, 0x40)).expect("an element");
         let mut by_timer = 0;
         for _ in 0..50 {
             let before = vcpu.slot().counts();
@@ -115,7 +116,7 @@ fn byte_set_while_the_thread_runs_is_healed_and_counted() {
 #[test]
 fn byte_of_parked_vcpu_stays_set_while_its_thread_runs_and_switches() {
     publishing(|program, vcpu, record| {
-        let byte = program.pages().preempted(Site::new(0, 0x40).expect("a record")).expect("an element");
+        let byte = program.pages().preempted(Site::new(0, 0x40)).expect("an element");
         vcpu.park();
         let healed = vcpu.slot().counts().healed;
         for _ in 0..10 {
@@ -139,14 +140,16 @@ fn byte_of_parked_vcpu_stays_set_while_its_thread_runs_and_switches() {
 #[test]
 fn byte_is_cleared_by_its_thread_without_waiting_for_a_timer() {
     publishing(|program, vcpu, record| {
-        let byte = program.pages().preempted(Site::new(0, 0x40).expect("a record")).expect("an element");
+        let byte = program.pages().preempted(Site::new(0, 0x40)).expect("an element");
+        assert!(!vcpu.clear_byte());
+        let mut found = 0;
         for _ in 0..1000 {
             byte.store(1, Ordering::Relaxed);
-            vcpu.clear_byte();
+            found += u64::from(vcpu.clear_byte());
             assert_eq!(record.preempted(), 0);
         }
-        let Counts { healed, ins, .. } = vcpu.slot().counts();
-        assert!(healed + ins < 1000, "{healed} healed, {ins} switched in");
+        // A timer or a switch may now and then be faster
+        assert!((900..=1000).contains(&found), "{found}");
     });
 }
 
@@ -167,7 +170,7 @@ fn time_parked_is_added_to_the_run_delay_once() {
 #[test]
 fn thread_is_a_stranger_again_once_its_guard_is_dropped() {
     let Some(program) = load(1) else { return };
-    let slot = program.slot(VcpuId::BOOT).expect("a slot");
+    let slot = program.slot(VcpuId::BOOT);
     let vcpu = program.enrol_current_thread(VcpuId::BOOT).expect("a fresh thread");
     sleep_and_return(vcpu.slot());
     drop(vcpu);
@@ -189,7 +192,6 @@ fn thread_enrolled_twice_is_refused() {
 #[test]
 fn vcpu_that_the_program_was_not_loaded_for_is_refused() {
     let Some(program) = load(2) else { return };
-    assert!(program.slot(vcpu(2)).is_none());
     let enrolled = program.enrol_current_thread(vcpu(2));
     assert!(matches!(enrolled, Err(BpfError::NoSuchVcpu { vcpus: 2, .. })), "{enrolled:?}");
 }

@@ -32,7 +32,7 @@ mod tests;
 
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
@@ -115,7 +115,7 @@ impl Program {
     /// Linux 6.9, and [`BpfError::Kernel`] if the thread is enrolled already.
     pub fn enrol_current_thread(&self, vcpu: VcpuId) -> Result<Enrolled<'_>, BpfError> {
         let vcpus = self.slots.len();
-        let slot = self.slot(vcpu).ok_or(BpfError::NoSuchVcpu { vcpu, vcpus })?;
+        let slot = self.slots.get(vcpu.index()).ok_or(BpfError::NoSuchVcpu { vcpu, vcpus })?;
 
         let thread = syscall::open_this_thread().map_err(|source| match source.raw_os_error() {
             Some(libc::EINVAL) => BpfError::NoThreadPidfd(source),
@@ -126,9 +126,12 @@ impl Program {
         Ok(Enrolled { program: self, slot, thread, _not_send: PhantomData })
     }
 
-    /// The slot of a vCPU, in memory shared with the program; `None` beyond the vCPUs that it was loaded for.
-    pub fn slot(&self, vcpu: VcpuId) -> Option<&Slot> {
-        self.slots.get(vcpu.index())
+    /// The slot of a vCPU, in memory shared with the program.
+    ///
+    /// # Panics
+    /// Beyond the vCPUs that the program was loaded for.
+    pub fn slot(&self, vcpu: VcpuId) -> &Slot {
+        &self.slots[vcpu.index()]
     }
 
     /// The memory for guest pages that hold records.
@@ -156,12 +159,17 @@ pub struct Enrolled<'program> {
 }
 
 impl Enrolled<'_> {
-    /// Publishes into the record at `site` from now on; steal grows from what it is there.
+    /// Takes this thread's run delay up to `run_delay_ns` (`/proc/thread-self/schedstat`, second field), and all time
+    /// parked, for published. Returns the nanoseconds of it that were not, for the caller to publish or to forget.
     ///
-    /// `run_delay_ns` is this thread's run delay (`/proc/thread-self/schedstat`, second field): what came before it
-    /// was not stolen from this guest.
-    pub fn publish(&self, site: Site, run_delay_ns: u64) {
-        self.slot.publish(site, run_delay_ns);
+    /// For before [`publish`](Self::publish): then the program goes on from there.
+    pub fn account(&self, run_delay_ns: u64) -> u64 {
+        self.slot.account(run_delay_ns)
+    }
+
+    /// Publishes into the record at `site` from now on; steal grows from what it is there.
+    pub fn publish(&self, site: Site) {
+        self.slot.publish(site);
     }
 
     /// Publishes nowhere from now on: the record stays as it is.
@@ -176,19 +184,27 @@ impl Enrolled<'_> {
     pub fn park(&self) {
         // In this order: a timer interrupt in between would take the byte for a lost switch-in
         self.slot.keep_byte();
-        self.store_byte(PREEMPTED);
+        if let Some(byte) = self.byte() {
+            byte.store(PREEMPTED, Ordering::Release);
+        }
     }
 
     /// Clears the byte, and gives it back to the program.
     pub fn unpark(&self) {
         // In this order: a switch in between would leave the byte set
         self.slot.release_byte();
-        self.store_byte(0);
+        self.clear_byte();
     }
 
-    /// Clears the byte: right before the vCPU enters the guest, in case the host has lost the trace of a switch-in.
-    pub fn clear_byte(&self) {
-        self.store_byte(0);
+    /// Clears the byte if it is set, and says whether it was: for right before the vCPU enters the guest, in case the
+    /// host has lost the trace of a switch-in.
+    pub fn clear_byte(&self) -> bool {
+        // Read first: the line stays shared with the vCPUs that watch it
+        let set = self.byte().filter(|byte| byte.load(Ordering::Relaxed) != 0);
+        if let Some(byte) = set {
+            byte.store(0, Ordering::Release);
+        }
+        set.is_some()
     }
 
     /// The vCPU's slot.
@@ -196,10 +212,8 @@ impl Enrolled<'_> {
         self.slot
     }
 
-    fn store_byte(&self, value: u8) {
-        if let Some(byte) = self.slot.site().and_then(|site| self.program.pages.preempted(site)) {
-            byte.store(value, Ordering::Release);
-        }
+    fn byte(&self) -> Option<&AtomicU8> {
+        self.program.pages.preempted(self.slot.site()?)
     }
 }
 

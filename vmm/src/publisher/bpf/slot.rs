@@ -14,15 +14,10 @@ impl Site {
 
     /// The record at byte `offset` of element `page` of the page map.
     ///
-    /// `None` unless `offset` is a multiple of 64 below 4096, as in every address that a guest can register, and
-    /// `page` has 32 bits.
-    pub const fn new(page: usize, offset: usize) -> Option<Self> {
-        let (page, offset) = (page as u64, offset as u64);
-        if page >> u32::BITS == 0 && offset & !Self::OFFSET == 0 {
-            Some(Self(page << Self::PAGE_SHIFT | offset | Self::ON))
-        } else {
-            None
-        }
+    /// Of `offset` only the bits count that tell the 64-byte places of a page apart, so that a record's guest
+    /// physical address will do.
+    pub const fn new(page: usize, offset: usize) -> Self {
+        Self((page as u64) << Self::PAGE_SHIFT | offset as u64 & Self::OFFSET | Self::ON)
     }
 
     /// The element of the page map.
@@ -39,7 +34,7 @@ impl Site {
 /// One vCPU's slot, in memory shared with the program (`struct slot` of `steal_time.bpf.c`).
 ///
 /// Its site belongs to the vCPU's own thread: see [`Enrolled`](super::Enrolled).
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C, align(128))]
 pub struct Slot {
     /// A [`Site`], perhaps with [`Site::PARKED`]; without [`Site::ON`] none.
@@ -90,9 +85,14 @@ impl Slot {
         (word & Site::ON != 0).then_some(Site(word & !Site::PARKED))
     }
 
-    /// Makes the program publish at `site`, and take what came before `run_delay_ns` for published.
-    pub(super) fn publish(&self, site: Site, run_delay_ns: u64) {
-        self.accounted.store(run_delay_ns + self.parked.load(Ordering::Relaxed), Ordering::Relaxed);
+    /// Takes `run_delay_ns` and all time parked for published. Returns how much of it was not.
+    pub(super) fn account(&self, run_delay_ns: u64) -> u64 {
+        let total = run_delay_ns + self.parked.load(Ordering::Relaxed);
+        total.saturating_sub(self.accounted.swap(total, Ordering::Relaxed))
+    }
+
+    /// Makes the program publish at `site`.
+    pub(super) fn publish(&self, site: Site) {
         self.site.store(site.0, Ordering::Release);
     }
 
@@ -120,7 +120,7 @@ mod tests {
     fn site_of_any_record_gives_back_its_page_and_offset() {
         for page in [0, 1, 254, u32::MAX as usize] {
             for offset in (0..4096).step_by(64) {
-                let site = Site::new(page, offset).expect("aligned and in the page");
+                let site = Site::new(page, offset);
                 assert_eq!((site.page(), site.offset()), (page, offset));
             }
         }
@@ -128,14 +128,36 @@ mod tests {
 
     #[test]
     fn site_word_is_what_the_program_decodes() {
-        assert_eq!(Site::new(3, 0x40), Some(Site(3 << 12 | 0x40 | 1)));
+        assert_eq!(Site::new(3, 0x40), Site(3 << 12 | 0x40 | 1));
     }
 
     #[test]
-    fn site_of_what_is_no_record_is_none() {
-        for (page, offset) in [(0, 1), (0, 63), (0, 4096), (1 << 32, 0)] {
-            assert_eq!(Site::new(page, offset), None);
-        }
+    fn site_by_guest_address_is_the_site_by_offset() {
+        assert_eq!(Site::new(3, 0x1234_5fc0), Site::new(3, 0xfc0));
+    }
+
+    #[test]
+    fn parking_and_unparking_leave_the_site_as_it_was() {
+        let slot = Slot::default();
+        assert_eq!(slot.site(), None);
+        slot.publish(Site::new(3, 0x40));
+        slot.keep_byte();
+        assert_eq!(slot.site(), Some(Site::new(3, 0x40)));
+        assert_ne!(slot.site.load(Ordering::Relaxed), Site::new(3, 0x40).0);
+        slot.release_byte();
+        assert_eq!(slot.site.load(Ordering::Relaxed), Site::new(3, 0x40).0);
+        slot.withdraw();
+        slot.keep_byte();
+        assert_eq!(slot.site(), None);
+    }
+
+    #[test]
+    fn account_returns_each_nanosecond_once() {
+        let slot = Slot::default();
+        assert_eq!(slot.account(100), 100);
+        slot.add_parked(7);
+        assert_eq!(slot.account(130), 37);
+        assert_eq!(slot.account(130), 0);
     }
 
     #[test]
