@@ -3,7 +3,7 @@
 mod support;
 
 use protocol::words::{Lock, Start, Wait};
-use support::{guest, has_bpf, has_kvm, run, vmm, end_of};
+use support::{end_of, guest, has_bpf, has_kvm, run, vmm};
 use vmm::guest::{GuestRun, Outcome};
 use vmm::publisher::PublisherKind;
 use vmm::results::RunResult;
@@ -21,7 +21,8 @@ fn guests_of_1_to_255_vcpus_boot_run_and_end() {
         return;
     }
     for vcpus in [1, 2, 16, 64, 255] {
-        let (run, result) = run(&guest(vcpus, PublisherKind::Off, &format!("job=contend wait=threshold {SHORT}")));
+        let (run, result) =
+            run(&guest(vcpus, PublisherKind::Off, &format!("job=contend wait=threshold {SHORT}")));
         assert_reset(&run, &result);
         assert_eq!(result.vcpus.len(), vcpus);
         let lock = result.window.expect("the window opens and closes").lock.expect("a lock was held");
@@ -146,7 +147,8 @@ fn panic_and_exception_are_told_with_vcpu_and_place_and_end_with_status_3() {
         ("fault", "vCPU 0: exception 6 at rip 0x4", "vCPU 0: exception 6 (undefined instruction) at rip 0x4"),
     ] {
         for start in ["direct", "sipi"] {
-            let ended = end_of(&mut vmm(["--vcpus", "2", "--publisher", "off", "--job", job, "--start", start]));
+            let ended =
+                end_of(&mut vmm(["--vcpus", "2", "--publisher", "off", "--job", job, "--start", start]));
             assert_eq!(ended.status, Some(3), "{ended:?}");
             assert!(ended.stderr.contains(on_stderr), "{ended:?}");
             assert!(ended.stdout.contains(on_console), "{ended:?}");
@@ -163,7 +165,8 @@ fn written_payload_is_run_to_the_letter_of_the_readme() {
     let payload = folder.path().join("guest.bin");
     let payload = payload.to_str().unwrap();
     assert_eq!(end_of(&mut vmm(["write-payload", payload])).status, Some(0));
-    let ended = end_of(&mut vmm(["--vcpus", "4", "--payload", payload, "--cmdline", "duration_ms=100 lock=mutex"]));
+    let ended =
+        end_of(&mut vmm(["--vcpus", "4", "--payload", payload, "--cmdline", "duration_ms=100 lock=mutex"]));
     assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
     assert!(ended.stdout.contains("mutex"), "{ended:?}");
 }

@@ -29,7 +29,8 @@ fn accelerators() -> Vec<&'static [&'static str]> {
 fn boot(accelerator: &[&str], vcpus: usize, words: &str) -> Ended {
     let payload = Fixture::file("guest.bin", vmm::payload::BYTES);
     let smp = vcpus.to_string();
-    let machine = ["-M", "q35", "-smp", &smp, "-m", "64", "-nodefaults", "-display", "none", "-serial", "stdio"];
+    let machine =
+        ["-M", "q35", "-smp", &smp, "-m", "64", "-nodefaults", "-display", "none", "-serial", "stdio"];
     let end = ["-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"];
     let kernel = ["-kernel", payload.arg(), "-append", words];
     let mut qemu = Command::new(QEMU);

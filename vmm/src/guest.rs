@@ -248,7 +248,7 @@ pub fn run(
     }
     timings.mark("vCPU threads started");
 
-    let watched = watch(&mut event_loop, &gate, &config.cpus, publisher.as_ref(), &mut timings);
+    let watched = watch(&mut event_loop, &gate, &config.cpus, &mut timings);
     let finished = threads.finish();
     let (outcome, window) = watched?;
     timings.mark("vCPU threads home");
@@ -349,7 +349,6 @@ fn watch(
     event_loop: &mut EventLoop,
     gate: &Gate,
     cpus: &Cpus,
-    publisher: &dyn Publisher,
     timings: &mut Timings,
 ) -> Result<(Outcome, Option<Window>), GuestError> {
     let (mut opened, mut window) = (None, None);
@@ -357,10 +356,9 @@ fn watch(
         match event_loop.next_event()? {
             Event::Vcpu(Message::Milestone { code, at }) => match Milestone::from_code(code) {
                 Some(Milestone::AllUp) => timings.mark_at("all vCPUs up", at),
-                Some(Milestone::WindowOpens) => opened = Some(Snapshot::take(gate, cpus, publisher)),
+                Some(Milestone::WindowOpens) => opened = Some(Snapshot::take(gate, cpus)),
                 Some(Milestone::WindowCloses) => {
-                    let closed =
-                        opened.as_ref().map(|opened| (opened, Snapshot::take(gate, cpus, publisher)));
+                    let closed = opened.as_ref().map(|opened| (opened, Snapshot::take(gate, cpus)));
                     window = closed.map(|(opened, closed)| Window::between(opened, &closed));
                 }
                 // A foreign guest's mark: it means something to that guest only.

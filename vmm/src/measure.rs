@@ -1,4 +1,4 @@
-//! Measuring from the host: what scheduler and publisher have counted, between two moments of a run.
+//! Measuring from the host: what its scheduler has counted, between two moments of a run.
 //!
 //! The guest says when its window opens and closes; the event loop takes a [`Snapshot`] then. The two sides' windows
 //! differ by how long it takes to wake the main thread, some tens of microseconds.
@@ -9,7 +9,6 @@ use protocol::VcpuId;
 
 use crate::host::account::{MachineAccount, ThreadAccount};
 use crate::host::cpus::Cpus;
-use crate::publisher::{Counts, Publisher};
 use crate::vcpu::gate::Gate;
 
 /// More than this much of a CPU used by others, or taken by an outer hypervisor, and a point is disturbed.
@@ -20,16 +19,16 @@ const DISTURBANCE: f64 = 0.06;
 pub struct Snapshot {
     at: Instant,
     machine: MachineAccount,
-    vcpus: Vec<(VcpuId, ThreadAccount, Option<Counts>)>,
+    vcpus: Vec<(VcpuId, ThreadAccount)>,
 }
 
 impl Snapshot {
     /// Reads the accounts of the vCPU threads that are at `gate`, and of the CPUs they may use.
-    pub fn take(gate: &Gate, cpus: &Cpus, publisher: &dyn Publisher) -> Self {
+    pub fn take(gate: &Gate, cpus: &Cpus) -> Self {
         let at = Instant::now();
         // An account that cannot be read belongs to a thread that has just ended, or to a host without /proc.
         let machine = MachineAccount::read(cpus).unwrap_or_default();
-        let read = |vcpu, tid| (vcpu, ThreadAccount::read(tid).unwrap_or_default(), publisher.counts(vcpu));
+        let read = |vcpu, tid| (vcpu, ThreadAccount::read(tid).unwrap_or_default());
         let vcpus = gate.threads().into_iter().map(|(vcpu, thread)| read(vcpu, thread.tid())).collect();
         Self { at, machine, vcpus }
     }
@@ -43,30 +42,15 @@ pub struct Window {
     /// What the CPUs did.
     pub machine: MachineAccount,
     /// What each vCPU thread did.
-    pub vcpus: Vec<VcpuWindow>,
-}
-
-/// What the host counted of one vCPU.
-#[derive(Clone, Copy, Debug)]
-pub struct VcpuWindow {
-    /// The vCPU.
-    pub vcpu: VcpuId,
-    /// By the scheduler.
-    pub account: ThreadAccount,
-    /// By the publisher, if it counts.
-    pub counts: Option<Counts>,
+    pub vcpus: Vec<(VcpuId, ThreadAccount)>,
 }
 
 impl Window {
     /// From `opened` to `closed`. A vCPU that is not in both is left out.
     pub fn between(opened: &Snapshot, closed: &Snapshot) -> Self {
-        let vcpus = closed.vcpus.iter().filter_map(|(vcpu, account, counts)| {
-            let (_, before, counts_before) = opened.vcpus.iter().find(|(id, ..)| id == vcpu)?;
-            Some(VcpuWindow {
-                vcpu: *vcpu,
-                account: account.since(*before),
-                counts: counts.zip(*counts_before).map(|(after, before)| after.since(before)),
-            })
+        let vcpus = closed.vcpus.iter().filter_map(|(vcpu, account)| {
+            let (_, before) = opened.vcpus.iter().find(|(id, _)| id == vcpu)?;
+            Some((*vcpu, account.since(*before)))
         });
         Self {
             length: closed.at.saturating_duration_since(opened.at),

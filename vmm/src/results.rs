@@ -217,6 +217,8 @@ pub struct VcpuFigures {
     pub run_ns: u64,
     /// Time that its thread wanted to run and could not.
     pub run_delay_ns: u64,
+    /// Times that the host took its thread off its CPU.
+    pub preemptions: u64,
     /// What the publisher counted.
     pub publication: Option<Counts>,
     /// Acquisitions in the window.
@@ -235,6 +237,7 @@ impl RunResult {
                     exits: remains.exits,
                     run_ns: remains.account.run_ns,
                     run_delay_ns: remains.account.run_delay_ns,
+                    preemptions: remains.account.involuntary_switches,
                     publication: *counts,
                     acquisitions: vcpu.map_or(0, |vcpu| read(&vcpu.acquisitions)),
                 }
@@ -323,8 +326,8 @@ impl WindowFigures {
         let khz = header.tsc_khz.load(Ordering::Relaxed);
         let length = read(&header.window_closes).saturating_sub(read(&header.window_opens));
         let length_ns = ns(length, khz);
-        let accounts = || window.vcpus.iter().map(|vcpu| vcpu.account);
-        let total = |field: fn(&ThreadAccount) -> u64| accounts().map(|account| field(&account)).sum();
+        let accounts = || window.vcpus.iter().map(|(_, account)| account);
+        let total = |field: fn(&ThreadAccount) -> u64| accounts().map(field).sum();
         let host = HostFigures {
             length_ns: u64::try_from(window.length.as_nanos()).unwrap_or(u64::MAX),
             run_ns: total(|account| account.run_ns),

@@ -48,8 +48,12 @@ impl Display for ByteBench {
             else {
                 continue;
             };
-            let healed =
-                run.vcpus.iter().filter_map(|vcpu| vcpu.publication).map(|counts| counts.healed).sum::<u64>();
+            let healed = run
+                .vcpus
+                .iter()
+                .filter_map(|vcpu| vcpu.publication)
+                .map(|counts| counts.program.healed)
+                .sum::<u64>();
             table.row([
                 run.publisher.kind.to_string(),
                 format!("{}{}", run.guest.cpus.count(), if window.host.disturbed { "*" } else { "" }),

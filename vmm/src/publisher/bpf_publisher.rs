@@ -5,18 +5,18 @@
 //! - registration: finds the record's place, makes the first update, then hands the record over by one store;
 //! - withdrawal: one store, in program order with the thread's own switches, after which nothing is written;
 //! - before each entry: a byte that is still set is cleared. It is the last of three layers: the switch-in clears
-//!   it, a timer on the thread's CPU time clears it where a switch-in went untraced, and so does this.
+//!   it, a timer's interrupt clears it where a switch-in went untraced, and so does this.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use protocol::{MAX_VCPUS, VcpuId};
 
-use super::bpf::{Enrolled, Program, Site, Slot};
+use super::bpf::{Enrolled, Program, Site};
 use super::{Counts, Publication, Publisher, PublisherError, PublisherKind};
 use crate::host::account;
 use crate::memory::Ram;
-use crate::steal_time::overlay::{Overlay, Place};
+use crate::steal_time::overlay::Overlay;
 use crate::vcpu::gate::Gate;
 
 /// Publishes by BPF for one VM.
@@ -42,61 +42,53 @@ impl Publisher for BpfPublisher {
 
     fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
         Ok(Some(Box::new(BpfPublication {
-            _enrolled: self.program.enrol_current_thread(vcpu)?,
-            slot: self.program.slot(vcpu),
+            enrolled: self.program.enrol_current_thread(vcpu)?,
             overlay: &self.overlay,
             cleared_at_entry: &self.cleared_at_entry[vcpu.index()],
-            place: None,
+            site: None,
         })))
     }
 
     fn counts(&self, vcpu: VcpuId) -> Option<Counts> {
-        let slot = self.program.slot(vcpu);
-        Some(Counts {
-            outs: slot.outs.load(Ordering::Relaxed),
-            sleeps: slot.sleeps.load(Ordering::Relaxed),
-            ins: slot.ins.load(Ordering::Relaxed),
-            healed: slot.healed.load(Ordering::Relaxed),
-            cleared_at_entry: self.cleared_at_entry[vcpu.index()].load(Ordering::Relaxed),
-        })
+        let counts = self.program.slot(vcpu).counts();
+        let cleared_at_entry = self.cleared_at_entry[vcpu.index()].load(Ordering::Relaxed);
+        Some(Counts { program: counts, cleared_at_entry })
     }
 }
 
 /// One vCPU's publication. Lives on the vCPU's thread.
 #[derive(Debug)]
 struct BpfPublication<'p> {
-    _enrolled: Enrolled<'p>,
-    slot: &'p Slot,
+    enrolled: Enrolled<'p>,
     overlay: &'p Overlay,
     cleared_at_entry: &'p AtomicU64,
-    place: Option<Place>,
+    site: Option<Site>,
 }
 
 impl Publication for BpfPublication<'_> {
     fn publish(&mut self, gpa: u64) -> Result<(), PublisherError> {
-        let Some(place) = self.overlay.take(gpa)? else { return Ok(()) };
+        let Some(site) = self.overlay.take(gpa)? else { return Ok(()) };
+        self.site = Some(site);
         // Steal counts from the vCPU's first moment on, whether it was published or not, as KVM's does. A switch
         // between this reading and the hand-over is not lost: the program continues from what is accounted here.
         let run_delay_ns = account::own_run_delay_ns().map_err(PublisherError::RunDelay)?;
-        let accounted_ns = self.slot.run_delay.load(Ordering::Relaxed);
-        self.overlay.record(&place).update(run_delay_ns.saturating_sub(accounted_ns));
-        self.slot.run_delay.store(run_delay_ns, Ordering::Relaxed);
-        self.slot.publish_into(Site::new(place.element, place.offset));
-        self.place = Some(place);
+        let unpublished_ns = self.enrolled.account(run_delay_ns);
+        if let Some(record) = self.overlay.record(site) {
+            record.update(unpublished_ns);
+            self.enrolled.publish(site);
+        }
         Ok(())
     }
 
     fn withdraw(&mut self) {
-        self.slot.stop();
-        if let Some(place) = self.place.take() {
-            self.overlay.give_back(&place);
+        self.enrolled.withdraw();
+        if let Some(site) = self.site.take() {
+            self.overlay.give_back(site);
         }
     }
 
     fn before_entry(&mut self) {
-        if let Some(place) = &self.place
-            && self.overlay.record(place).clear_preempted()
-        {
+        if self.enrolled.clear_byte() {
             self.cleared_at_entry.fetch_add(1, Ordering::Relaxed);
         }
     }

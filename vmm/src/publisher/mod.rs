@@ -123,30 +123,11 @@ pub trait Publication: fmt::Debug {
 /// What a publisher counts for a vCPU. Every count grows from 0 since the thread was attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {
-    /// Times the host took the thread off its CPU although it wanted to run.
-    pub outs: u64,
-    /// Times it went to sleep by itself.
-    pub sleeps: u64,
-    /// Times it was seen to come back.
-    pub ins: u64,
-    /// Times it was found running with the byte set, a lost switch-in, by its timer.
-    pub healed: u64,
+    /// By the program, in the context switch.
+    #[serde(flatten)]
+    pub program: bpf::Counts,
     /// Times it was about to enter the guest with the byte set.
     pub cleared_at_entry: u64,
-}
-
-impl Counts {
-    /// What was added since `earlier`.
-    #[must_use]
-    pub fn since(self, earlier: Self) -> Self {
-        Self {
-            outs: self.outs.saturating_sub(earlier.outs),
-            sleeps: self.sleeps.saturating_sub(earlier.sleeps),
-            ins: self.ins.saturating_sub(earlier.ins),
-            healed: self.healed.saturating_sub(earlier.healed),
-            cleared_at_entry: self.cleared_at_entry.saturating_sub(earlier.cleared_at_entry),
-        }
-    }
 }
 
 /// The publisher that does nothing of its own: KVM publishes, or nobody.

@@ -13,11 +13,12 @@
 #![expect(unsafe_code, reason = "replaces pages of guest memory by pages of a BPF map, and back")]
 
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::memory::{PAGE, Ram};
-use crate::publisher::bpf::Program;
+use crate::publisher::bpf::{PAGE_SIZE, Program, Site};
 use crate::steal_time::record::Record;
 use crate::vcpu::gate::{AllParked, Gate};
 
@@ -47,29 +48,20 @@ struct Element {
     records: usize,
 }
 
-/// The place of a record: an element of the page map, and an offset into it.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Index into the page map.
-    pub element: usize,
-    /// Bytes from the page's begin, a multiple of 64.
-    pub offset: usize,
-}
-
 impl Overlay {
     /// No page is laid over yet. The vCPU threads are those of `gate`.
     pub fn new(ram: Ram, gate: Arc<Gate>, program: Arc<Program>) -> Self {
-        let elements = Mutex::new(vec![Element::default(); program.pages().len()]);
+        let elements = Mutex::new(vec![Element::default(); program.pages().count()]);
         Self { ram, gate, program, elements }
     }
 
-    /// Finds the place of the record at `gpa` (64-byte aligned), laying its page over if it is not yet.
+    /// Finds the site of the record at `gpa` (64-byte aligned), laying its page over if it is not yet.
     ///
     /// `None` when it is not in RAM. The caller is a vCPU thread outside the guest; it may have to stop the others.
     ///
     /// # Errors
     /// [`OverlayError`] when the host refuses the mapping; guest memory is as it was.
-    pub fn take(&self, gpa: u64) -> Result<Option<Place>, OverlayError> {
+    pub fn take(&self, gpa: u64) -> Result<Option<Site>, OverlayError> {
         let page_gpa = gpa & !(PAGE - 1);
         let offset = usize::try_from(gpa - page_gpa).unwrap_or(0);
         let Some(page) = self.ram.page_hva(page_gpa) else { return Ok(None) };
@@ -77,19 +69,19 @@ impl Overlay {
             Some(element) => element,
             None => self.gate.alone(|parked| self.lay_over(page_gpa, page, parked))?,
         };
-        Ok(Some(Place { element, offset }))
+        Ok(Some(Site::new(element, offset)))
     }
 
-    /// The record at `place` is not used any more.
-    pub fn give_back(&self, place: &Place) {
-        if let Some(element) = self.lock().get_mut(place.element) {
+    /// The record at `site` is not used any more.
+    pub fn give_back(&self, site: Site) {
+        if let Some(element) = self.lock().get_mut(site.page()) {
             element.records = element.records.saturating_sub(1);
         }
     }
 
-    /// The record at `place`.
-    pub fn record(&self, place: &Place) -> &Record {
-        self.program.pages().record(place.element, place.offset)
+    /// The record at `site`.
+    pub fn record(&self, site: Site) -> Option<&Record> {
+        Record::in_page(self.program.pages().page(site.page())?, site.offset())
     }
 
     fn find_and_count(&self, page_gpa: u64) -> Option<usize> {
@@ -115,8 +107,8 @@ impl Overlay {
         if let Some(old) = elements[index].page_gpa.take() {
             self.restore(index, old, parked).map_err(failed)?;
         }
-        let element = self.program.pages().page(index);
-        copy_page(page, element.cast(), parked);
+        let element = self.element(index).ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        copy_page(page, element, parked);
         self.map_element(index, page).map_err(failed)?;
         elements[index] = Element { page_gpa: Some(page_gpa), records: 1 };
         Ok(index)
@@ -124,28 +116,34 @@ impl Overlay {
 
     /// Puts plain memory back at `page_gpa`, with what element `index` holds.
     fn restore(&self, index: usize, page_gpa: u64, parked: &AllParked) -> io::Result<()> {
-        let Some(page) = self.ram.page_hva(page_gpa) else { return Ok(()) };
+        let (Some(page), Some(element)) = (self.ram.page_hva(page_gpa), self.element(index)) else {
+            return Ok(());
+        };
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
         // SAFETY: `page` is a whole page of the region that `ram` keeps mapped, and nothing but guest memory lies
         // there; every other vCPU is parked, so nobody uses it while it is empty.
-        let mapped = unsafe { libc::mmap(page.as_ptr().cast(), PAGE_BYTES, protection, flags, -1, 0) };
+        let mapped = unsafe { libc::mmap(page.as_ptr().cast(), PAGE_SIZE, protection, flags, -1, 0) };
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        copy_page(self.program.pages().page(index).cast(), page, parked);
+        copy_page(element, page, parked);
         Ok(())
     }
 
+    /// The loader's own mapping of element `index`.
+    fn element(&self, index: usize) -> Option<NonNull<u8>> {
+        NonNull::new(self.program.pages().page(index)?.as_ptr().cast_mut().cast())
+    }
+
     fn map_element(&self, index: usize, page: NonNull<u8>) -> io::Result<()> {
-        use std::os::fd::AsRawFd;
         let fd = self.program.pages().as_fd().as_raw_fd();
-        let offset = i64::try_from(index * PAGE_BYTES).map_err(io::Error::other)?;
+        let offset = i64::try_from(index * PAGE_SIZE).map_err(io::Error::other)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_FIXED;
         // SAFETY: `page` is a whole page of the region that `ram` keeps mapped, and nothing but guest memory lies
         // there; its bytes have just been copied, and every other vCPU is parked, so no write falls in between.
-        let mapped = unsafe { libc::mmap(page.as_ptr().cast(), PAGE_BYTES, protection, flags, fd, offset) };
+        let mapped = unsafe { libc::mmap(page.as_ptr().cast(), PAGE_SIZE, protection, flags, fd, offset) };
         if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
@@ -154,11 +152,8 @@ impl Overlay {
     }
 }
 
-/// [`PAGE`], as the host counts bytes.
-const PAGE_BYTES: usize = 4096;
-
 /// Copies one page. Nobody writes either: the vCPUs are parked, and no record on them is published.
 fn copy_page(from: NonNull<u8>, to: NonNull<u8>, _parked: &AllParked) {
     // SAFETY: both are whole mapped pages that do not overlap, one of guest memory and one of the record map.
-    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), PAGE_BYTES) };
+    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), PAGE_SIZE) };
 }

@@ -7,10 +7,14 @@
 //! One writer at a time: while the BPF program publishes, it alone writes version and steal, and the vCPU's thread
 //! stores single bytes. The thread makes a whole update only before it hands the record to the program.
 
+#![expect(unsafe_code, reason = "sees a record in a page of bytes")]
+
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use protocol::steal_time::StealTime;
+
+use crate::publisher::bpf::PAGE_SIZE;
 
 /// A record in memory that others write too.
 #[derive(Debug)]
@@ -31,6 +35,17 @@ const _: () = {
 };
 
 impl Record {
+    /// The record at `offset` of a page of the record map; `None` where none can lie.
+    pub fn in_page(page: &[AtomicU8; PAGE_SIZE], offset: usize) -> Option<&Self> {
+        let place = page.get(offset..offset.checked_add(size_of::<Self>())?)?.as_ptr().cast::<Self>();
+        if !place.is_aligned() {
+            return None;
+        }
+        // SAFETY: 64 bytes of the page begin there, aligned; they are borrowed as long as the page, and any bytes are
+        // a record, whose fields are atomics, as the page's bytes are.
+        Some(unsafe { &*place })
+    }
+
     /// Adds `steal_ns` to steal and clears the byte. The caller is the only writer.
     ///
     /// A guest that left the version odd finds it even afterwards, as under KVM.

@@ -1,0 +1,269 @@
+//! The system calls: bpf(2), `pidfd_open(2)`.
+//!
+//! Each `struct` here is the part of `union bpf_attr` (`include/uapi/linux/bpf.h`) that one command reads, up to the
+//! last field that we set: the kernel takes what lies beyond the given size for zero.
+#![expect(unsafe_code, reason = "system calls that take addresses")]
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_insn, bpf_map_type, bpf_prog_type};
+use protocol::VcpuId;
+
+/// A kernel object's name: 15 bytes and a 0.
+type Name = [u8; 16];
+
+fn name(name: &str) -> Name {
+    let mut bytes = [0; 16];
+    for (to, from) in bytes[..15].iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    bytes
+}
+
+/// Calls bpf(2).
+///
+/// # Safety
+/// `A` must be what `command` reads, and every address in it must be good, for as much as its length says, until the
+/// call returns.
+unsafe fn bpf<A>(command: bpf_cmd, attr: &A) -> io::Result<RawFd> {
+    // SAFETY: the caller vouches for `attr`; its size goes with it.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<A>()) };
+    returned(result)
+}
+
+fn returned(result: libc::c_long) -> io::Result<RawFd> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        RawFd::try_from(result).map_err(io::Error::other)
+    }
+}
+
+/// Takes a descriptor over from the call that has just made it.
+///
+/// # Safety
+/// `fd` is open, and nobody else closes it.
+unsafe fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: as the caller says.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn address<T: ?Sized>(of: *const T) -> u64 {
+    of.cast::<u8>().expose_provenance() as u64
+}
+
+/// A size for the kernel, which refuses the largest.
+fn size(size: usize) -> u32 {
+    u32::try_from(size).unwrap_or(u32::MAX)
+}
+
+/// Gives the kernel the types that maps and programs refer to.
+pub(super) fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        btf: u64,
+        log: u64,
+        btf_size: u32,
+    }
+    let attr = Attr { btf: address(btf), log: 0, btf_size: size(btf.len()) };
+    // SAFETY: BPF_BTF_LOAD reads `btf_size` bytes at `btf`, and writes no log.
+    let fd = unsafe { bpf(bpf_cmd::BPF_BTF_LOAD, &attr) }?;
+    // SAFETY: BPF_BTF_LOAD returns a new descriptor.
+    Ok(unsafe { owned(fd) })
+}
+
+/// A map to create.
+pub(super) struct NewMap<'a> {
+    pub(super) name: &'a str,
+    pub(super) kind: bpf_map_type,
+    pub(super) key_size: u32,
+    pub(super) value_size: u32,
+    pub(super) max_entries: u32,
+    pub(super) flags: u32,
+    pub(super) btf: BorrowedFd<'a>,
+    pub(super) key_type: u32,
+    pub(super) value_type: u32,
+}
+
+/// Creates a map.
+pub(super) fn create_map(map: &NewMap<'_>) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        kind: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+        flags: u32,
+        inner_map: u32,
+        numa_node: u32,
+        name: Name,
+        ifindex: u32,
+        btf: RawFd,
+        key_type: u32,
+        value_type: u32,
+    }
+    let attr = Attr {
+        kind: map.kind as u32,
+        key_size: map.key_size,
+        value_size: map.value_size,
+        max_entries: map.max_entries,
+        flags: map.flags,
+        inner_map: 0,
+        numa_node: 0,
+        name: name(map.name),
+        ifindex: 0,
+        btf: map.btf.as_raw_fd(),
+        key_type: map.key_type,
+        value_type: map.value_type,
+    };
+    // SAFETY: BPF_MAP_CREATE reads `attr` alone: there is no address in it.
+    let fd = unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &attr) }?;
+    // SAFETY: BPF_MAP_CREATE returns a new descriptor.
+    Ok(unsafe { owned(fd) })
+}
+
+/// A program to load.
+pub(super) struct NewProgram<'a> {
+    pub(super) name: &'a str,
+    pub(super) instructions: &'a [bpf_insn],
+    pub(super) license: &'a CStr,
+    /// The BTF id of the tracepoint that it will be attached to.
+    pub(super) tracepoint: u32,
+    pub(super) btf: BorrowedFd<'a>,
+    /// What the verifier's messages call the program and its lines.
+    pub(super) functions: Info,
+    pub(super) lines: Info,
+}
+
+/// Records of the object's `.BTF.ext`.
+pub(super) struct Info {
+    pub(super) records: Vec<u8>,
+    pub(super) record_size: usize,
+}
+
+impl Info {
+    fn size_and_count(&self) -> (u32, u32) {
+        let count = self.records.len().checked_div(self.record_size);
+        (size(self.record_size), size(count.unwrap_or(0)))
+    }
+}
+
+/// Loads a program: the kernel verifies it and compiles it. With a `log` that is not empty, the verifier explains
+/// itself in it, ending in a 0.
+pub(super) fn load_program(program: &NewProgram<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        kind: u32,
+        instruction_count: u32,
+        instructions: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log: u64,
+        kernel_version: u32,
+        flags: u32,
+        name: Name,
+        ifindex: u32,
+        attach_type: u32,
+        btf: RawFd,
+        function_record_size: u32,
+        functions: u64,
+        function_count: u32,
+        line_record_size: u32,
+        lines: u64,
+        line_count: u32,
+        attach_btf_id: u32,
+    }
+    let (function_record_size, function_count) = program.functions.size_and_count();
+    let (line_record_size, line_count) = program.lines.size_and_count();
+    let attr = Attr {
+        kind: bpf_prog_type::BPF_PROG_TYPE_TRACING as u32,
+        instruction_count: size(program.instructions.len()),
+        instructions: address(program.instructions),
+        license: address(program.license),
+        log_level: u32::from(!log.is_empty()),
+        log_size: size(log.len()),
+        log: if log.is_empty() { 0 } else { address(&raw mut *log) },
+        kernel_version: 0,
+        flags: 0,
+        name: name(program.name),
+        ifindex: 0,
+        attach_type: bpf_attach_type::BPF_TRACE_RAW_TP as u32,
+        btf: program.btf.as_raw_fd(),
+        function_record_size,
+        functions: address(&raw const *program.functions.records),
+        function_count,
+        line_record_size,
+        lines: address(&raw const *program.lines.records),
+        line_count,
+        attach_btf_id: program.tracepoint,
+    };
+    // SAFETY: BPF_PROG_LOAD reads the instructions, the license up to its 0, and both kinds of records, each as long
+    // as its size and count say; it writes at most `log_size` bytes to `log`, which is ours to write.
+    let fd = unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &attr) }?;
+    // SAFETY: BPF_PROG_LOAD returns a new descriptor.
+    Ok(unsafe { owned(fd) })
+}
+
+/// Attaches a program to the tracepoint that it was loaded for, until the returned link is closed.
+pub(super) fn attach_to_tracepoint(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        name: u64,
+        program: RawFd,
+        padding: u32,
+    }
+    let attr = Attr { name: 0, program: program.as_raw_fd(), padding: 0 };
+    // SAFETY: BPF_RAW_TRACEPOINT_OPEN reads `attr` alone: the tracepoint is in the program, no name is given.
+    let fd = unsafe { bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &attr) }?;
+    // SAFETY: BPF_RAW_TRACEPOINT_OPEN returns a new descriptor.
+    Ok(unsafe { owned(fd) })
+}
+
+#[repr(C)]
+struct Element {
+    map: RawFd,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Adds a thread, which must not be there yet, to the task storage map of vCPUs.
+pub(super) fn add_thread(map: BorrowedFd<'_>, thread: BorrowedFd<'_>, vcpu: VcpuId) -> io::Result<()> {
+    const BPF_NOEXIST: u64 = 1;
+    let key = thread.as_raw_fd();
+    let value = size(vcpu.index());
+    let attr = Element {
+        map: map.as_raw_fd(),
+        padding: 0,
+        key: address(&raw const key),
+        value: address(&raw const value),
+        flags: BPF_NOEXIST,
+    };
+    // SAFETY: the key of a task storage map is a descriptor, and our map's value is a `u32`: the vCPU's index.
+    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &attr) }.map(drop)
+}
+
+/// Removes a thread from the task storage map of vCPUs.
+pub(super) fn remove_thread(map: BorrowedFd<'_>, thread: BorrowedFd<'_>) -> io::Result<()> {
+    let key = thread.as_raw_fd();
+    let attr = Element { map: map.as_raw_fd(), padding: 0, key: address(&raw const key), value: 0, flags: 0 };
+    // SAFETY: the key of a task storage map is a descriptor.
+    unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &attr) }.map(drop)
+}
+
+/// A descriptor that names the calling thread. `EINVAL` before Linux 6.9.
+pub(super) fn open_this_thread() -> io::Result<OwnedFd> {
+    /// `include/uapi/linux/pidfd.h`
+    const PIDFD_THREAD: libc::c_int = libc::O_EXCL;
+    // SAFETY: takes nothing, touches nothing.
+    let tid = unsafe { libc::gettid() };
+    // SAFETY: two numbers.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, tid, PIDFD_THREAD) };
+    let fd = returned(result)?;
+    // SAFETY: pidfd_open returns a new descriptor.
+    Ok(unsafe { owned(fd) })
+}

@@ -1,0 +1,223 @@
+//! The loader's parts: the scan of a BTF, relocation, refusals.
+
+use std::os::fd::AsFd;
+
+use aya_obj::Object;
+use aya_obj::btf::{Btf, BtfKind};
+use aya_obj::generated::bpf_insn;
+
+use super::btf_writer::BtfWriter;
+use super::kernel_btf::{BtfError, KernelLayout, PATH, WANTED};
+use super::object::{BpfObject, HEAL, OBJECT, PAGES, SLOTS, SWITCH, VCPU_OF_TASK};
+use super::*;
+
+const KIND_FORWARD: u32 = 7;
+const KIND_TYPEDEF: u32 = 8;
+
+/// A kernel's BTF in small, without the structs and typedefs named in `without`.
+fn kernel_btf(without: &[&str]) -> Vec<u8> {
+    let mut btf = BtfWriter::new();
+    // One record of each kind that the scan walks over, with as many bytes as its kind has
+    for (kind, count, added) in [
+        (1, 0, &[32][..]),
+        (2, 0, &[]),
+        (3, 0, &[1, 1, 4]),
+        (5, 1, &[0, 1, 0]),
+        (6, 2, &[0, 0, 0, 1]),
+        (KIND_FORWARD, 0, &[]),
+        (9, 0, &[]),
+        (10, 0, &[]),
+        (11, 0, &[]),
+        (12, 0, &[]),
+        (13, 1, &[0, 1]),
+        (14, 0, &[1]),
+        (15, 1, &[1, 0, 4]),
+        (16, 0, &[]),
+        (17, 0, &[0]),
+        (18, 0, &[]),
+        (19, 1, &[0, 1, 0]),
+    ] {
+        btf.add("", kind, count, 0, added);
+    }
+    btf.add("task_struct", KIND_FORWARD, 0, 0, &[]);
+    btf.add_struct("task_struct", &[]);
+    btf.add_struct("rq", &[("clock_of_another_rq", 1, 8)]);
+    for (name, members) in [
+        (
+            "task_struct",
+            &[("thread_info", 1, 0), ("__state", 1, 24), ("se", 2, 128), ("sched_info", 3, 640)][..],
+        ),
+        ("sched_info", &[("pcount", 1, 0), ("run_delay", 1, 8), ("last_queued", 1, 24)]),
+        ("sched_entity", &[("load", 1, 0), ("cfs_rq", 1, 168)]),
+        ("cfs_rq", &[("rq", 1, 304)]),
+        ("rq", &[("nr_running", 1, 0), ("clock", 1, 2456)]),
+    ] {
+        if !without.contains(&name) {
+            btf.add_struct(name, members);
+        }
+    }
+    for name in ["btf_trace_sched_switch_not", "btf_trace_sched_switch", "btf_trace_hrtimer_expire_entry"] {
+        if !without.contains(&name) {
+            btf.add(name, KIND_TYPEDEF, 0, 1, &[]);
+        }
+    }
+    btf.into_bytes()
+}
+
+fn offsets(layout: &KernelLayout) -> Vec<Option<&[u32]>> {
+    layout.offsets.iter().map(Option::as_deref).collect()
+}
+
+#[test]
+fn scan_of_small_btf_finds_each_offset_and_the_typedef() {
+    let layout = KernelLayout::scan(&kernel_btf(&[])).expect("a well-formed BTF");
+    let expected: [Option<&[u32]>; 5] =
+        [Some(&[24, 128, 640]), Some(&[8, 24]), Some(&[168]), Some(&[304]), Some(&[2456])];
+    assert_eq!(offsets(&layout), expected);
+    // 17 kinds, 3 namesakes, 5 structs, 1 namesake
+    assert_eq!(layout.tracepoints, [27, 28]);
+}
+
+#[test]
+fn scan_of_struct_with_bit_fields_takes_the_offset_alone() {
+    let mut btf = BtfWriter::new();
+    for wanted in &WANTED[1..] {
+        btf.add_struct(
+            wanted.name,
+            &wanted.fields.iter().map(|field| (field.name, 1, 8)).collect::<Vec<_>>(),
+        );
+    }
+    let names = WANTED[0].fields.iter().map(|field| btf.string(field.name)).collect::<Vec<_>>();
+    // The kind flag, and in the upper byte of the second offset a width
+    let members = [names[0], 1, 16 * 8, names[1], 1, (3 << 24) | (32 * 8), names[2], 1, 64 * 8];
+    btf.add("task_struct", 1 << 7 | 4, 3, 0, &members);
+    btf.add("btf_trace_hrtimer_expire_entry", KIND_TYPEDEF, 0, 1, &[]);
+    btf.add("btf_trace_sched_switch", KIND_TYPEDEF, 0, 1, &[]);
+    let layout = KernelLayout::scan(&btf.into_bytes()).expect("a well-formed BTF");
+    assert_eq!(offsets(&layout)[0], Some(&[16, 32, 64][..]));
+}
+
+#[test]
+fn scan_of_kernel_without_group_scheduling_leaves_the_clock_out() {
+    let layout = KernelLayout::scan(&kernel_btf(&["sched_entity"])).expect("a well-formed BTF");
+    assert_eq!(offsets(&layout)[2], None);
+}
+
+#[test]
+fn scan_of_btf_without_a_necessary_type_names_it() {
+    for what in ["task_struct", "sched_info", "btf_trace_sched_switch", "btf_trace_hrtimer_expire_entry"] {
+        assert_eq!(KernelLayout::scan(&kernel_btf(&[what])), Err(BtfError::Missing { what }));
+    }
+}
+
+#[test]
+fn scan_of_truncated_btf_is_an_error_at_any_length() {
+    let btf = kernel_btf(&[]);
+    for length in 0..btf.len() {
+        assert!(KernelLayout::scan(&btf[..length]).is_err(), "{length} of {} bytes", btf.len());
+    }
+}
+
+/// A panic here is the failure; what the scan makes of the bytes is its own affair.
+#[test]
+fn scan_of_corrupt_btf_never_panics() {
+    let sound = kernel_btf(&[]);
+    for at in 0..sound.len() {
+        for value in [0x00, 0x01, 0x7f, 0x80, 0xff] {
+            let mut btf = sound.clone();
+            btf[at] = value;
+            let _ = KernelLayout::scan(&btf);
+        }
+    }
+    for at in 0..sound.len() - 4 {
+        let mut btf = sound.clone();
+        btf[at..at + 4].fill(0xff);
+        let _ = KernelLayout::scan(&btf);
+    }
+}
+
+fn instructions(object: &Object, program: &str) -> Vec<bpf_insn> {
+    object.functions[&object.programs[program].function_key()].instructions.clone()
+}
+
+/// The scan and the small BTF made of it, against a general parser and the whole of the kernel's BTF.
+#[test]
+fn program_relocated_by_our_scan_equals_program_relocated_by_the_whole_kernel_btf() {
+    let Ok(bytes) = std::fs::read(PATH) else {
+        eprintln!("skipped: this kernel has no {PATH}");
+        return;
+    };
+    let mut expected = Object::parse(&OBJECT.0).expect("the committed object");
+    let kernel = Btf::parse(&bytes, expected.endianness).expect("the kernel's BTF");
+    expected.relocate_btf(&kernel).expect("the committed object fits this kernel");
+
+    let layout = KernelLayout::scan(&bytes).expect("the kernel's BTF");
+    let ours = BpfObject::for_kernel(&layout).expect("the committed object fits this kernel").0;
+
+    for program in [SWITCH, HEAL] {
+        let bytes = |object| {
+            let code = instructions(object, program);
+            code.iter().map(|i| (i.code, i.dst_reg(), i.src_reg(), i.off, i.imm)).collect::<Vec<_>>()
+        };
+        assert_eq!(bytes(&ours), bytes(&expected), "{program}");
+    }
+    let tracepoints = ["btf_trace_sched_switch", "btf_trace_hrtimer_expire_entry"]
+        .map(|name| kernel.id_by_type_name_kind(name, BtfKind::Typedef).expect("in the kernel's BTF"));
+    assert_eq!(layout.tracepoints, tracepoints);
+}
+
+/// Loads the switch program as far as the verifier, for a kernel of this layout; `None`, said aloud, without the
+/// right to.
+fn verify(layout: &KernelLayout, shorten_to: Option<usize>) -> Option<Result<(), BpfError>> {
+    let mut object = BpfObject::for_kernel(layout).expect("the committed object");
+    let btf = match syscall::load_btf(&object.btf().expect("the object's types")) {
+        Ok(btf) => btf,
+        Err(error) => {
+            eprintln!("skipped: cannot use BPF here: {error}");
+            return None;
+        }
+    };
+    let map = |name| create(&object, name, usize::from(name != VCPU_OF_TASK), btf.as_fd()).expect("a map");
+    let maps = [VCPU_OF_TASK, SLOTS, PAGES].map(|name| (name, map(name)));
+    object.relocate_maps(&maps.each_ref().map(|(name, fd)| (*name, fd.as_fd()))).expect("the object's maps");
+
+    let mut program =
+        object.program(SWITCH, layout.tracepoints[0], btf.as_fd()).expect("the object's program");
+    if let Some(length) = shorten_to {
+        program.instructions = &program.instructions[..length];
+        program.lines.records.clear();
+    }
+    Some(load(&program).map(drop))
+}
+
+#[test]
+fn program_for_kernel_without_group_scheduling_passes_the_verifier() {
+    let Ok(mut layout) = KernelLayout::of_running_kernel() else {
+        eprintln!("skipped: this kernel has no {PATH}");
+        return;
+    };
+    for (wanted, offsets) in WANTED.iter().zip(&mut layout.offsets) {
+        if ["sched_entity", "cfs_rq", "rq"].contains(&wanted.name) {
+            *offsets = None;
+        }
+    }
+    if let Some(result) = verify(&layout, None) {
+        result.expect("the guard of the clock's fields takes the way to them out");
+    }
+}
+
+#[test]
+fn refusal_by_the_verifier_carries_the_end_of_its_log() {
+    let Ok(layout) = KernelLayout::of_running_kernel() else {
+        eprintln!("skipped: this kernel has no {PATH}");
+        return;
+    };
+    match verify(&layout, Some(1)) {
+        None => {}
+        Some(Err(BpfError::Verifier { program, log, .. })) => {
+            assert_eq!(program, SWITCH);
+            assert!(log.contains("last insn is not an exit or jmp"), "{log}");
+        }
+        Some(other) => panic!("a program of one instruction: {other:?}"),
+    }
+}
