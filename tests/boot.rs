@@ -1,5 +1,12 @@
 //! Foreign payloads: guests that were not made for this monitor, and how their runs end.
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so and fails"
+)]
+
 mod support;
 
 use std::io::Read;

@@ -1,5 +1,12 @@
 //! The byte, end to end: host scheduler, program, overlaid page, check, guest.
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so and fails"
+)]
+
 mod support;
 
 use support::{guest, has_bpf, has_kvm, has_two_cpus, run, skip};
@@ -54,10 +61,11 @@ fn publisher_counts_every_preemption_that_the_scheduler_counts() {
     let (result, _) = watch(&watching(PublisherKind::Bpf, 1));
     let window = result.window.expect("a window");
     assert!(window.host.preemptions > 20, "{:?}", window.host);
-    // Over the whole run, and from the thread's own account: no edge of a window falls between.
+    // Over the whole run, by the thread's own account. The scheduler has seen the thread from its first moment, the
+    // program only from its enrolment some 100 us later; the program's own tests begin both counts at the same time.
     for vcpu in &result.vcpus {
         let counts = vcpu.publication.expect("the program counts");
-        assert_eq!(counts.outs, vcpu.preemptions, "{vcpu:?}");
+        assert!((counts.program.outs..=counts.program.outs + 2).contains(&vcpu.preemptions), "{vcpu:?}");
     }
 }
 

@@ -1,5 +1,12 @@
 //! Bad input: each mistake costs one line that names the thing and the cure, status 1 or 2, and leaves nothing behind.
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so and fails"
+)]
+
 mod support;
 
 use std::os::unix::fs::PermissionsExt;

@@ -1,31 +1,38 @@
-//! A thousand short guests in a row: none hangs, and nothing is left of any.
+//! A thousand short guests in a row, and what is left of them: nothing.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so and fails"
+)]
 
 mod support;
 
+use std::collections::HashSet;
 use std::fs;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use protocol::VcpuId;
+use support::bpf_ids::Id;
 use support::{end_of, guest, has_bpf, has_kvm, kill, run, vmm, wait_for};
 use vmm::guest::Outcome;
 use vmm::publisher::PublisherKind;
-use vmm::publisher::bpf::loaded_programs;
+use vmm::publisher::bpf::Program;
 
 const GUESTS: usize = 1000;
 
-fn entries(folder: &str) -> usize {
-    fs::read_dir(folder).expect("/proc is mounted").count()
+/// These tests look at all that this process holds: one at a time.
+fn alone<R>(test: impl FnOnce() -> R) -> R {
+    static LOCK: Mutex<()> = Mutex::new(());
+    let _guard = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
+    test()
 }
 
-/// BPF programs go a moment after their last descriptor: the kernel waits for those who may still run them.
-fn programs_settle_at(expected: usize) -> bool {
-    (0..100).any(|_| {
-        let settled = loaded_programs().is_ok_and(|programs| programs <= expected);
-        if !settled {
-            thread::sleep(Duration::from_millis(50));
-        }
-        settled
-    })
+fn entries(folder: &str) -> usize {
+    fs::read_dir(folder).expect("/proc is mounted").count()
 }
 
 #[test]
@@ -34,35 +41,62 @@ fn thousand_guests_leave_no_descriptor_thread_or_bpf_program() {
         return;
     }
     let publisher = if has_bpf() { PublisherKind::Bpf } else { PublisherKind::Kernel };
-    let config = guest(2, publisher, "job=idle warmup_ms=1 duration_ms=1");
-    run(&config);
-    let (descriptors, threads) = (entries("/proc/self/fd"), entries("/proc/self/task"));
-    let programs = loaded_programs().ok();
-    for round in 0..GUESTS {
-        let (run, result) = run(&config);
-        assert!(matches!(run.outcome, Outcome::Reset), "guest {round}: {:?}", result.outcome);
-    }
-    assert_eq!(entries("/proc/self/fd"), descriptors);
-    assert_eq!(entries("/proc/self/task"), threads);
-    if let Some(programs) = programs {
-        assert!(programs_settle_at(programs), "{:?} programs, {programs} before", loaded_programs());
-    }
+    alone(|| {
+        let config = guest(2, publisher, "job=idle warmup_ms=1 duration_ms=1");
+        run(&config);
+        let (descriptors, threads) = (entries("/proc/self/fd"), entries("/proc/self/task"));
+        let programs = Id::all_programs();
+        for round in 0..GUESTS {
+            let (run, result) = run(&config);
+            assert!(matches!(run.outcome, Outcome::Reset), "guest {round}: {:?}", result.outcome);
+        }
+        assert_eq!(entries("/proc/self/fd"), descriptors);
+        assert_eq!(entries("/proc/self/task"), threads);
+        Id::wait_until_gone(&Id::all_programs().difference(&programs).copied().collect());
+    });
+}
+
+/// What a process holds that has loaded the publisher.
+fn held_by_publisher(pid: &str) -> HashSet<Id> {
+    let ids = Id::held_by(pid);
+    assert!(ids.iter().any(|id| matches!(id, Id::Program(_))), "{ids:?}");
+    assert!(ids.iter().any(|id| matches!(id, Id::Map(_))), "{ids:?}");
+    assert!(ids.iter().all(|id| id.lives()), "{ids:?}");
+    ids
 }
 
 #[test]
-fn killed_monitor_leaves_no_bpf_program() {
+fn dropped_program_leaves_no_program_and_no_map() {
     if !has_bpf() {
         return;
     }
-    let before = loaded_programs().expect("programs can be counted");
+    alone(|| {
+        let program = Program::load(1, 1).expect("it could be loaded before");
+        let enrolled = program.enrol_current_thread(VcpuId::BOOT).expect("a fresh thread");
+        let ids = held_by_publisher("self");
+        drop(enrolled);
+        drop(program);
+        assert!(Id::held_by("self").is_empty());
+        Id::wait_until_gone(&ids);
+    });
+}
+
+#[test]
+fn killed_monitor_leaves_no_program_and_no_map() {
+    if !has_bpf() {
+        return;
+    }
     let args = ["--vcpus", "2", "--publisher", "bpf", "--job", "idle", "--duration-ms", "60000"];
-    let mut child = vmm(args).spawn().unwrap();
-    while loaded_programs().expect("programs can be counted") <= before {
+    let mut child = vmm(args).spawn().expect("the monitor starts");
+    let pid = child.id().to_string();
+    // The links come last.
+    while Id::held_by(&pid).iter().filter(|id| matches!(id, Id::Map(_))).count() < 3 {
         thread::sleep(Duration::from_millis(1));
     }
+    let ids = held_by_publisher(&pid);
     kill(child.id(), "KILL");
     assert_eq!(wait_for(&mut child), None);
-    assert!(programs_settle_at(before));
+    Id::wait_until_gone(&ids);
     // And the next one starts as if nothing had been.
     assert_eq!(end_of(&mut vmm(["--vcpus", "2", "--publisher", "bpf", "--job", "reset"])).status, Some(0));
 }

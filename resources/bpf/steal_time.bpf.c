@@ -226,14 +226,18 @@ int BPF_PROG(steal_switch, bool preempt, struct task_struct *prev, struct task_s
 
 /*
  * Some hosts lose the trace of a switch now and then, and a byte left at 1 would tell the other vCPUs that this one
- * does not run for as long as it does. So whenever a timer interrupts a vCPU, which the host's tick does at least, its
- * byte is looked at. By now the run delay is final.
+ * does not run for as long as it does. So the byte is looked at again wherever a vCPU's thread is known to run, and the
+ * run delay is final. The loader attaches this program to two such places:
+ *
+ *	x86_fpu_regs_activated	the thread's FPU registers are loaded, because another thread had them meanwhile; that
+ *				is between the switch-in and the guest
+ *	hrtimer_expire_entry	a timer interrupts the thread, as the host's tick does at least
  *
  * A timer of our own on the thread's CPU time (SW_CPU_CLOCK) would bound the lie by less than a tick. But it is
  * started and stopped with every switch, and wants interrupts of its own: measured at 1 ms, 4.4 us more for each
  * switch, and 1.5 % of all that the vCPU computes.
  */
-SEC("tp_btf/hrtimer_expire_entry")
+SEC("tp_btf")
 int steal_heal(void *ctx)
 {
 	struct task_struct *task = bpf_get_current_task_btf();

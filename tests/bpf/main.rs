@@ -5,7 +5,6 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "a test that cannot go on says so and fails")]
 
 mod contention;
-mod lifetime;
 mod object;
 mod record;
 mod single_thread;
@@ -25,11 +24,16 @@ fn load(vcpus: usize) -> Option<Program> {
         Err(
             error @ (BpfError::NotPermitted { .. } | BpfError::NoKernelBtf(_) | BpfError::NoThreadPidfd(_)),
         ) => {
-            eprintln!("skipped: {error}");
+            skip(&error.to_string());
             None
         }
         Err(error) => panic!("{}", chain(&error)),
     }
+}
+
+/// Says that the calling test skips, and why.
+fn skip(why: &str) {
+    eprintln!("SKIPPED {}: {why}", std::thread::current().name().unwrap_or("a test"));
 }
 
 /// Spins until `condition` holds. One that never comes true fails the test.

@@ -7,13 +7,14 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod bpf_ids;
 pub(crate) mod elf;
 
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -166,8 +167,10 @@ pub(crate) fn guest(vcpus: usize, publisher: PublisherKind, words: &str) -> Gues
     }
 }
 
-/// Runs a guest in this process, and makes its document.
+/// Runs a guest in this process, and makes its document. One at a time: each would take the other's CPUs.
 pub(crate) fn run(config: &GuestConfig) -> (GuestRun, RunResult) {
+    static CPUS: Mutex<()> = Mutex::new(());
+    let _guard = CPUS.lock().unwrap_or_else(PoisonError::into_inner);
     let run = guest::run(config, io::sink(), Timings::since(Instant::now())).expect("the guest can be run");
     let result = RunResult::new(HostFacts::probe(), config, &run);
     (run, result)

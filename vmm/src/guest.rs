@@ -24,7 +24,7 @@ use crate::cpuid::Supported;
 use crate::event_loop::{self, Event, EventLoop, EventLoopError};
 use crate::host::cpus::Cpus;
 use crate::loader::{self, Entry, LoadError, Payload};
-use crate::measure::{Snapshot, Window};
+use crate::measure::Window;
 use crate::memory::{MemoryError, Ram, ReportView};
 use crate::payload;
 use crate::publisher::{Choice, Counts, MsrOwner, Publisher, PublisherError, PublisherKind};
@@ -32,7 +32,7 @@ use crate::steal_time::msr::{self, MsrFilterError, StealTimeMsr};
 use crate::timings::{GuestClock, Timings};
 use crate::vcpu::gate::Gate;
 use crate::vcpu::run::{Remains, Vcpu, VcpuError};
-use crate::vcpu::{Crash, Ending, Message, Outbox, kick};
+use crate::vcpu::{Crash, Ending, Message, Outbox, Shared, kick};
 use crate::vm::{self, Interrupts, Vm, VmError};
 
 /// A vCPU thread runs a loop and reads a few files of `/proc`.
@@ -230,16 +230,16 @@ pub fn run(
     }
 
     let gate = Arc::new(Gate::new());
-    let ports = Arc::new(port_bus(&vm, console)?);
+    let shared =
+        Shared { ports: port_bus(&vm, console)?, gate: Arc::clone(&gate), cpus: config.cpus.clone() };
+    let shared = Arc::new(shared);
     let publisher = selection.publisher(vm.ram().clone(), Arc::clone(&gate));
     let mut threads = Threads { gate: Arc::clone(&gate), handles: Vec::new() };
     let common = Common {
         entry,
         owner,
         supported: vm.supported().clone(),
-        cpus: config.cpus.clone(),
-        ports: Arc::clone(&ports),
-        gate: Arc::clone(&gate),
+        shared: Arc::clone(&shared),
         publisher: Arc::clone(&publisher),
     };
     threads.start(VcpuId::BOOT, boot_vcpu, common.clone(), event_loop.outbox()?)?;
@@ -248,7 +248,7 @@ pub fn run(
     }
     timings.mark("vCPU threads started");
 
-    let watched = watch(&mut event_loop, &gate, &config.cpus, &mut timings);
+    let watched = watch(&mut event_loop, &mut timings);
     let finished = threads.finish();
     let (outcome, window) = watched?;
     timings.mark("vCPU threads home");
@@ -266,7 +266,7 @@ pub fn run(
         publisher_why: selection.why().to_owned(),
         window,
         vcpus: finished.iter().map(|(vcpu, f)| (*vcpu, f.remains, publisher.counts(*vcpu))).collect(),
-        unclaimed: ports.unclaimed(),
+        unclaimed: shared.ports.unclaimed(),
         timings,
     })
 }
@@ -344,22 +344,17 @@ fn port_bus(vm: &Vm, console: impl Write + Send + 'static) -> Result<PortBus, Gu
     Ok(ports)
 }
 
-/// Waits for the end, and takes the accounts when the guest's window opens and closes.
-fn watch(
-    event_loop: &mut EventLoop,
-    gate: &Gate,
-    cpus: &Cpus,
-    timings: &mut Timings,
-) -> Result<(Outcome, Option<Window>), GuestError> {
+/// Waits for the end, and for the guest's window to open and close on the way.
+fn watch(event_loop: &mut EventLoop, timings: &mut Timings) -> Result<(Outcome, Option<Window>), GuestError> {
     let (mut opened, mut window) = (None, None);
     let outcome = loop {
         match event_loop.next_event()? {
-            Event::Vcpu(Message::Milestone { code, at }) => match Milestone::from_code(code) {
-                Some(Milestone::AllUp) => timings.mark_at("all vCPUs up", at),
-                Some(Milestone::WindowOpens) => opened = Some(Snapshot::take(gate, cpus)),
+            Event::Vcpu(Message::Milestone(mark)) => match Milestone::from_code(mark.code) {
+                Some(Milestone::AllUp) => timings.mark_at("all vCPUs up", mark.at),
+                Some(Milestone::WindowOpens) => opened = mark.accounts,
                 Some(Milestone::WindowCloses) => {
-                    let closed = opened.as_ref().map(|opened| (opened, Snapshot::take(gate, cpus)));
-                    window = closed.map(|(opened, closed)| Window::between(opened, &closed));
+                    let both = opened.as_ref().zip(mark.accounts.as_ref());
+                    window = both.map(|(opened, closed)| Window::between(opened, closed));
                 }
                 // A foreign guest's mark: it means something to that guest only.
                 None => {}
@@ -390,9 +385,7 @@ struct Common {
     entry: Entry,
     owner: MsrOwner,
     supported: Supported,
-    cpus: Cpus,
-    ports: Arc<PortBus>,
-    gate: Arc<Gate>,
+    shared: Arc<Shared>,
     publisher: Arc<dyn Publisher>,
 }
 
@@ -432,8 +425,7 @@ impl Drop for Threads {
 fn vcpu_thread(vcpu: VcpuId, fd: VcpuFd, common: &Common, outbox: Outbox) -> Finished {
     match prepare(vcpu, &fd, common) {
         Ok((clock, steal_time)) => {
-            let (ports, gate) = (Arc::clone(&common.ports), Arc::clone(&common.gate));
-            let remains = Vcpu::new(vcpu, fd, ports, gate, steal_time, outbox).run();
+            let remains = Vcpu::new(vcpu, fd, Arc::clone(&common.shared), steal_time, outbox).run();
             Finished { remains, clock }
         }
         Err(error) => {
@@ -449,7 +441,7 @@ fn prepare<'c>(
     fd: &VcpuFd,
     common: &'c Common,
 ) -> Result<(Option<GuestClock>, StealTimeMsr<'c>), VcpuError> {
-    common.cpus.confine_this_thread().map_err(|source| VcpuError::Place { vcpu, source })?;
+    common.shared.cpus.confine_this_thread().map_err(|source| VcpuError::Place { vcpu, source })?;
     kick::open_inside_run(fd).map_err(|source| VcpuError::SignalMask { vcpu, source })?;
     let setup = |source| VcpuError::Setup { vcpu, source };
     fd.set_cpuid2(&common.supported.of_vcpu(vcpu, common.owner)).map_err(setup)?;

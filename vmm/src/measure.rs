@@ -1,7 +1,7 @@
 //! Measuring from the host: what its scheduler has counted, between two moments of a run.
 //!
-//! The guest says when its window opens and closes; the event loop takes a [`Snapshot`] then. The two sides' windows
-//! differ by how long it takes to wake the main thread, some tens of microseconds.
+//! The guest says when its window opens and closes; the thread of the vCPU that says it takes a [`Snapshot`] then, and
+//! lets the guest go on. The two sides' windows differ by as long as it took for that vCPU to notice.
 
 use std::time::{Duration, Instant};
 

@@ -402,6 +402,7 @@ fn rules(report: &Report) -> Vec<RuleFigures> {
 }
 
 /// A workload's words, `key=value`, as a map.
+#[expect(clippy::ref_option, reason = "serde hands over the field")]
 fn words_as_map<S: Serializer>(workload: &Option<Workload>, serializer: S) -> Result<S::Ok, S::Error> {
     let Some(workload) = workload else { return serializer.serialize_none() };
     let words = workload.to_string();

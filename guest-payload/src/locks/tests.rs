@@ -15,11 +15,11 @@ use crate::cpu::Cpu;
 use crate::park::{Lot, Me};
 use crate::patience::Strategy;
 
-/// No test needs so long; one that does has lost a wake-up.
-const LIMIT: Duration = Duration::from_secs(60);
+/// No halt needs so long; one that does has lost its wake-up.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// The machine: who was kicked, and a source of lies.
-struct Machine {
+pub(super) struct Machine {
     kicked: Vec<(HostMutex<bool>, Condvar)>,
     lies: AtomicU64,
     gave_up: AtomicBool,
@@ -27,7 +27,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(cpus: usize) -> Self {
+    pub(super) fn new(cpus: usize) -> Self {
         Self {
             kicked: (0..cpus).map(|_| Default::default()).collect(),
             lies: AtomicU64::new(1),
@@ -35,11 +35,22 @@ impl Machine {
             began: Instant::now(),
         }
     }
+
+    pub(super) fn assert_no_wake_up_was_lost(&self) {
+        assert!(!self.gave_up.load(Ordering::Relaxed), "a wake-up was lost");
+    }
 }
 
-struct Thread<'m> {
+/// One of the machine's CPUs.
+pub(super) struct Thread<'m> {
     machine: &'m Machine,
     id: VcpuId,
+}
+
+impl<'m> Thread<'m> {
+    pub(super) fn new(machine: &'m Machine, id: VcpuId) -> Self {
+        Self { machine, id }
+    }
 }
 
 impl Cpu for Thread<'_> {
@@ -100,7 +111,7 @@ fn exclude_and_wake(lock: &impl Lock, strategy: Strategy) {
             .map(|id| {
                 let (machine, lot, occupant, sections) = (&machine, &lot, &occupant, &sections);
                 scope.spawn(move || {
-                    let mut me = Me::new(Thread { machine, id }, strategy, lot);
+                    let mut me = Me::new(Thread::new(machine, id), strategy, lot);
                     let name = u32::from(id.apic_id()) + 1;
                     for _ in 0..TIMES {
                         lock.acquire(&mut me);
@@ -121,7 +132,7 @@ fn exclude_and_wake(lock: &impl Lock, strategy: Strategy) {
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
     assert_eq!(sections.load(Ordering::Relaxed), THREADS as u64 * TIMES);
-    assert!(!machine.gave_up.load(Ordering::Relaxed), "a wake-up was lost");
+    machine.assert_no_wake_up_was_lost();
     if strategy == Strategy::Ignore {
         assert_eq!(halts, 0, "who ignores the byte never halts");
     } else {
@@ -130,7 +141,7 @@ fn exclude_and_wake(lock: &impl Lock, strategy: Strategy) {
 }
 
 const BYTE: Strategy = Strategy::Byte { backstop: 50_000 };
-const THRESHOLD: Strategy = Strategy::Threshold(500);
+pub(super) const THRESHOLD: Strategy = Strategy::Threshold(500);
 
 #[test]
 fn tas_excludes_and_wakes_whatever_the_byte_says() {

@@ -112,6 +112,31 @@ impl Ticket {
     }
 }
 
+impl Ticket {
+    /// The ticket whose turn is next, and who has it, as far as known yet.
+    fn choose_next<C: Cpu>(&self, me: &Me<'_, C>) -> (u32, Option<VcpuId>) {
+        let next = self.serving.load(Ordering::Relaxed).wrapping_add(1);
+        match me.strategy {
+            Strategy::Byte { .. } => self.first_on_cpu(next, me),
+            Strategy::Ignore | Strategy::Threshold(_) => (next, self.taker(next)),
+        }
+    }
+
+    /// Makes it `next`'s turn.
+    fn serve<C: Cpu>(&self, next: u32, taker: Option<VcpuId>, me: &mut Me<'_, C>) {
+        self.turn.store(taker.map_or(FREE, name_of), Ordering::SeqCst);
+        self.serving.swap(next, Ordering::SeqCst);
+        // Who has its turn now may be halted, or about to. Asked once more: since we chose, somebody may have taken the
+        // ticket, waited, and halted.
+        if let Some(taker) = self.taker(next) {
+            me.wake(taker);
+        }
+        if matches!(me.strategy, Strategy::Byte { .. }) {
+            me.wake_longest(&self.waiters);
+        }
+    }
+}
+
 impl Default for Ticket {
     fn default() -> Self {
         Self::new()
@@ -127,19 +152,39 @@ impl Lock for Ticket {
     }
 
     fn release<C: Cpu>(&self, me: &mut Me<'_, C>) {
-        let next = self.serving.load(Ordering::Relaxed).wrapping_add(1);
-        let (next, taker) = match me.strategy {
-            Strategy::Byte { .. } => self.first_on_cpu(next, me),
-            Strategy::Ignore | Strategy::Threshold(_) => (next, self.taker(next)),
-        };
-        self.turn.store(taker.map_or(FREE, name_of), Ordering::SeqCst);
-        self.serving.swap(next, Ordering::SeqCst);
-        // Whoever has its turn now may have been about to halt when we looked; or, in strict order, is halted.
-        if let Some(taker) = taker {
-            me.wake(taker);
-        }
-        if matches!(me.strategy, Strategy::Byte { .. }) {
-            me.wake_longest(&self.waiters);
-        }
+        let (next, taker) = self.choose_next(me);
+        self.serve(next, taker, me);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::super::tests::{Machine, THRESHOLD, Thread};
+    use super::*;
+    use crate::park::Lot;
+
+    /// The releasing vCPU is preempted between looking who is next and serving; meanwhile somebody comes, waits, halts.
+    #[test]
+    fn waiter_that_came_and_halted_while_the_turn_was_passed_on_is_woken() {
+        let (machine, lot, lock) = (Machine::new(2), Lot::new(), Ticket::new());
+        let me = |index| Me::new(Thread::new(&machine, VcpuId::new(index).unwrap()), THRESHOLD, &lot);
+        let mut holder = me(0);
+        lock.acquire(&mut holder);
+        let (next, taker) = lock.choose_next(&holder);
+        assert_eq!(taker, None);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut waiter = me(1);
+                lock.acquire(&mut waiter);
+                lock.release(&mut waiter);
+            });
+            while !lot.is_off_line(VcpuId::new(1).unwrap()) {
+                thread::yield_now();
+            }
+            lock.serve(next, taker, &mut holder);
+        });
+        machine.assert_no_wake_up_was_lost();
     }
 }

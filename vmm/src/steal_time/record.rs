@@ -36,6 +36,7 @@ const _: () = {
 
 impl Record {
     /// The record at `offset` of a page of the record map; `None` where none can lie.
+    #[expect(clippy::cast_ptr_alignment, reason = "it is looked at before it is used")]
     pub fn in_page(page: &[AtomicU8; PAGE_SIZE], offset: usize) -> Option<&Self> {
         let place = page.get(offset..offset.checked_add(size_of::<Self>())?)?.as_ptr().cast::<Self>();
         if !place.is_aligned() {

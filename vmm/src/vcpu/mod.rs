@@ -11,14 +11,18 @@ pub mod kick;
 pub mod run;
 
 use std::fmt;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
+use devices::PortBus;
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use protocol::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::host::cpus::Cpus;
+use crate::measure::Snapshot;
 use exit::CrashReason;
+use gate::Gate;
 
 /// How a vCPU thread ended the run, or that it was sent home.
 #[derive(Debug)]
@@ -69,16 +73,22 @@ impl fmt::Display for Registers {
     }
 }
 
+/// What the vCPUs of a guest share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Who answers at a port.
+    pub ports: PortBus,
+    /// Where their threads stop.
+    pub gate: Arc<Gate>,
+    /// Host CPUs that their threads may use.
+    pub cpus: Cpus,
+}
+
 /// What a vCPU thread tells the event loop.
 #[derive(Debug)]
 pub enum Message {
     /// The guest set a mark.
-    Milestone {
-        /// The mark.
-        code: u8,
-        /// When the monitor was told.
-        at: Instant,
-    },
+    Milestone(Mark),
     /// The run is over.
     Ended {
         /// By which vCPU.
@@ -93,6 +103,17 @@ pub enum Message {
         /// Why.
         error: run::VcpuError,
     },
+}
+
+/// A mark that the guest set.
+#[derive(Debug)]
+pub struct Mark {
+    /// The mark.
+    pub code: u8,
+    /// When the monitor was told.
+    pub at: Instant,
+    /// The host's accounts at that moment, if it is one at which they are wanted.
+    pub accounts: Option<Snapshot>,
 }
 
 /// The way from a vCPU thread to the event loop.

@@ -4,16 +4,22 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use devices::{PortBus, Request};
+use devices::Request;
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
+use protocol::report::Milestone;
 
 use super::exit::{self, CrashReason, Exit, PortData};
-use super::gate::{Gate, Wanted};
-use super::{Crash, Ending, ExitCounts, Message, Outbox, Registers, kick};
+use super::gate::Wanted;
+use super::{Crash, Ending, ExitCounts, Mark, Message, Outbox, Registers, Shared, kick};
 use crate::host::account::ThreadAccount;
+use crate::host::cpus::CpuError;
+use crate::measure::Snapshot;
 use crate::publisher::PublisherError;
 use crate::steal_time::msr::{Access, StealTimeMsr};
+
+/// A guest may set marks as long as it likes; so many from one vCPU are told.
+const MOST_MARKS: u32 = 64;
 
 /// What an address without memory reads.
 const FLOATING: u8 = 0xff;
@@ -51,7 +57,7 @@ pub enum VcpuError {
         /// The vCPU.
         vcpu: VcpuId,
         /// The host's reason.
-        source: crate::host::cpus::CpuError,
+        source: CpuError,
     },
     /// The publisher failed.
     #[error("Cannot publish steal time of vCPU {vcpu}")]
@@ -68,11 +74,11 @@ pub enum VcpuError {
 pub struct Vcpu<'p> {
     id: VcpuId,
     fd: VcpuFd,
-    ports: Arc<PortBus>,
-    gate: Arc<Gate>,
+    shared: Arc<Shared>,
     steal_time: StealTimeMsr<'p>,
     outbox: Outbox,
     exits: ExitCounts,
+    marks: u32,
 }
 
 /// What is left of a vCPU thread.
@@ -103,17 +109,16 @@ impl<'p> Vcpu<'p> {
     pub fn new(
         id: VcpuId,
         fd: VcpuFd,
-        ports: Arc<PortBus>,
-        gate: Arc<Gate>,
+        shared: Arc<Shared>,
         steal_time: StealTimeMsr<'p>,
         outbox: Outbox,
     ) -> Self {
-        Self { id, fd, ports, gate, steal_time, outbox, exits: ExitCounts::default() }
+        Self { id, fd, shared, steal_time, outbox, exits: ExitCounts::default(), marks: 0 }
     }
 
     /// Runs until the guest ends or the thread is sent home; tells the event loop which, and how it went.
     pub fn run(mut self) -> Remains {
-        self.gate.enter(self.id);
+        self.shared.gate.enter(self.id);
         let message = match self.run_to_the_end() {
             Ok(Ending::SentHome) => None,
             Ok(ending) => Some(Message::Ended { vcpu: self.id, ending }),
@@ -122,7 +127,7 @@ impl<'p> Vcpu<'p> {
         if let Some(message) = message {
             self.outbox.send(message);
         }
-        self.gate.leave(self.id);
+        self.shared.gate.leave(self.id);
         let account = ThreadAccount::read(kick::KickHandle::of_this_thread().tid()).unwrap_or_default();
         Remains { exits: self.exits, account }
     }
@@ -139,7 +144,7 @@ impl<'p> Vcpu<'p> {
     }
 
     fn running(&mut self) -> Result<State, VcpuError> {
-        match self.gate.wanted() {
+        match self.shared.gate.wanted() {
             Wanted::Nothing => {}
             Wanted::Park => return Ok(State::Parked), // running -> parked: another vCPU needs to be alone
             Wanted::End => return Ok(State::Finished(Ending::SentHome)), // running -> finished: the run is over
@@ -152,7 +157,7 @@ impl<'p> Vcpu<'p> {
     }
 
     fn parked(&mut self) -> State {
-        self.gate.park();
+        self.shared.gate.park();
         State::Running // parked -> running: the other one is done
     }
 
@@ -164,12 +169,12 @@ impl<'p> Vcpu<'p> {
             Exit::PortIn(PortData { port, width, data }) => {
                 self.exits.port += 1;
                 for unit in data.chunks_mut(width) {
-                    self.ports.read(port, unit);
+                    self.shared.ports.read(port, unit);
                 }
             }
             Exit::PortOut(PortData { port, width, data }) => {
                 self.exits.port += 1;
-                let request = data.chunks(width).find_map(|unit| self.ports.write(port, unit));
+                let request = data.chunks(width).find_map(|unit| self.shared.ports.write(port, unit));
                 return Ok(self.carry_out(request));
             }
             Exit::MmioRead(data) => {
@@ -201,16 +206,28 @@ impl<'p> Vcpu<'p> {
         Ok(Step::Handled)
     }
 
-    fn carry_out(&self, request: Option<Request>) -> Step {
+    fn carry_out(&mut self, request: Option<Request>) -> Step {
         match request {
             None => Step::Handled,
             Some(Request::Milestone(code)) => {
-                self.outbox.send(Message::Milestone { code, at: Instant::now() });
+                self.mark(code);
                 Step::Handled
             }
             Some(Request::Reset) => Step::Ended(Ending::Reset),
             Some(Request::Exit(status)) => Step::Ended(Ending::Exit(status)),
         }
+    }
+
+    /// Tells of a mark. The accounts are taken here and now: a moment later the guest may have ended.
+    fn mark(&mut self, code: u8) {
+        if self.marks == MOST_MARKS {
+            return;
+        }
+        self.marks += 1;
+        let wanted =
+            matches!(Milestone::from_code(code), Some(Milestone::WindowOpens | Milestone::WindowCloses));
+        let accounts = wanted.then(|| Snapshot::take(&self.shared.gate, &self.shared.cpus));
+        self.outbox.send(Message::Milestone(Mark { code, at: Instant::now(), accounts }));
     }
 
     fn crash(&self, reason: CrashReason) -> Ending {

@@ -18,7 +18,8 @@ use super::mapping::Mapping;
 pub(super) const PATH: &str = "/sys/kernel/btf/vmlinux";
 
 /// The names that BTF gives the types of our tracepoints' arguments.
-const TRACEPOINTS: [&str; 2] = ["btf_trace_sched_switch", "btf_trace_hrtimer_expire_entry"];
+pub(super) const TRACEPOINTS: [&str; 3] =
+    ["btf_trace_sched_switch", "btf_trace_x86_fpu_regs_activated", "btf_trace_hrtimer_expire_entry"];
 
 /// A struct of the kernel, as far as the program reads it.
 #[derive(Debug)]
@@ -76,7 +77,8 @@ pub(super) const WANTED: [WantedStruct; 5] = [
 /// What the scan found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KernelLayout {
-    /// The BTF ids of the typedefs by which programs attach to `sched_switch` and to `hrtimer_expire_entry`.
+    /// The BTF ids of the typedefs by which programs attach to `sched_switch`, `x86_fpu_regs_activated` and
+    /// `hrtimer_expire_entry`.
     pub(super) tracepoints: [u32; TRACEPOINTS.len()],
     /// For each of [`WANTED`], the byte offsets of its fields, or `None` if this kernel has no such struct.
     pub(super) offsets: [Option<Vec<u32>>; WANTED.len()],

@@ -49,7 +49,7 @@ use syscall::NewProgram;
 /// The program, loaded and attached. Dropping it detaches.
 #[derive(Debug)]
 pub struct Program {
-    _links: [OwnedFd; 2],
+    _links: [OwnedFd; 3],
     vcpu_of_task: OwnedFd,
     slots: Mapping<Slot>,
     pages: RecordPages,
@@ -90,17 +90,20 @@ impl Program {
             RecordPages::map(page_map, pages).map_err(BpfError::from_kernel("map the record pages"))?;
         stages.end("maps");
 
-        let [on_switch, on_timer] = layout.tracepoints;
+        let [on_switch, on_fpu, on_timer] = layout.tracepoints;
         let switch = object.program(SWITCH, on_switch, btf.as_fd()).map_err(BpfError::Object)?;
         let switch = load(&switch)?;
         stages.end("switch program");
-        let heal = object.program(HEAL, on_timer, btf.as_fd()).map_err(BpfError::Object)?;
-        let heal = load(&heal)?;
-        stages.end("heal program");
+        let heal_on_fpu = object.program(HEAL, on_fpu, btf.as_fd()).map_err(BpfError::Object)?;
+        let heal_on_fpu = load(&heal_on_fpu)?;
+        let heal_on_timer = object.program(HEAL, on_timer, btf.as_fd()).map_err(BpfError::Object)?;
+        let heal_on_timer = load(&heal_on_timer)?;
+        stages.end("heal programs");
 
         let links = [
             attach(switch.as_fd(), "attach a BPF program to sched_switch")?,
-            attach(heal.as_fd(), "attach a BPF program to hrtimer_expire_entry")?,
+            attach(heal_on_fpu.as_fd(), "attach a BPF program to x86_fpu_regs_activated")?,
+            attach(heal_on_timer.as_fd(), "attach a BPF program to hrtimer_expire_entry")?,
         ];
         stages.end("attach");
 

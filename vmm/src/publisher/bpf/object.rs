@@ -31,7 +31,7 @@ pub(super) const SLOTS: &str = "slots";
 pub(super) const PAGES: &str = "pages";
 /// The name of the program on `sched_switch`.
 pub(super) const SWITCH: &str = "steal_switch";
-/// The name of the program on `hrtimer_expire_entry`.
+/// The name of the program on `x86_fpu_regs_activated` and `hrtimer_expire_entry`.
 pub(super) const HEAL: &str = "steal_heal";
 
 /// A defect of the object, or a kernel that it does not fit.

@@ -7,7 +7,7 @@ use aya_obj::btf::{Btf, BtfKind};
 use aya_obj::generated::bpf_insn;
 
 use super::btf_writer::BtfWriter;
-use super::kernel_btf::{BtfError, KernelLayout, PATH, WANTED};
+use super::kernel_btf::{BtfError, KernelLayout, PATH, TRACEPOINTS, WANTED};
 use super::object::{BpfObject, HEAL, OBJECT, PAGES, SLOTS, SWITCH, VCPU_OF_TASK};
 use super::*;
 
@@ -56,7 +56,7 @@ fn kernel_btf(without: &[&str]) -> Vec<u8> {
             btf.add_struct(name, members);
         }
     }
-    for name in ["btf_trace_sched_switch_not", "btf_trace_sched_switch", "btf_trace_hrtimer_expire_entry"] {
+    for name in ["btf_trace_sched_switch_not"].into_iter().chain(TRACEPOINTS) {
         if !without.contains(&name) {
             btf.add(name, KIND_TYPEDEF, 0, 1, &[]);
         }
@@ -75,7 +75,7 @@ fn scan_of_small_btf_finds_each_offset_and_the_typedef() {
         [Some(&[24, 128, 640]), Some(&[8, 24]), Some(&[168]), Some(&[304]), Some(&[2456])];
     assert_eq!(offsets(&layout), expected);
     // 17 kinds, 3 namesakes, 5 structs, 1 namesake
-    assert_eq!(layout.tracepoints, [27, 28]);
+    assert_eq!(layout.tracepoints, [27, 28, 29]);
 }
 
 #[test]
@@ -91,8 +91,9 @@ fn scan_of_struct_with_bit_fields_takes_the_offset_alone() {
     // The kind flag, and in the upper byte of the second offset a width
     let members = [names[0], 1, 16 * 8, names[1], 1, (3 << 24) | (32 * 8), names[2], 1, 64 * 8];
     btf.add("task_struct", 1 << 7 | 4, 3, 0, &members);
-    btf.add("btf_trace_hrtimer_expire_entry", KIND_TYPEDEF, 0, 1, &[]);
-    btf.add("btf_trace_sched_switch", KIND_TYPEDEF, 0, 1, &[]);
+    for name in TRACEPOINTS.iter().rev() {
+        btf.add(name, KIND_TYPEDEF, 0, 1, &[]);
+    }
     let layout = KernelLayout::scan(&btf.into_bytes()).expect("a well-formed BTF");
     assert_eq!(offsets(&layout)[0], Some(&[16, 32, 64][..]));
 }
@@ -105,7 +106,7 @@ fn scan_of_kernel_without_group_scheduling_leaves_the_clock_out() {
 
 #[test]
 fn scan_of_btf_without_a_necessary_type_names_it() {
-    for what in ["task_struct", "sched_info", "btf_trace_sched_switch", "btf_trace_hrtimer_expire_entry"] {
+    for what in ["task_struct", "sched_info"].into_iter().chain(TRACEPOINTS) {
         assert_eq!(KernelLayout::scan(&kernel_btf(&[what])), Err(BtfError::Missing { what }));
     }
 }
@@ -144,7 +145,7 @@ fn instructions(object: &Object, program: &str) -> Vec<bpf_insn> {
 #[test]
 fn program_relocated_by_our_scan_equals_program_relocated_by_the_whole_kernel_btf() {
     let Ok(bytes) = std::fs::read(PATH) else {
-        eprintln!("skipped: this kernel has no {PATH}");
+        eprintln!("SKIPPED relocation against the whole kernel BTF: this kernel has no {PATH}");
         return;
     };
     let mut expected = Object::parse(&OBJECT.0).expect("the committed object");
@@ -161,7 +162,7 @@ fn program_relocated_by_our_scan_equals_program_relocated_by_the_whole_kernel_bt
         };
         assert_eq!(bytes(&ours), bytes(&expected), "{program}");
     }
-    let tracepoints = ["btf_trace_sched_switch", "btf_trace_hrtimer_expire_entry"]
+    let tracepoints = TRACEPOINTS
         .map(|name| kernel.id_by_type_name_kind(name, BtfKind::Typedef).expect("in the kernel's BTF"));
     assert_eq!(layout.tracepoints, tracepoints);
 }
@@ -173,7 +174,7 @@ fn verify(layout: &KernelLayout, shorten_to: Option<usize>) -> Option<Result<(),
     let btf = match syscall::load_btf(&object.btf().expect("the object's types")) {
         Ok(btf) => btf,
         Err(error) => {
-            eprintln!("skipped: cannot use BPF here: {error}");
+            eprintln!("SKIPPED the verifier's part: cannot use BPF here: {error}");
             return None;
         }
     };
@@ -193,7 +194,7 @@ fn verify(layout: &KernelLayout, shorten_to: Option<usize>) -> Option<Result<(),
 #[test]
 fn program_for_kernel_without_group_scheduling_passes_the_verifier() {
     let Ok(mut layout) = KernelLayout::of_running_kernel() else {
-        eprintln!("skipped: this kernel has no {PATH}");
+        eprintln!("SKIPPED relocation against the whole kernel BTF: this kernel has no {PATH}");
         return;
     };
     for (wanted, offsets) in WANTED.iter().zip(&mut layout.offsets) {
@@ -209,7 +210,7 @@ fn program_for_kernel_without_group_scheduling_passes_the_verifier() {
 #[test]
 fn refusal_by_the_verifier_carries_the_end_of_its_log() {
     let Ok(layout) = KernelLayout::of_running_kernel() else {
-        eprintln!("skipped: this kernel has no {PATH}");
+        eprintln!("SKIPPED relocation against the whole kernel BTF: this kernel has no {PATH}");
         return;
     };
     match verify(&layout, Some(1)) {
