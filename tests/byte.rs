@@ -61,11 +61,11 @@ fn publisher_counts_every_preemption_that_the_scheduler_counts() {
     let (result, _) = watch(&watching(PublisherKind::Bpf, 1));
     let window = result.window.expect("a window");
     assert!(window.host.preemptions > 20, "{:?}", window.host);
-    // Over the whole run, by the thread's own account. The scheduler has seen the thread from its first moment, the
-    // program only from its enrolment some 100 us later; the program's own tests begin both counts at the same time.
+    // Both counts begin and end with the thread running; between reading the one and reading the other it may lose its
+    // CPU once.
     for vcpu in &result.vcpus {
-        let counts = vcpu.publication.expect("the program counts");
-        assert!((counts.program.outs..=counts.program.outs + 2).contains(&vcpu.preemptions), "{vcpu:?}");
+        let outs = vcpu.publication.expect("the program counts").program.outs;
+        assert!(vcpu.preemptions.abs_diff(outs) <= 1, "{vcpu:?}");
     }
 }
 

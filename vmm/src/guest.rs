@@ -27,7 +27,7 @@ use crate::loader::{self, Entry, LoadError, Payload};
 use crate::measure::Window;
 use crate::memory::{MemoryError, Ram, ReportView};
 use crate::payload;
-use crate::publisher::{Choice, Counts, MsrOwner, Publisher, PublisherError, PublisherKind};
+use crate::publisher::{Choice, MsrOwner, Publisher, PublisherError, PublisherKind};
 use crate::steal_time::msr::{self, MsrFilterError, StealTimeMsr};
 use crate::timings::{GuestClock, Timings};
 use crate::vcpu::gate::Gate;
@@ -193,8 +193,8 @@ pub struct GuestRun {
     pub publisher_why: String,
     /// What the host counted while the guest's window was open.
     pub window: Option<Window>,
-    /// What is left of each vCPU, with what was published for it in the whole run.
-    pub vcpus: Vec<(VcpuId, Remains, Option<Counts>)>,
+    /// What is left of each vCPU.
+    pub vcpus: Vec<(VcpuId, Remains)>,
     /// Bytes of port space that nobody answered for.
     pub unclaimed: Unclaimed,
     /// Where the time went.
@@ -265,7 +265,7 @@ pub fn run(
         publisher: selection.kind(),
         publisher_why: selection.why().to_owned(),
         window,
-        vcpus: finished.iter().map(|(vcpu, f)| (*vcpu, f.remains, publisher.counts(*vcpu))).collect(),
+        vcpus: finished.iter().map(|(vcpu, finished)| (*vcpu, finished.remains)).collect(),
         unclaimed: shared.ports.unclaimed(),
         timings,
     })

@@ -14,6 +14,9 @@ use crate::vcpu::gate::Gate;
 /// More than this much of a CPU used by others, or taken by an outer hypervisor, and a point is disturbed.
 const DISTURBANCE: f64 = 0.06;
 
+/// So much time may be a matter of counting: the kernel counts in ticks of 10 ms, each CPU for itself.
+const COUNTING: Duration = Duration::from_millis(25);
+
 /// The accounts at one moment.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -71,6 +74,7 @@ impl Window {
 
     /// Whether the point is disturbed. It looks at CPU time only, never at the result.
     pub fn is_disturbed(&self) -> bool {
-        self.strangers() > DISTURBANCE || self.stolen() > DISTURBANCE
+        let tolerated = self.length.mul_f64(DISTURBANCE).max(COUNTING);
+        self.machine.strangers() > tolerated || self.machine.stolen > tolerated
     }
 }

@@ -6,6 +6,7 @@
 use std::fmt::{Display, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use protocol::VcpuId;
 use protocol::histogram::{BUCKETS, bucket_floor};
 use protocol::report::{Crash as CrashReport, RegisterRule, Report, VECTOR_PANIC, VcpuReport};
 use protocol::words::{Job, Workload};
@@ -19,6 +20,7 @@ use crate::measure::Window;
 use crate::publisher::{Counts, PublisherKind};
 use crate::timings::{Mark, cycles_to_duration};
 use crate::vcpu::ExitCounts;
+use crate::vcpu::run::Remains;
 
 /// Version of the document. It changes when a field changes its meaning or goes.
 pub const SCHEMA: u32 = 1;
@@ -229,19 +231,18 @@ impl RunResult {
     /// The document of a run.
     pub fn new(host: HostFacts, config: &GuestConfig, run: &GuestRun) -> Self {
         let report = run.report.as_deref();
-        let figures =
-            |(id, remains, counts): &(protocol::VcpuId, crate::vcpu::run::Remains, Option<Counts>)| {
-                let vcpu = report.and_then(|report| report.vcpus.get(id.index()));
-                VcpuFigures {
-                    id: id.apic_id(),
-                    exits: remains.exits,
-                    run_ns: remains.account.run_ns,
-                    run_delay_ns: remains.account.run_delay_ns,
-                    preemptions: remains.account.involuntary_switches,
-                    publication: *counts,
-                    acquisitions: vcpu.map_or(0, |vcpu| read(&vcpu.acquisitions)),
-                }
-            };
+        let figures = |(id, remains): &(VcpuId, Remains)| {
+            let vcpu = report.and_then(|report| report.vcpus.get(id.index()));
+            VcpuFigures {
+                id: id.apic_id(),
+                exits: remains.exits,
+                run_ns: remains.account.run_ns,
+                run_delay_ns: remains.account.run_delay_ns,
+                preemptions: remains.account.involuntary_switches,
+                publication: remains.counts,
+                acquisitions: vcpu.map_or(0, |vcpu| read(&vcpu.acquisitions)),
+            }
+        };
         Self {
             schema: SCHEMA,
             host,

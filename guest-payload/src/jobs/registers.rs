@@ -109,8 +109,7 @@ fn is_updated(record: &Record) -> bool {
 fn is_written_in_a_nap(record: &Record) -> bool {
     let before = record.version();
     for _ in 0..4 {
-        lapic::kick_self_after(NAP);
-        calls::halt_while(&super::NEVER, 0);
+        lapic::nap(NAP);
     }
     record.version() != before
 }

@@ -16,8 +16,10 @@ pub(super) const CALL_READ_MSR: u32 = 1;
 pub(super) const CALL_WRITE_MSR: u32 = 2;
 /// RAX of a call: CPUID.
 pub(super) const CALL_CPUID: u32 = 3;
+/// RAX of a call: start the local APIC's timer, and halt.
+pub(super) const CALL_NAP: u32 = 4;
 /// RAX of a call: triple fault.
-const CALL_SHUT_DOWN: u32 = 4;
+const CALL_SHUT_DOWN: u32 = 5;
 
 /// The access raised #GP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,14 @@ pub(crate) struct Faulted;
 pub(crate) fn halt_while(word: &AtomicU32, value: u32) {
     // SAFETY: the call reads the word, halts, and changes no register; interrupts that it lets in change none either.
     unsafe { asm!("int3", in("eax") CALL_HALT, in("rdi") word.as_ptr(), in("esi") value) };
+}
+
+/// Halts until the next interrupt, which the local APIC's timer sends after `ticks` at the latest.
+///
+/// The timer is started with interrupts off: at CPL 3 it might fire, and be gone, before we halt.
+pub(super) fn nap(ticks: u32) {
+    // SAFETY: the call changes RAX; interrupts that it lets in change no register.
+    unsafe { asm!("int3", inlateout("eax") CALL_NAP => _, in("edi") ticks) };
 }
 
 /// RDMSR.

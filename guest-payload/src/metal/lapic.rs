@@ -6,6 +6,7 @@ use protocol::VcpuId;
 use protocol::machine::LAPIC;
 use protocol::payload::TRAMPOLINE;
 
+use super::calls;
 use super::tables::{KICK, SPURIOUS};
 
 /// End of interrupt.
@@ -14,7 +15,8 @@ const SPURIOUS_VECTOR: u32 = 0xf0;
 const COMMAND_LOW: u32 = 0x300;
 const COMMAND_HIGH: u32 = 0x310;
 const TIMER: u32 = 0x320;
-const TIMER_INITIAL: u32 = 0x380;
+/// Ticks until the timer fires; writing it starts the timer.
+pub(super) const TIMER_INITIAL: u32 = 0x380;
 const TIMER_DIVIDE: u32 = 0x3e0;
 
 const ENABLE: u32 = 1 << 8;
@@ -51,9 +53,9 @@ pub(crate) fn send_startup() {
     write(COMMAND_LOW, ALL_BUT_SELF | ASSERT | STARTUP | TRAMPOLINE >> 12);
 }
 
-/// Has this vCPU kicked once, after `ticks` of its timer.
-pub(crate) fn kick_self_after(ticks: u32) {
+/// Halts this vCPU for `ticks` of its timer, or until somebody kicks it.
+pub(crate) fn nap(ticks: u32) {
     write(TIMER_DIVIDE, DIVIDE_BY_1);
     write(TIMER, u32::from(KICK));
-    write(TIMER_INITIAL, ticks);
+    calls::nap(ticks);
 }

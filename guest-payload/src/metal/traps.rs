@@ -16,10 +16,10 @@ use core::arch::global_asm;
 use protocol::MAX_VCPUS;
 use protocol::machine::{EXIT_PORT, LAPIC};
 
-use super::calls::{CALL_CPUID, CALL_READ_MSR, CALL_WRITE_MSR};
+use super::calls::{CALL_CPUID, CALL_NAP, CALL_READ_MSR, CALL_WRITE_MSR};
 use super::crash::{STATUS_CRASHED, crashed};
 use super::entry::{USER_STACK_SIZE, USER_STACKS};
-use super::lapic::EOI;
+use super::lapic::{EOI, TIMER_INITIAL};
 use super::tables::{
     KERNEL_STACK_SIZE, KERNEL_STACKS_ADDRESS, KICK, SPURIOUS, STUB_SIZE, USER_CODE, USER_DATA, VECTORS,
 };
@@ -71,9 +71,17 @@ global_asm!(
     "je     4f",
     "cmpl   ${call_cpuid}, %eax",
     "je     5f",
+    "cmpl   ${call_nap}, %eax",
+    "je     10f",
     "lidt   9f", // an empty IDT: the next exception is a triple fault
     "ud2",
     "9: .skip 10",
+    "10:", // EDI: ticks
+    "movl   %edi, %eax",
+    "movabsl %eax, {lapic_timer}",
+    "sti",
+    "hlt",
+    "iretq",
     //
     "3:", // EDI: MSR. RAX: value; RDX: 0, or 1 if it faults
     "movl   %edi, %ecx",
@@ -158,10 +166,12 @@ global_asm!(
     kick = const KICK,
     spurious = const SPURIOUS,
     lapic_eoi = const LAPIC + EOI,
+    lapic_timer = const LAPIC + TIMER_INITIAL,
     vector_gp = const VECTOR_GP,
     call_read_msr = const CALL_READ_MSR,
     call_write_msr = const CALL_WRITE_MSR,
-    call_cpuid = const CALL_CPUID, // what remains is CALL_SHUT_DOWN
+    call_cpuid = const CALL_CPUID,
+    call_nap = const CALL_NAP, // what remains is CALL_SHUT_DOWN
     kernel_stacks = const KERNEL_STACKS_ADDRESS,
     kernel_stack_size = const KERNEL_STACK_SIZE,
     kernel_stack_bits = const KERNEL_STACK_SIZE.ilog2(),

@@ -8,9 +8,8 @@
 //!   it, a timer's interrupt clears it where a switch-in went untraced, and so does this.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use protocol::{MAX_VCPUS, VcpuId};
+use protocol::VcpuId;
 
 use super::bpf::{Enrolled, Program, Site};
 use super::{Counts, Publication, Publisher, PublisherError, PublisherKind};
@@ -24,14 +23,13 @@ use crate::vcpu::gate::Gate;
 pub struct BpfPublisher {
     program: Arc<Program>,
     overlay: Overlay,
-    cleared_at_entry: [AtomicU64; MAX_VCPUS],
 }
 
 impl BpfPublisher {
     /// Publishes into records in `ram` for the vCPU threads of `gate`.
     pub fn new(program: Arc<Program>, ram: Ram, gate: Arc<Gate>) -> Self {
         let overlay = Overlay::new(ram, gate, Arc::clone(&program));
-        Self { program, overlay, cleared_at_entry: [const { AtomicU64::new(0) }; MAX_VCPUS] }
+        Self { program, overlay }
     }
 }
 
@@ -44,15 +42,9 @@ impl Publisher for BpfPublisher {
         Ok(Some(Box::new(BpfPublication {
             enrolled: self.program.enrol_current_thread(vcpu)?,
             overlay: &self.overlay,
-            cleared_at_entry: &self.cleared_at_entry[vcpu.index()],
+            cleared_at_entry: 0,
             site: None,
         })))
-    }
-
-    fn counts(&self, vcpu: VcpuId) -> Option<Counts> {
-        let counts = self.program.slot(vcpu).counts();
-        let cleared_at_entry = self.cleared_at_entry[vcpu.index()].load(Ordering::Relaxed);
-        Some(Counts { program: counts, cleared_at_entry })
     }
 }
 
@@ -61,7 +53,7 @@ impl Publisher for BpfPublisher {
 struct BpfPublication<'p> {
     enrolled: Enrolled<'p>,
     overlay: &'p Overlay,
-    cleared_at_entry: &'p AtomicU64,
+    cleared_at_entry: u64,
     site: Option<Site>,
 }
 
@@ -88,9 +80,11 @@ impl Publication for BpfPublication<'_> {
     }
 
     fn before_entry(&mut self) {
-        if self.enrolled.clear_byte() {
-            self.cleared_at_entry.fetch_add(1, Ordering::Relaxed);
-        }
+        self.cleared_at_entry += u64::from(self.enrolled.clear_byte());
+    }
+
+    fn counts(&self) -> Counts {
+        Counts { program: self.enrolled.slot().counts(), cleared_at_entry: self.cleared_at_entry }
     }
 }
 

@@ -98,9 +98,6 @@ pub trait Publisher: fmt::Debug + Send + Sync {
     /// # Errors
     /// The host's refusal.
     fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError>;
-
-    /// What was counted for `vcpu` so far; `None` where nobody counts.
-    fn counts(&self, vcpu: VcpuId) -> Option<Counts>;
 }
 
 /// Publication for one vCPU, from its own thread.
@@ -118,9 +115,12 @@ pub trait Publication: fmt::Debug {
 
     /// The guest is about to be entered: a byte that says preempted is false.
     fn before_entry(&mut self);
+
+    /// What was counted since this publication began.
+    fn counts(&self) -> Counts;
 }
 
-/// What a publisher counts for a vCPU. Every count grows from 0 since the thread was attached.
+/// What a publisher counts for a vCPU, from 0 when its thread was attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {
     /// By the program, in the context switch.
@@ -141,9 +141,5 @@ impl Publisher for Bystander {
 
     fn attach(&self, _vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
         Ok(None)
-    }
-
-    fn counts(&self, _vcpu: VcpuId) -> Option<Counts> {
-        None
     }
 }

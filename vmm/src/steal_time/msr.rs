@@ -15,7 +15,7 @@
 use kvm_ioctls::{Cap, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use protocol::steal_time::{MSR_STEAL_TIME, Registration};
 
-use crate::publisher::{Publication, PublisherError};
+use crate::publisher::{Counts, Publication, PublisherError};
 
 /// The host's KVM cannot hand MSR accesses over.
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +119,11 @@ impl<'p> StealTimeMsr<'p> {
         Ok(Access::Done(()))
     }
 
+    /// What the publisher counted for this vCPU; `None` where nobody counts.
+    pub fn counts(&self) -> Option<Counts> {
+        self.publication.as_ref().map(|publication| publication.counts())
+    }
+
     /// The last thing before the guest is entered: a byte that says preempted is cleared.
     pub fn before_entry(&mut self) {
         if let Some(publication) = &mut self.publication {
@@ -148,6 +153,10 @@ mod tests {
         }
 
         fn before_entry(&mut self) {}
+
+        fn counts(&self) -> Counts {
+            Counts::default()
+        }
     }
 
     fn msr() -> (StealTimeMsr<'static>, Notes) {

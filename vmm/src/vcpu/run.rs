@@ -11,11 +11,12 @@ use protocol::report::Milestone;
 
 use super::exit::{self, CrashReason, Exit, PortData};
 use super::gate::Wanted;
+use super::kick::KickHandle;
 use super::{Crash, Ending, ExitCounts, Mark, Message, Outbox, Registers, Shared, kick};
 use crate::host::account::ThreadAccount;
 use crate::host::cpus::CpuError;
 use crate::measure::Snapshot;
-use crate::publisher::PublisherError;
+use crate::publisher::{Counts, PublisherError};
 use crate::steal_time::msr::{Access, StealTimeMsr};
 
 /// A guest may set marks as long as it likes; so many from one vCPU are told.
@@ -79,6 +80,8 @@ pub struct Vcpu<'p> {
     outbox: Outbox,
     exits: ExitCounts,
     marks: u32,
+    /// The thread's account when it began.
+    attached_with: ThreadAccount,
 }
 
 /// What is left of a vCPU thread.
@@ -86,8 +89,14 @@ pub struct Vcpu<'p> {
 pub struct Remains {
     /// Its exits.
     pub exits: ExitCounts,
-    /// The scheduler's account of it.
+    /// The scheduler's account of it, since it was attached to its publisher.
     pub account: ThreadAccount,
+    /// What the publisher counted in the same time; `None` where nobody counts.
+    pub counts: Option<Counts>,
+}
+
+fn own_account() -> ThreadAccount {
+    ThreadAccount::read(KickHandle::of_this_thread().tid()).unwrap_or_default()
 }
 
 enum State {
@@ -113,12 +122,14 @@ impl<'p> Vcpu<'p> {
         steal_time: StealTimeMsr<'p>,
         outbox: Outbox,
     ) -> Self {
-        Self { id, fd, shared, steal_time, outbox, exits: ExitCounts::default(), marks: 0 }
+        let (exits, attached_with) = (ExitCounts::default(), ThreadAccount::default());
+        Self { id, fd, shared, steal_time, outbox, exits, marks: 0, attached_with }
     }
 
     /// Runs until the guest ends or the thread is sent home; tells the event loop which, and how it went.
     pub fn run(mut self) -> Remains {
         self.shared.gate.enter(self.id);
+        self.attached_with = own_account();
         let message = match self.run_to_the_end() {
             Ok(Ending::SentHome) => None,
             Ok(ending) => Some(Message::Ended { vcpu: self.id, ending }),
@@ -128,8 +139,8 @@ impl<'p> Vcpu<'p> {
             self.outbox.send(message);
         }
         self.shared.gate.leave(self.id);
-        let account = ThreadAccount::read(kick::KickHandle::of_this_thread().tid()).unwrap_or_default();
-        Remains { exits: self.exits, account }
+        let account = own_account().since(self.attached_with);
+        Remains { exits: self.exits, account, counts: self.steal_time.counts() }
     }
 
     fn run_to_the_end(&mut self) -> Result<Ending, VcpuError> {
