@@ -242,9 +242,13 @@ pub fn run(
         shared: Arc::clone(&shared),
         publisher: Arc::clone(&publisher),
     };
-    threads.start(VcpuId::BOOT, boot_vcpu, common.clone(), event_loop.outbox()?)?;
+    // All are made before the first one runs: an INIT or SIPI to a vCPU that does not exist yet is lost.
+    let mut vcpus = vec![(VcpuId::BOOT, boot_vcpu)];
     for vcpu in VcpuId::first(config.vcpus).skip(1) {
-        threads.start(vcpu, vm.create_vcpu(vcpu)?, common.clone(), event_loop.outbox()?)?;
+        vcpus.push((vcpu, vm.create_vcpu(vcpu)?));
+    }
+    for (vcpu, fd) in vcpus {
+        threads.start(vcpu, fd, common.clone(), event_loop.outbox()?)?;
     }
     timings.mark("vCPU threads started");
 
