@@ -9,7 +9,7 @@
 //! 5. [`vm`], [`memory`], [`loader`], [`boot`], [`cpuid`]: the machine, and how a guest begins in it.
 //! 6. [`event_loop`], [`measure`], [`host`]: the main thread, and what the host has counted.
 //! 7. [`results`], [`render`], [`table`], [`output`]: a run as a document, and what is printed of it.
-//! 8. [`experiment`], [`demo`], [`bench`], [`doctor`]: what is made of all that.
+//! 8. [`experiment`], [`demo`], [`mod@bench`], [`doctor`]: what is made of all that.
 
 pub mod bench;
 pub mod boot;
