@@ -11,11 +11,9 @@ mod support;
 
 use std::io::Read;
 use std::process::Stdio;
-use std::thread;
-use std::time::Duration;
 
 use support::elf::{Segment, executable};
-use support::{Ended, Fixture, end_of, has_kvm, kill, skip, vmm, wait_for};
+use support::{Ended, Fixture, end_of, has_kvm, kill, start, vmm, wait_for};
 
 /// Where the tests' own code is loaded and entered, in long mode at CPL 0.
 const ENTRY: u64 = 0x10_0000;
@@ -164,11 +162,12 @@ fn ctrl_c_ends_the_run_and_the_results_are_written() {
     let payload = Fixture::file("code.elf", &executable(ENTRY, &[Segment::of(ENTRY, &code)]));
     for signal in ["INT", "TERM"] {
         let args = ["--vcpus", "3", "--payload", payload.arg(), "--json", json.to_str().unwrap()];
-        let mut child = vmm(args).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = start(vmm(args).stdout(Stdio::piped()));
+        let mut stdout = child.take_stdout().unwrap();
         let mut first = [0];
-        child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+        stdout.read_exact(&mut first).unwrap();
         kill(child.id(), signal);
-        assert_eq!(wait_for(&mut child), Some(130));
+        assert_eq!(wait_for(child), Some(130));
         let document = std::fs::read_to_string(&json).unwrap();
         assert!(document.contains(r#""kind": "interrupted""#), "{document}");
         std::fs::remove_file(&json).unwrap();
@@ -188,25 +187,8 @@ fn reader_of_the_console_that_goes_away_does_not_hurt_the_guest() {
         &EXIT_WITH_AL,
     ];
     let payload = Fixture::file("code.elf", &executable(ENTRY, &[Segment::of(ENTRY, &code.concat())]));
-    let mut child = vmm(["--vcpus", "1", "--publisher", "off", "--quiet", "--payload", payload.arg()])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    assert_eq!(wait_for(&mut child), Some(7));
-}
-
-#[test]
-fn killed_monitor_leaves_no_process() {
-    if !has_kvm() {
-        return;
-    }
-    let payload = Fixture::file("code.elf", &executable(ENTRY, &[Segment::of(ENTRY, &[0xeb, 0xfe])]));
-    let mut child = vmm(["--vcpus", "4", "--payload", payload.arg()]).spawn().unwrap();
-    thread::sleep(Duration::from_millis(50));
-    kill(child.id(), "KILL");
-    assert_eq!(wait_for(&mut child), None);
-    if std::path::Path::new(&format!("/proc/{}", child.id())).exists() {
-        skip("the process id was taken again");
-    }
+    let args = ["--vcpus", "1", "--publisher", "off", "--quiet", "--payload", payload.arg()];
+    let mut child = start(vmm(args).stdout(Stdio::piped()));
+    drop(child.take_stdout());
+    assert_eq!(wait_for(child), Some(7));
 }

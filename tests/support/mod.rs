@@ -13,7 +13,7 @@ pub(crate) mod elf;
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -136,14 +136,42 @@ pub(crate) fn kill(pid: u32, signal: &str) {
     assert!(sent.expect("kill is installed").success());
 }
 
-/// Waits for `child` to end.
+/// A process that runs. It does not outlive the test, however that ends.
+pub(crate) struct Running(Child);
+
+impl Running {
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// What it prints, if that is piped and nobody has taken it yet.
+    pub(crate) fn take_stdout(&mut self) -> Option<ChildStdout> {
+        self.0.stdout.take()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only where it has ended and been waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts `command`.
+pub(crate) fn start(command: &mut Command) -> Running {
+    Running(command.spawn().expect("the command starts"))
+}
+
+/// Waits for a process to end, and gives its exit status; `None` when a signal ended it.
 ///
 /// # Panics
 /// If it does not within [`LIMIT`].
-pub(crate) fn wait_for(child: &mut Child) -> Option<i32> {
+pub(crate) fn wait_for(mut running: Running) -> Option<i32> {
     let began = Instant::now();
     loop {
-        if let Some(status) = child.try_wait().expect("it can be waited for") {
+        if let Some(status) = running.0.try_wait().expect("it can be waited for") {
             return status.code();
         }
         assert!(began.elapsed() < LIMIT, "the process did not end");
