@@ -25,6 +25,9 @@ pub trait Cpu {
     /// A clock in cycles, the same for all CPUs. It goes on while this CPU does not run.
     fn cycles(&self) -> u64;
 
+    /// Cycles, so far, for which this CPU wanted to run and could not, as far as its host tells. It never shrinks.
+    fn stolen(&self) -> u64;
+
     /// Cycles after which a step of the clock is not ours: this CPU was not running meanwhile.
     fn longest_step(&self) -> u64;
 

@@ -199,11 +199,17 @@ impl<'l, C: Cpu> Me<'l, C> {
     /// Wakes `vcpu` if it is parked. The lock is released.
     pub fn wake(&mut self, vcpu: VcpuId) {
         if self.lot.spot(vcpu).parked.swap(0, Ordering::SeqCst) == 1 {
-            let began = self.cpu.cycles();
+            let began = self.own_cycles();
             self.cpu.kick(vcpu);
             self.tally.kicks += 1;
-            self.tally.kick_cycles += self.cpu.cycles().wrapping_sub(began);
+            self.tally.kick_cycles += self.own_cycles().saturating_sub(began);
         }
+    }
+
+    /// The clock, without the time for which this vCPU was kept from running: a kick may cost its sender the CPU, and
+    /// that the woken one runs meanwhile is no cost.
+    fn own_cycles(&self) -> u64 {
+        self.cpu.cycles().saturating_sub(self.cpu.stolen())
     }
 
     /// Wakes the one of `waiters` that has been parked for longest, and takes it out. The lock is released.

@@ -40,7 +40,7 @@ pub struct Tally {
     pub halt_cycles: u64,
     /// Kicks sent.
     pub kicks: u64,
-    /// Time that sending them took (cycles).
+    /// CPU time that sending them took (cycles).
     pub kick_cycles: u64,
     /// Times that the vCPU waited for was seen to be preempted.
     pub preempted_seen: u64,

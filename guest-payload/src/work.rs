@@ -75,6 +75,9 @@ mod tests {
             self.now.set(self.now.get() + if self.reads.get().is_multiple_of(7) { 1_000_000 } else { 10 });
             self.now.get()
         }
+        fn stolen(&self) -> u64 {
+            0
+        }
         fn longest_step(&self) -> u64 {
             1000
         }

@@ -167,7 +167,7 @@ pub struct VcpuReport {
     pub halt_cycles: AtomicU64,
     /// Interrupts sent to wake a waiter, in the window.
     pub kicks: AtomicU64,
-    /// Time that sending them took, in the window; long ones are those that lost the CPU to the woken.
+    /// CPU time that sending them took, in the window: what the record says was stolen meanwhile is not counted.
     pub kick_cycles: AtomicU64,
     /// Times a waiter saw the byte of the vCPU it waits for, in the window.
     pub preempted_seen: AtomicU64,

@@ -168,8 +168,7 @@ pub struct Shares {
     pub useful: f64,
     /// Spinning.
     pub spin: f64,
-    /// Sending kicks. A kick that cost its sender the CPU counts with the time until the sender was back, so this
-    /// one is too high where CPUs are short.
+    /// Sending kicks. Without steal time, a kick that cost its sender the CPU counts until the sender was back.
     pub kicks: f64,
     /// Halting, waking, switching, exits, the loop itself.
     pub rest: f64,

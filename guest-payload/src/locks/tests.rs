@@ -91,6 +91,10 @@ impl Cpu for Thread<'_> {
         u64::try_from(self.machine.began.elapsed().as_nanos()).unwrap()
     }
 
+    fn stolen(&self) -> u64 {
+        0
+    }
+
     fn longest_step(&self) -> u64 {
         1_000_000
     }

@@ -4,6 +4,7 @@ use core::sync::atomic::AtomicU32;
 
 use guest_payload::check::vcpu_is_preempted;
 use guest_payload::cpu::Cpu;
+use guest_payload::steal_time::record_of;
 use protocol::VcpuId;
 
 use super::{calls, clock, lapic};
@@ -38,6 +39,10 @@ impl Cpu for Vcpu {
     #[inline]
     fn cycles(&self) -> u64 {
         clock::now()
+    }
+
+    fn stolen(&self) -> u64 {
+        clock::cycles(record_of(self.id).steal_ns().unwrap_or(0), self.khz)
     }
 
     /// A microsecond: a step of ours takes some tens of nanoseconds, and no interruption so little.
