@@ -43,7 +43,7 @@ pub struct Demo {
 /// The first point's that could not be measured.
 pub fn run(host: HostFacts, cpus: Cpus, choice: Choice, quiet: bool) -> Result<Demo, ExperimentError> {
     let kernel_can = kernel_has_steal_time().map_err(GuestError::from)?;
-    let chosen = choice.load(1).settle(kernel_can).map_err(GuestError::from)?.kind();
+    let chosen = choice.begin_loading(1).finish().settle(kernel_can).map_err(GuestError::from)?.kind();
     let workload = Workload { warmup_ms: WARMUP_MS, duration_ms: WINDOW_MS, ..Workload::DEFAULT };
     let experiment = Experiment { host, cpus, workload };
     let kernel = (kernel_can && chosen != PublisherKind::Kernel).then_some(PublisherKind::Kernel);

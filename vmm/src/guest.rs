@@ -217,11 +217,10 @@ pub fn run(
     kick::block().map_err(GuestError::Kick)?;
     let mut event_loop = EventLoop::new(config.timeout)?;
 
-    let (choice, vcpus) = (config.publisher, config.vcpus);
-    let loading = thread::spawn(move || (choice.load(vcpus), Instant::now()));
+    let loading = config.publisher.begin_loading(config.vcpus);
     let built = build(config, &mut timings);
-    let (loaded, loaded_at) = loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-    timings.mark_at("publisher loaded", loaded_at);
+    let loaded = loading.finish();
+    timings.mark_at("publisher loaded", loaded.at());
     let Built { vm, boot_vcpu, entry, workload, report } = built?;
     let selection = loaded.settle(vm.supported().has_steal_time())?;
     let owner = selection.kind().msr_owner();
@@ -289,6 +288,7 @@ struct Built {
 }
 
 fn build(config: &GuestConfig, timings: &mut Timings) -> Result<Built, GuestError> {
+    timings.mark("arguments read");
     let kvm = vm::open_kvm()?;
     let file;
     let payload = match &config.payload {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use super::bpf::{BpfError, Program};
 use super::{BpfPublisher, Bystander, Publisher, PublisherError, PublisherKind};
@@ -27,19 +29,50 @@ impl fmt::Display for Choice {
     }
 }
 
-/// The slow half of a choice: whether the BPF program could be loaded. Made beside the VM, not before it.
+/// The slow half of a choice, under way beside the making of the VM.
+#[derive(Debug)]
+pub enum Loading {
+    /// On a thread of its own.
+    Thread(JoinHandle<Loaded>),
+    /// There was nothing to load, or no thread to be had.
+    Done(Loaded),
+}
+
+/// The slow half of a choice: whether the BPF program could be loaded.
 #[derive(Debug)]
 pub struct Loaded {
     choice: Choice,
     program: Option<Result<Program, BpfError>>,
+    at: Instant,
 }
 
 impl Choice {
-    /// Loads what this choice may need, for `vcpus` vCPUs.
-    pub fn load(self, vcpus: usize) -> Loaded {
-        let wants_bpf = matches!(self, Self::Auto | Self::Only(PublisherKind::Bpf));
-        // A page element for each vCPU: however the guest spreads its records, no more pages than that hold one.
-        Loaded { choice: self, program: wants_bpf.then(|| Program::load(vcpus, vcpus)) }
+    /// Begins to load what this choice may need, for `vcpus` vCPUs.
+    pub fn begin_loading(self, vcpus: usize) -> Loading {
+        let load = move || {
+            // A page element for each vCPU: however the guest spreads its records, no more pages than that hold one.
+            let program = self.wants_bpf().then(|| Program::load(vcpus, vcpus));
+            Loaded { choice: self, program, at: Instant::now() }
+        };
+        let thread = self.wants_bpf().then(|| thread::Builder::new().spawn(load));
+        match thread {
+            Some(Ok(thread)) => Loading::Thread(thread),
+            Some(Err(_)) | None => Loading::Done(load()),
+        }
+    }
+
+    fn wants_bpf(self) -> bool {
+        matches!(self, Self::Auto | Self::Only(PublisherKind::Bpf))
+    }
+}
+
+impl Loading {
+    /// Waits until it is over.
+    pub fn finish(self) -> Loaded {
+        match self {
+            Self::Thread(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Self::Done(loaded) => loaded,
+        }
     }
 }
 
@@ -52,6 +85,11 @@ pub struct Selection {
 }
 
 impl Loaded {
+    /// When loading was over.
+    pub fn at(&self) -> Instant {
+        self.at
+    }
+
     /// Makes the choice; `kernel_can` says whether KVM has steal time of its own.
     ///
     /// # Errors

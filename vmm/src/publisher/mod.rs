@@ -21,7 +21,7 @@ use std::fmt;
 use protocol::VcpuId;
 
 pub use bpf_publisher::BpfPublisher;
-pub use choice::{Choice, Loaded, Selection};
+pub use choice::{Choice, Loaded, Loading, Selection};
 
 /// Who keeps the records true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, clap::ValueEnum)]
