@@ -7,8 +7,11 @@
 //! - Page tables map the first 4 GiB to themselves in 2 MiB pages, open to CPL 3 but for [`SUPERVISOR`]; the last
 //!   GiB, with the local APIC, is not cached.
 //! - The IDT's gates lead to stubs that lie 16 bytes apart ([`super::traps`]). `int3` may be called from CPL 3.
-//! - Each vCPU has a GDT and a TSS of its own: a stack for CPL 0, and a bitmap of the ports that CPL 3 may use. (IOPL
-//!   would be simpler; some backends ignore it.)
+//! - Each vCPU has a GDT and a TSS of its own, for a stack of CPL 0. The bitmap of the ports that CPL 3 may use is one
+//!   for all: it lies behind the last TSS, and each TSS reaches that far. (IOPL would be simpler; some backends ignore
+//!   it.)
+//!
+//! All of it is loaded at each start, a page fault for each page, so it is kept small.
 
 #![expect(unsafe_code, reason = "the tables have a section, and so an address, of their own")]
 
@@ -48,15 +51,19 @@ pub(crate) struct Tables {
     pml4: [u64; 512],
     pdpt: [u64; 512],
     directories: [[u64; 512]; 4],
-    idt: [[u64; 2]; 256],
+    idt: [[u64; 2]; VECTORS],
     gdts: [Gdt; MAX_VCPUS],
     tasks: [Task; MAX_VCPUS],
+    /// A port may be used if its bit is clear.
+    bitmap: [u8; PORTS / 8],
+    /// The processor reads a byte beyond.
+    bitmap_end: [u8; 8],
     gdt_pointers: [Pointer; MAX_VCPUS],
     idt_pointer: Pointer,
 }
 
 #[derive(Clone, Copy)]
-#[repr(C, align(64))]
+#[repr(C, align(16))]
 struct Gdt([u64; 10]);
 
 /// A GDT without its TSS.
@@ -85,7 +92,7 @@ pub(crate) const POINTER_SIZE: usize = size_of::<Pointer>();
 /// Ports that CPL 3 may use lie below this.
 const PORTS: usize = 0x400;
 
-/// A 64-bit TSS with its bitmap.
+/// A 64-bit TSS.
 #[derive(Clone, Copy)]
 #[repr(C, packed(4))]
 struct Task {
@@ -95,10 +102,6 @@ struct Task {
     rest: [u32; 22],
     reserved_too: u16,
     bitmap_offset: u16,
-    /// A port may be used if its bit is clear.
-    bitmap: [u8; PORTS / 8],
-    /// The processor reads a byte beyond.
-    end: [u8; 4],
 }
 
 const fn address_of(offset: usize) -> u64 {
@@ -154,9 +157,14 @@ const fn gate(vector: usize) -> [u64; 2] {
     [low, handler >> 32]
 }
 
+/// From a vCPU's TSS to the bitmap (bytes).
+const fn bitmap_offset(vcpu: usize) -> usize {
+    offset_of!(Tables, bitmap) - offset_of!(Tables, tasks) - vcpu * size_of::<Task>()
+}
+
 /// The descriptor of a TSS, available.
 const fn task_descriptor(vcpu: usize) -> [u64; 2] {
-    let (base, limit) = (task_address(vcpu), size_of::<Task>() as u64 - 1);
+    let (base, limit) = (task_address(vcpu), (bitmap_offset(vcpu) + PORTS / 8) as u64);
     let low = limit | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
     [low, base >> 32]
 }
@@ -175,31 +183,23 @@ const fn bitmap() -> [u8; PORTS / 8] {
 }
 
 impl Tables {
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "offsets and sizes of structures of some hundred bytes"
-    )]
+    #[expect(clippy::cast_possible_truncation, reason = "offsets and sizes below 64 KiB")]
     const fn new() -> Self {
         let mut tables = Self {
             pml4: [0; 512],
             pdpt: [0; 512],
             directories: [[0; 512]; 4],
-            idt: [[0; 2]; 256],
+            idt: [[0; 2]; VECTORS],
             gdts: [GDT; MAX_VCPUS],
-            tasks: [Task {
-                reserved: 0,
-                rsp0: 0,
-                rest: [0; 22],
-                reserved_too: 0,
-                bitmap_offset: offset_of!(Task, bitmap) as u16,
-                bitmap: bitmap(),
-                end: [0xff; 4],
-            }; MAX_VCPUS],
+            tasks: [Task { reserved: 0, rsp0: 0, rest: [0; 22], reserved_too: 0, bitmap_offset: 0 };
+                MAX_VCPUS],
+            bitmap: bitmap(),
+            bitmap_end: [0xff; 8],
             gdt_pointers: [Pointer { padding: [0; 3], limit: size_of::<Gdt>() as u16 - 1, base: 0 };
                 MAX_VCPUS],
             idt_pointer: Pointer {
                 padding: [0; 3],
-                limit: 256 * 16 - 1,
+                limit: VECTORS as u16 * 16 - 1,
                 base: address_of(offset_of!(Tables, idt)),
             },
         };
@@ -226,6 +226,7 @@ impl Tables {
             tables.gdts[vcpu].0[TASK as usize / 8] = descriptor[0];
             tables.gdts[vcpu].0[TASK as usize / 8 + 1] = descriptor[1];
             tables.tasks[vcpu].rsp0 = kernel_stack_top(vcpu);
+            tables.tasks[vcpu].bitmap_offset = bitmap_offset(vcpu) as u16;
             tables.gdt_pointers[vcpu].base = gdt_address(vcpu);
             vcpu += 1;
         }
