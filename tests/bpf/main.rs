@@ -12,7 +12,7 @@ mod single_thread;
 use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
-use vmm::publisher::bpf::{BpfError, Program};
+use vmm::publisher::bpf::{BpfError, KernelBtfError, Program};
 
 /// Far longer than anything here takes, on any host.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,7 +22,9 @@ fn load(vcpus: usize) -> Option<Program> {
     match Program::load(vcpus, vcpus) {
         Ok(program) => Some(program),
         Err(
-            error @ (BpfError::NotPermitted { .. } | BpfError::NoKernelBtf(_) | BpfError::NoThreadPidfd(_)),
+            error @ (BpfError::NotPermitted { .. }
+            | BpfError::KernelBtf(KernelBtfError::Unreadable(_))
+            | BpfError::NoThreadPidfd(_)),
         ) => {
             skip(&error.to_string());
             None

@@ -296,9 +296,15 @@ impl<T: Copy + Send + Sync + 'static> TypedValueParser for Named<T> {
 
 #[cfg(test)]
 mod tests {
+    use std::error::Error;
+    use std::io;
+
     use clap::CommandFactory;
 
     use super::*;
+    use crate::publisher::PublisherError;
+    use crate::publisher::bpf::{BpfError, KernelBtfError};
+    use crate::steal_time::msr::MsrFilterError;
 
     fn run(args: &[&str]) -> RunArgs {
         Cli::try_parse_from([&["vmm"], args].concat()).unwrap().run
@@ -338,6 +344,27 @@ mod tests {
             protocol::words::parse(&args.workload.words()).map_err(|e| e.to_string()).unwrap();
         assert_eq!((workload.lock, workload.wait, workload.job), (Lock::Mutex, Wait::Threshold, Job::Watch));
         assert_eq!((workload.section_ns, workload.seed), (5, 9));
+    }
+
+    #[test]
+    fn publishers_that_errors_suggest_can_be_chosen() {
+        let refused = || io::Error::from_raw_os_error(libc::EPERM);
+        let what = "load the BPF program";
+        let errors: [&dyn Error; 8] = [
+            &BpfError::KernelBtf(KernelBtfError::Unreadable(refused())),
+            &BpfError::KernelBtf(KernelBtfError::Unfit("no task_struct".into())),
+            &BpfError::Object("no map".into()),
+            &BpfError::NotPermitted { what, source: refused() },
+            &BpfError::Verifier { program: "switch".into(), log: String::new(), source: refused() },
+            &BpfError::NoThreadPidfd(refused()),
+            &PublisherError::KernelLacksStealTime,
+            &MsrFilterError::Missing("KVM_CAP_X86_MSR_FILTER"),
+        ];
+        for message in errors.map(ToString::to_string) {
+            let suggested = message.split("--publisher ").nth(1).expect("a way out is named");
+            let name: String = suggested.chars().take_while(char::is_ascii_alphanumeric).collect();
+            assert!(parse_choice(&name).is_ok(), "{name:?}: {message}");
+        }
     }
 
     #[test]

@@ -19,20 +19,21 @@ use protocol::report::Milestone;
 use protocol::words::{self, Boot, Start, Workload};
 use protocol::{MAX_VCPUS, VcpuId};
 
-use crate::boot;
+use crate::boot::{self, Entry};
 use crate::cpuid::Supported;
 use crate::event_loop::{self, Event, EventLoop, EventLoopError};
+use crate::gate::Gate;
 use crate::host::cpus::Cpus;
-use crate::loader::{self, Entry, LoadError, Payload};
+use crate::kick;
+use crate::loader::{self, LoadError, Payload};
 use crate::measure::Window;
 use crate::memory::{MemoryError, Ram, ReportView};
 use crate::payload;
 use crate::publisher::{Choice, MsrOwner, Publisher, PublisherError, PublisherKind};
 use crate::steal_time::msr::{self, MsrFilterError, StealTimeMsr};
 use crate::timings::{GuestClock, Timings};
-use crate::vcpu::gate::Gate;
 use crate::vcpu::run::{Remains, Vcpu, VcpuError};
-use crate::vcpu::{Crash, Ending, Message, Outbox, Shared, kick};
+use crate::vcpu::{Crash, Ending, Message, Outbox, Shared};
 use crate::vm::{self, Interrupts, Vm, VmError};
 
 /// A vCPU thread runs a loop and reads a few files of `/proc`.

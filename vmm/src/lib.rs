@@ -3,9 +3,10 @@
 //! Reading order, which is also the order in which data flows:
 //!
 //! 1. [`cli`] and [`guest`]: what is asked for, and one guest from its configuration to what is left of it.
-//! 2. [`steal_time`]: the idea, the MSR, the record, and the page that is laid over the guest's.
-//! 3. [`publisher`]: who keeps the record true; [`publisher::bpf`] does it from the scheduler.
-//! 4. [`vcpu`]: the run loop, the exits, the kick, the gate.
+//! 2. [`steal_time`]: the idea, and the MSR.
+//! 3. [`publisher`]: who keeps the record true, and the page laid over the guest's that makes it possible;
+//!    [`publisher::bpf`] does it from the scheduler.
+//! 4. [`vcpu`], [`kick`], [`gate`]: the run loop and its exits, how it is left, and where its threads stop.
 //! 5. [`vm`], [`memory`], [`loader`], [`boot`], [`cpuid`]: the machine, and how a guest begins in it.
 //! 6. [`event_loop`], [`measure`], [`host`]: the main thread, and what the host has counted.
 //! 7. [`results`], [`render`], [`table`], [`output`]: a run as a document, and what is printed of it.
@@ -20,8 +21,10 @@ pub mod doctor;
 pub mod error;
 pub mod event_loop;
 pub mod experiment;
+pub mod gate;
 pub mod guest;
 pub mod host;
+pub mod kick;
 pub mod loader;
 pub mod measure;
 pub mod memory;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
 
+use crate::gate::Gate;
 use crate::host::account::{MachineAccount, ThreadAccount};
 use crate::host::cpus::Cpus;
-use crate::vcpu::gate::Gate;
 
 /// More than this much of a CPU used by others, or taken by an outer hypervisor, and a point is disturbed.
 const DISTURBANCE: f64 = 0.06;

@@ -12,10 +12,10 @@ use protocol::report::{Crash as CrashReport, RegisterRule, Report, VECTOR_PANIC,
 use protocol::words::{Job, Workload};
 use serde::{Serialize, Serializer};
 
+use crate::boot::Entry;
 use crate::guest::{GuestConfig, GuestRun, Outcome, PayloadSource};
 use crate::host::account::ThreadAccount;
 use crate::host::facts::HostFacts;
-use crate::loader::Entry;
 use crate::measure::Window;
 use crate::publisher::{Counts, PublisherKind};
 use crate::timings::{Mark, cycles_to_duration};

@@ -16,9 +16,22 @@ mod registers;
 
 use std::ops::Range;
 
+use protocol::payload::Note;
+
 use crate::memory::{MemoryError, Ram};
 
 pub use registers::set_registers;
+
+/// How vCPUs begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Our payload: every vCPU enters here in long mode. See [`protocol::payload`].
+    Direct(Note),
+    /// The boot vCPU enters here in 32-bit protected mode; it starts the others.
+    Pvh(u32),
+    /// The boot vCPU enters here in long mode; it starts the others.
+    Long(u64),
+}
 
 /// Where low memory holds what a guest is booted with; no segment may lie here.
 pub const AREA: Range<u64> = 0x1000..0x1_0000;

@@ -5,8 +5,7 @@ use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
 use protocol::payload::Note;
 
-use super::{GDT, PAGE_TABLES, STACK_TOP, START_INFO};
-use crate::loader::Entry;
+use super::{Entry, GDT, PAGE_TABLES, STACK_TOP, START_INFO};
 
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;

@@ -5,7 +5,8 @@ use object::elf::{ELFCLASS64, EM_X86_64, ET_EXEC, FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader, NoteIterator, ProgramHeader};
 use protocol::payload::{NOTE_OWNER, NOTE_TYPE, Note};
 
-use super::{Entry, Segment};
+use super::Segment;
+use crate::boot::Entry;
 
 /// Owner and type of the note that makes an ELF file a PVH kernel (`XEN_ELFNOTE_PHYS32_ENTRY`).
 const PVH_OWNER: &[u8] = b"Xen";

@@ -22,7 +22,7 @@ use protocol::machine::HIGH_RAM_START;
 use protocol::payload::{ABI_VERSION, Note};
 use protocol::words::Start;
 
-use crate::boot::{self, COMMAND_LINE_MAX};
+use crate::boot::{self, COMMAND_LINE_MAX, Entry};
 use crate::memory::{MemoryError, PAGE, Ram};
 
 pub use elf::{Elf, ElfError};
@@ -126,17 +126,6 @@ pub enum PayloadError {
 fn suggest_memory(range: &Range<u64>, mib: u64) -> String {
     let needed = range.end.div_ceil(1 << 20).next_power_of_two();
     if needed > mib && needed <= 1 << 20 { format!(" (try --memory {needed})") } else { String::new() }
-}
-
-/// How vCPUs begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entry {
-    /// Our payload: every vCPU enters here in long mode. See [`protocol::payload`].
-    Direct(Note),
-    /// The boot vCPU enters here in 32-bit protected mode; it starts the others.
-    Pvh(u32),
-    /// The boot vCPU enters here in long mode; it starts the others.
-    Long(u64),
 }
 
 /// A payload, read and understood, not yet loaded.

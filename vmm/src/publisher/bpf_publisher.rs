@@ -12,11 +12,11 @@ use std::sync::Arc;
 use protocol::VcpuId;
 
 use super::bpf::{Enrolled, Program, Site};
+use super::overlay::Overlay;
 use super::{Counts, Publication, Publisher, PublisherError, PublisherKind};
+use crate::gate::Gate;
 use crate::host::account;
 use crate::memory::Ram;
-use crate::steal_time::overlay::Overlay;
-use crate::vcpu::gate::Gate;
 
 /// Publishes by BPF for one VM.
 #[derive(Debug)]

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use super::bpf::{BpfError, Program};
 use super::{BpfPublisher, Bystander, Publisher, PublisherError, PublisherKind};
+use crate::gate::Gate;
 use crate::memory::Ram;
-use crate::vcpu::gate::Gate;
 
 /// What the user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -15,6 +15,8 @@
 pub mod bpf;
 mod bpf_publisher;
 mod choice;
+pub mod overlay;
+pub mod record;
 
 use std::fmt;
 
@@ -75,7 +77,7 @@ pub enum PublisherError {
     Bpf(#[from] bpf::BpfError),
     /// A record's page cannot be laid over.
     #[error(transparent)]
-    Overlay(#[from] crate::steal_time::overlay::OverlayError),
+    Overlay(#[from] overlay::OverlayError),
     /// The thread's own run delay cannot be read.
     #[error("Cannot read the vCPU thread's run delay from /proc/thread-self/schedstat (is /proc mounted?)")]
     RunDelay(#[source] std::io::Error),

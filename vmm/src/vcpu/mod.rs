@@ -2,12 +2,10 @@
 //!
 //! - [`run`]: the thread's life, a loop over three states.
 //! - [`exit`]: why the guest was left, parsed once.
-//! - [`kick`]: how a thread is made to leave the guest.
-//! - [`gate`]: where threads stop, each for itself or all for one.
+//!
+//! How a thread is made to leave the guest, and where it stops, alone or for all: [`crate::kick`], [`crate::gate`].
 
 pub mod exit;
-pub mod gate;
-pub mod kick;
 pub mod run;
 
 use std::fmt;
@@ -19,10 +17,10 @@ use kvm_bindings::{kvm_regs, kvm_sregs};
 use protocol::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::gate::Gate;
 use crate::host::cpus::Cpus;
 use crate::measure::Snapshot;
 use exit::CrashReason;
-use gate::Gate;
 
 /// How a vCPU thread ended the run, or that it was sent home.
 #[derive(Debug)]

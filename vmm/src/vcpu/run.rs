@@ -10,11 +10,11 @@ use protocol::VcpuId;
 use protocol::report::Milestone;
 
 use super::exit::{self, CrashReason, Exit, PortData};
-use super::gate::Wanted;
-use super::kick::KickHandle;
-use super::{Crash, Ending, ExitCounts, Mark, Message, Outbox, Registers, Shared, kick};
+use super::{Crash, Ending, ExitCounts, Mark, Message, Outbox, Registers, Shared};
+use crate::gate::Wanted;
 use crate::host::account::ThreadAccount;
 use crate::host::cpus::CpuError;
+use crate::kick::{self, KickHandle};
 use crate::measure::Snapshot;
 use crate::publisher::{Counts, PublisherError};
 use crate::steal_time::msr::{Access, StealTimeMsr};

@@ -5,28 +5,17 @@ use std::io;
 
 use protocol::VcpuId;
 
-use super::kernel_btf;
+use super::kernel_btf::KernelBtfError;
 
 /// Why the BPF publisher does not work here.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
-    /// The kernel shows no BTF.
-    #[error(
-        "Cannot read {}: the BPF publisher needs a kernel built with CONFIG_DEBUG_INFO_BTF \
-         (try `--publisher perf`)",
-        kernel_btf::PATH
-    )]
-    NoKernelBtf(#[source] io::Error),
-
-    /// The kernel's BTF lacks what the program reads, or is none.
-    #[error(
-        "Cannot use {}: the BPF publisher does not fit this kernel (try `--publisher perf`)",
-        kernel_btf::PATH
-    )]
-    KernelBtf(#[source] Box<dyn Error + Send + Sync>),
+    /// The kernel's BTF.
+    #[error(transparent)]
+    KernelBtf(#[from] KernelBtfError),
 
     /// The committed object cannot be fitted to this kernel.
-    #[error("Cannot relocate the BPF program for this kernel (try `--publisher perf`)")]
+    #[error("Cannot relocate the BPF program for this kernel (try `--publisher kernel`)")]
     Object(#[source] Box<dyn Error + Send + Sync>),
 
     /// The kernel refuses for want of rights. It never says which.
@@ -44,7 +33,7 @@ pub enum BpfError {
     /// The verifier refuses the program. A kernel locked down for confidentiality does so: it lets no BPF program
     /// read its memory.
     #[error(
-        "Cannot load BPF program {program}: the kernel's verifier refuses it (try `--publisher perf`). It says:\n{log}"
+        "Cannot load BPF program {program}: the kernel's verifier refuses it (try `--publisher kernel`). It says:\n{log}"
     )]
     Verifier {
         /// The program's name.
@@ -57,7 +46,7 @@ pub enum BpfError {
 
     /// Linux before 6.9: no pidfd names a thread.
     #[error(
-        "Cannot name a vCPU's thread to the BPF program: it needs Linux 6.9 for PIDFD_THREAD (try `--publisher perf`)"
+        "Cannot name a vCPU's thread to the BPF program: it needs Linux 6.9 for PIDFD_THREAD (try `--publisher kernel`)"
     )]
     NoThreadPidfd(#[source] io::Error),
 

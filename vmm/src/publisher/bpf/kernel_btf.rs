@@ -7,11 +7,12 @@
 //!
 //! Format: Linux `Documentation/bpf/btf.rst`. Whatever the bytes say, nothing here reads outside them.
 
+use std::error::Error;
 use std::fs::{self, File};
+use std::io;
 use std::ops::Deref;
 use std::os::fd::AsFd;
 
-use super::error::BpfError;
 use super::mapping::Mapping;
 
 /// The file that holds the kernel's BTF.
@@ -93,11 +94,25 @@ pub(super) enum BtfError {
     Missing { what: &'static str },
 }
 
+/// The running kernel's BTF does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelBtfError {
+    /// The kernel shows none.
+    #[error(
+        "Cannot read {PATH}: the BPF publisher needs a kernel built with CONFIG_DEBUG_INFO_BTF (try `--publisher \
+         kernel`)"
+    )]
+    Unreadable(#[source] io::Error),
+    /// It lacks what the program reads, or is none.
+    #[error("Cannot use {PATH}: the BPF publisher does not fit this kernel (try `--publisher kernel`)")]
+    Unfit(#[source] Box<dyn Error + Send + Sync>),
+}
+
 impl KernelLayout {
     /// Scans the BTF of the running kernel.
-    pub(super) fn of_running_kernel() -> Result<Self, BpfError> {
-        let btf = open().map_err(BpfError::NoKernelBtf)?;
-        Self::scan(&btf).map_err(|error| BpfError::KernelBtf(error.into()))
+    pub(super) fn of_running_kernel() -> Result<Self, KernelBtfError> {
+        let btf = open().map_err(KernelBtfError::Unreadable)?;
+        Self::scan(&btf).map_err(|error| KernelBtfError::Unfit(error.into()))
     }
 
     /// Scans a BTF.
@@ -150,7 +165,7 @@ impl KernelLayout {
 }
 
 /// Opens the kernel's BTF: mapped where the kernel can (Linux 6.16), read where not.
-fn open() -> std::io::Result<Box<dyn Deref<Target = [u8]>>> {
+fn open() -> io::Result<Box<dyn Deref<Target = [u8]>>> {
     let file = File::open(PATH)?;
     let size = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
     match Mapping::of_constant_file(file.as_fd(), size) {

@@ -39,6 +39,7 @@ use protocol::VcpuId;
 use protocol::steal_time::PREEMPTED;
 
 pub use error::BpfError;
+pub use kernel_btf::KernelBtfError;
 use kernel_btf::KernelLayout;
 use mapping::Mapping;
 use object::{BpfObject, HEAL, PAGES, SLOTS, SWITCH, VCPU_OF_TASK};

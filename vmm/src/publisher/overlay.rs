@@ -17,10 +17,10 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::bpf::{PAGE_SIZE, Program, Site};
+use super::record::Record;
+use crate::gate::{AllParked, Gate};
 use crate::memory::{PAGE, Ram};
-use crate::publisher::bpf::{PAGE_SIZE, Program, Site};
-use crate::steal_time::record::Record;
-use crate::vcpu::gate::{AllParked, Gate};
 
 /// The host would not map a page.
 #[derive(Debug, thiserror::Error)]

@@ -6,14 +6,14 @@
 //!
 //! No lock is held around `KVM_RUN`. Why nobody is overlooked: a thread is inside the guest only between reading
 //! "nothing" and returning from `KVM_RUN`. Whoever wants something writes it before kicking, and a kick is never
-//! lost (see [`super::kick`]), so that thread comes out and reads again.
+//! lost (see [`crate::kick`]), so that thread comes out and reads again.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use protocol::VcpuId;
 
-use super::kick::KickHandle;
+use crate::kick::KickHandle;
 
 /// What is wanted of a vCPU thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,8 +146,8 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::thread;
 
-    use super::super::kick;
     use super::*;
+    use crate::kick;
 
     /// A vCPU thread whose guest does nothing but be in the guest.
     fn vcpu_thread(gate: &Gate, vcpu: VcpuId, inside: &AtomicUsize, mut exits: impl FnMut(&Gate)) {

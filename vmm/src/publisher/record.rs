@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use protocol::steal_time::StealTime;
 
-use crate::publisher::bpf::PAGE_SIZE;
+use super::bpf::PAGE_SIZE;
 
 /// A record in memory that others write too.
 #[derive(Debug)]
