@@ -8,19 +8,16 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use devices::{ExitPort, I8042, MilestonePort, PortBus, Serial, Unclaimed};
-use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use protocol::machine::{COM1, EXIT_PORT, I8042 as I8042_PORTS, I8042_COMMAND, MILESTONE_PORT};
 use protocol::report::Milestone;
 use protocol::words::{self, Boot, Start, Workload};
 use protocol::{MAX_VCPUS, VcpuId};
 
-use crate::boot::{self, Entry};
-use crate::cpuid::Supported;
+use crate::boot::Entry;
 use crate::event_loop::{self, Event, EventLoop, EventLoopError};
 use crate::gate::Gate;
 use crate::host::cpus::Cpus;
@@ -29,18 +26,13 @@ use crate::loader::{self, LoadError, Payload};
 use crate::measure::Window;
 use crate::memory::{MemoryError, Ram, ReportView};
 use crate::payload;
-use crate::publisher::{Choice, MsrOwner, Publisher, PublisherError, PublisherKind};
-use crate::steal_time::msr::{self, MsrFilterError, StealTimeMsr};
+use crate::publisher::{Choice, MsrOwner, PublisherError, PublisherKind};
+use crate::steal_time::msr::{self, MsrFilterError};
 use crate::timings::{GuestClock, Timings};
-use crate::vcpu::run::{Remains, Vcpu, VcpuError};
-use crate::vcpu::{Crash, Ending, Message, Outbox, Shared};
+use crate::vcpu::run::{Remains, VcpuError};
+use crate::vcpu::threads::{Common, Finished, Threads};
+use crate::vcpu::{Crash, Ending, Message, Shared};
 use crate::vm::{self, Interrupts, Vm, VmError};
-
-/// A vCPU thread runs a loop and reads a few files of `/proc`.
-const THREAD_STACK: usize = 256 << 10;
-
-/// What `IA32_TIME_STAMP_COUNTER` is called.
-const MSR_TSC: u32 = 0x10;
 
 /// A guest that is to be run.
 #[derive(Clone, Debug)]
@@ -234,7 +226,7 @@ pub fn run(
         Shared { ports: port_bus(&vm, console)?, gate: Arc::clone(&gate), cpus: config.cpus.clone() };
     let shared = Arc::new(shared);
     let publisher = selection.publisher(vm.ram().clone(), Arc::clone(&gate));
-    let mut threads = Threads { gate: Arc::clone(&gate), handles: Vec::new() };
+    let mut threads = Threads::new(Arc::clone(&gate));
     let common = Common {
         entry,
         owner,
@@ -248,7 +240,8 @@ pub fn run(
         vcpus.push((vcpu, vm.create_vcpu(vcpu)?));
     }
     for (vcpu, fd) in vcpus {
-        threads.start(vcpu, fd, common.clone(), event_loop.outbox()?)?;
+        let started = threads.start(vcpu, fd, common.clone(), event_loop.outbox()?);
+        started.map_err(|source| GuestError::Thread { vcpu, source })?;
     }
     timings.mark("vCPU threads started");
 
@@ -382,86 +375,4 @@ fn watch(event_loop: &mut EventLoop, timings: &mut Timings) -> Result<(Outcome, 
 fn first_instruction(report: &ReportView, clock: &GuestClock) -> Option<Instant> {
     let tsc = report.vcpus.first()?.first_instruction.load(Ordering::Relaxed);
     if tsc == 0 { None } else { clock.moment(tsc) }
-}
-
-/// What every vCPU thread needs.
-#[derive(Clone)]
-struct Common {
-    entry: Entry,
-    owner: MsrOwner,
-    supported: Supported,
-    shared: Arc<Shared>,
-    publisher: Arc<dyn Publisher>,
-}
-
-/// What is left of a vCPU thread.
-#[derive(Default)]
-struct Finished {
-    remains: Remains,
-    clock: Option<GuestClock>,
-}
-
-/// The vCPU threads. However the run ends, they are sent home and waited for.
-struct Threads {
-    gate: Arc<Gate>,
-    handles: Vec<(VcpuId, JoinHandle<Finished>)>,
-}
-
-impl Threads {
-    fn start(&mut self, vcpu: VcpuId, fd: VcpuFd, common: Common, outbox: Outbox) -> Result<(), GuestError> {
-        let thread = thread::Builder::new().name(format!("vcpu{vcpu}")).stack_size(THREAD_STACK);
-        let handle = thread.spawn(move || vcpu_thread(vcpu, fd, &common, outbox));
-        self.handles.push((vcpu, handle.map_err(|source| GuestError::Thread { vcpu, source })?));
-        Ok(())
-    }
-
-    fn finish(&mut self) -> Vec<(VcpuId, Finished)> {
-        self.gate.end();
-        self.handles.drain(..).map(|(vcpu, handle)| (vcpu, handle.join().unwrap_or_default())).collect()
-    }
-}
-
-impl Drop for Threads {
-    fn drop(&mut self) {
-        self.finish();
-    }
-}
-
-fn vcpu_thread(vcpu: VcpuId, fd: VcpuFd, common: &Common, outbox: Outbox) -> Finished {
-    match prepare(vcpu, &fd, common) {
-        Ok((clock, steal_time)) => {
-            let remains = Vcpu::new(vcpu, fd, Arc::clone(&common.shared), steal_time, outbox).run();
-            Finished { remains, clock }
-        }
-        Err(error) => {
-            outbox.send(Message::Failed { vcpu, error });
-            Finished::default()
-        }
-    }
-}
-
-/// All that a vCPU needs before it first runs, from its own thread.
-fn prepare<'c>(
-    vcpu: VcpuId,
-    fd: &VcpuFd,
-    common: &'c Common,
-) -> Result<(Option<GuestClock>, StealTimeMsr<'c>), VcpuError> {
-    common.shared.cpus.confine_this_thread().map_err(|source| VcpuError::Place { vcpu, source })?;
-    kick::open_inside_run(fd).map_err(|source| VcpuError::SignalMask { vcpu, source })?;
-    let setup = |source| VcpuError::Setup { vcpu, source };
-    fd.set_cpuid2(&common.supported.of_vcpu(vcpu, common.owner)).map_err(setup)?;
-    boot::set_registers(fd, vcpu, common.entry).map_err(setup)?;
-    let publication = common.publisher.attach(vcpu).map_err(|source| VcpuError::Publish { vcpu, source })?;
-    Ok((guest_clock(fd), StealTimeMsr::new(publication)))
-}
-
-/// The guest's TSC now, where KVM tells it.
-fn guest_clock(fd: &VcpuFd) -> Option<GuestClock> {
-    let entry = kvm_msr_entry { index: MSR_TSC, ..kvm_msr_entry::default() };
-    let mut tsc = Msrs::from_entries(&[entry]).ok()?;
-    let khz = fd.get_tsc_khz().ok()?;
-    let at = Instant::now();
-    let read = fd.get_msrs(&mut tsc).ok()?;
-    let tsc = tsc.as_slice().first()?.data;
-    (read == 1).then_some(GuestClock { at, tsc, khz })
 }

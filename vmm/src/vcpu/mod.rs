@@ -1,5 +1,6 @@
 //! vCPUs: a thread each, which enters the guest and answers for it when it comes out.
 //!
+//! - [`threads`]: all of a guest's, from their start to what is left of them.
 //! - [`run`]: the thread's life, a loop over three states.
 //! - [`exit`]: why the guest was left, parsed once.
 //!
@@ -7,6 +8,7 @@
 
 pub mod exit;
 pub mod run;
+pub mod threads;
 
 use std::fmt;
 use std::sync::{Arc, mpsc};

@@ -1,0 +1,273 @@
+//! Results: one run, as one document.
+//!
+//! Everything that is ever printed of a run is rendered from its [`RunResult`]; the JSON document is the same thing.
+//! Times are in ns; shares are of the CPUs that the vCPU threads may use, over the window.
+
+mod statistics;
+mod window;
+
+use std::fmt::{Display, Write as _};
+use std::sync::atomic::Ordering;
+
+use protocol::VcpuId;
+use protocol::report::{Crash as CrashReport, RegisterRule, Report, VECTOR_PANIC};
+use protocol::words::Workload;
+use serde::{Serialize, Serializer};
+
+use crate::boot::Entry;
+use crate::guest::{GuestConfig, GuestRun, Outcome, PayloadSource};
+use crate::host::facts::HostFacts;
+use crate::publisher::{Counts, PublisherKind};
+use crate::timings::Mark;
+use crate::vcpu::ExitCounts;
+use crate::vcpu::run::Remains;
+
+use statistics::read;
+pub use window::{ByteFigures, HostFigures, LockFigures, Shares, WindowFigures};
+
+/// Version of the document. It changes when a field changes its meaning or goes.
+pub const SCHEMA: u32 = 1;
+
+/// One run.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunResult {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Where.
+    pub host: HostFacts,
+    /// What ran.
+    pub guest: GuestFacts,
+    /// Who published.
+    pub publisher: PublisherFacts,
+    /// What our payload was asked to do; `None` for a foreign one.
+    #[serde(serialize_with = "words_as_map")]
+    pub workload: Option<Workload>,
+    /// How it ended.
+    pub outcome: OutcomeFacts,
+    /// When the monitor's clock for the marks below began, by the host's monotonic clock.
+    pub began_monotonic_ns: u64,
+    /// Where the time of the monitor went.
+    pub timings: Vec<Mark>,
+    /// What happened while the window was open, if it opened and closed.
+    pub window: Option<WindowFigures>,
+    /// Which rules of the MSR held, for [`protocol::words::Job::Registers`].
+    pub rules: Option<Vec<RuleFigures>>,
+    /// Each vCPU, over the whole run.
+    pub vcpus: Vec<VcpuFigures>,
+    /// Port bytes read that nobody answers for.
+    pub unclaimed_reads: u64,
+    /// Port bytes written that nobody answers for.
+    pub unclaimed_writes: u64,
+}
+
+/// The guest, as results name it.
+#[derive(Clone, Debug, Serialize)]
+pub struct GuestFacts {
+    /// Its payload: `embedded`, or the file.
+    pub payload: String,
+    /// How it was entered: `direct`, `pvh` or `long`.
+    pub entry: &'static str,
+    /// Its vCPUs.
+    pub vcpus: usize,
+    /// Its memory.
+    pub memory_mib: u64,
+    /// Host CPUs that the vCPU threads may use.
+    pub cpus: crate::host::cpus::Cpus,
+}
+
+/// The publisher, as results name it.
+#[derive(Clone, Debug, Serialize)]
+pub struct PublisherFacts {
+    /// Which.
+    pub kind: PublisherKind,
+    /// What was asked for.
+    pub asked: String,
+    /// Why this one.
+    pub why: String,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Serialize)]
+pub struct OutcomeFacts {
+    /// `reset`, `exit`, `crash`, `timed_out` or `interrupted`.
+    pub kind: &'static str,
+    /// The exit status that tells of it.
+    pub status: u8,
+    /// What crashed where, in one line.
+    pub crash: Option<String>,
+    /// The registers of a vCPU that KVM gave up on.
+    pub registers: Option<String>,
+}
+
+/// A rule of the MSR.
+#[derive(Clone, Debug, Serialize)]
+pub struct RuleFigures {
+    /// The rule.
+    pub rule: String,
+    /// Whether it was tried.
+    pub tried: bool,
+    /// Whether it held.
+    pub held: bool,
+}
+
+/// One vCPU, over the whole run.
+#[derive(Clone, Debug, Serialize)]
+pub struct VcpuFigures {
+    /// Its id.
+    pub id: u8,
+    /// Its exits.
+    pub exits: ExitCounts,
+    /// CPU time of its thread.
+    pub run_ns: u64,
+    /// Time that its thread wanted to run and could not.
+    pub run_delay_ns: u64,
+    /// Times that the host took its thread off its CPU.
+    pub preemptions: u64,
+    /// What the publisher counted.
+    pub publication: Option<Counts>,
+    /// Acquisitions in the window.
+    pub acquisitions: u64,
+}
+
+impl RunResult {
+    /// The document of a run.
+    pub fn new(host: HostFacts, config: &GuestConfig, run: &GuestRun) -> Self {
+        let report = run.report.as_deref();
+        let figures = |(id, remains): &(VcpuId, Remains)| {
+            let vcpu = report.and_then(|report| report.vcpus.get(id.index()));
+            VcpuFigures {
+                id: id.apic_id(),
+                exits: remains.exits,
+                run_ns: remains.account.run_ns,
+                run_delay_ns: remains.account.run_delay_ns,
+                preemptions: remains.account.involuntary_switches,
+                publication: remains.counts,
+                acquisitions: vcpu.map_or(0, |vcpu| read(&vcpu.acquisitions)),
+            }
+        };
+        Self {
+            schema: SCHEMA,
+            host,
+            guest: GuestFacts {
+                payload: match &config.payload {
+                    PayloadSource::Embedded => "embedded".to_owned(),
+                    PayloadSource::File { path, .. } => path.display().to_string(),
+                },
+                entry: match run.entry {
+                    Entry::Direct(_) => "direct",
+                    Entry::Pvh(_) => "pvh",
+                    Entry::Long(_) => "long",
+                },
+                vcpus: config.vcpus,
+                memory_mib: config.memory_mib,
+                cpus: config.cpus.clone(),
+            },
+            publisher: PublisherFacts {
+                kind: run.publisher,
+                asked: config.publisher.to_string(),
+                why: run.publisher_why.clone(),
+            },
+            workload: run.workload,
+            outcome: OutcomeFacts::new(&run.outcome, report),
+            began_monotonic_ns: u64::try_from(run.timings.began_monotonic().as_nanos()).unwrap_or(u64::MAX),
+            timings: run.timings.marks().to_vec(),
+            window: report
+                .zip(run.workload)
+                .zip(run.window.as_ref())
+                .map(|((report, workload), window)| WindowFigures::new(report, workload, window, config)),
+            rules: report.filter(|report| report.header.rules_tried.load(Ordering::Relaxed) != 0).map(rules),
+            vcpus: run.vcpus.iter().map(figures).collect(),
+            unclaimed_reads: run.unclaimed.reads,
+            unclaimed_writes: run.unclaimed.writes,
+        }
+    }
+}
+
+impl OutcomeFacts {
+    fn new(outcome: &Outcome, report: Option<&Report>) -> Self {
+        let kind = match outcome {
+            Outcome::Reset => "reset",
+            Outcome::Exit(_) => "exit",
+            Outcome::Crash { .. } => "crash",
+            Outcome::TimedOut => "timed_out",
+            Outcome::Interrupted => "interrupted",
+        };
+        let (crash, registers) = match outcome {
+            Outcome::Crash { vcpu, crash } => (
+                Some(format!("vCPU {vcpu}: {}", crash.reason)),
+                crash.registers.as_ref().map(ToString::to_string),
+            ),
+            _ => (report.and_then(|report| describe_crash(&report.header.crash)), None),
+        };
+        Self { kind, status: outcome.status(), crash, registers }
+    }
+}
+
+/// The crash that the payload reports, if it does.
+fn describe_crash(crash: &CrashReport) -> Option<String> {
+    // 2: the fields are complete.
+    if crash.state.load(Ordering::Acquire) != 2 {
+        return None;
+    }
+    let vcpu = crash.vcpu.load(Ordering::Relaxed);
+    let vector = crash.vector.load(Ordering::Relaxed);
+    if vector == VECTOR_PANIC {
+        return Some(format!("vCPU {vcpu}: panic at line {}", crash.line.load(Ordering::Relaxed)));
+    }
+    let (rip, error) = (read(&crash.rip), read(&crash.error));
+    let mut text = format!("vCPU {vcpu}: exception {vector} at rip {rip:#x}, error code {error:#x}");
+    if vector == 14 {
+        let _ = write!(text, ", address {:#x}", read(&crash.address));
+    }
+    Some(text)
+}
+
+fn rules(report: &Report) -> Vec<RuleFigures> {
+    let tried = report.header.rules_tried.load(Ordering::Relaxed);
+    let held = report.header.rules_held.load(Ordering::Relaxed);
+    let rules = RegisterRule::ALL.iter();
+    rules
+        .map(|rule| RuleFigures {
+            rule: format!("{rule:?}"),
+            tried: tried & rule.bit() != 0,
+            held: held & rule.bit() != 0,
+        })
+        .collect()
+}
+
+/// A workload's words, `key=value`, as a map.
+#[expect(clippy::ref_option, reason = "serde hands over the field")]
+fn words_as_map<S: Serializer>(workload: &Option<Workload>, serializer: S) -> Result<S::Ok, S::Error> {
+    let Some(workload) = workload else { return serializer.serialize_none() };
+    let words = workload.to_string();
+    serializer.collect_map(words.split(' ').filter_map(|word| word.split_once('=')))
+}
+
+/// Whatever has a word, as that word.
+///
+/// # Errors
+/// The serializer's.
+pub fn as_word<T: Display, S: Serializer>(item: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(item)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crash_is_told_only_when_it_is_complete() {
+        let report = Box::new(Report::new());
+        let crash = &report.header.crash;
+        crash.vector.store(6, Ordering::Relaxed);
+        crash.vcpu.store(2, Ordering::Relaxed);
+        crash.rip.store(0x40_0123, Ordering::Relaxed);
+        crash.state.store(1, Ordering::Relaxed);
+        assert_eq!(describe_crash(crash), None);
+        crash.state.store(2, Ordering::Relaxed);
+        assert_eq!(describe_crash(crash).unwrap(), "vCPU 2: exception 6 at rip 0x400123, error code 0x0");
+        crash.vector.store(14, Ordering::Relaxed);
+        crash.address.store(0x4_0000_0000, Ordering::Relaxed);
+        assert!(describe_crash(crash).unwrap().ends_with(", address 0x400000000"));
+    }
+}

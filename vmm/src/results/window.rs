@@ -1,0 +1,182 @@
+//! Figures of the measured window: what the host counted, what the lock gave, what was seen of the byte.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use protocol::report::{Report, VcpuReport};
+use protocol::words::{Job, Workload};
+use serde::Serialize;
+
+use super::statistics::{jain, merged_waits, ns, quantile, ratio, read, sum};
+use crate::guest::GuestConfig;
+use crate::host::account::ThreadAccount;
+use crate::measure::Window;
+
+/// What happened while the window was open.
+#[derive(Clone, Debug, Serialize)]
+pub struct WindowFigures {
+    /// Its length, by the guest's clock.
+    pub length_ns: u64,
+    /// What the host says.
+    pub host: HostFigures,
+    /// Growth of all records' steal, as the guest read it.
+    pub guest_steal_ns: u64,
+    /// The lock, for [`Job::Contend`].
+    pub lock: Option<LockFigures>,
+    /// The byte, for [`Job::Watch`].
+    pub byte: Option<ByteFigures>,
+}
+
+/// What the host says of a window.
+#[derive(Clone, Debug, Serialize)]
+pub struct HostFigures {
+    /// Its length, by the host's clock.
+    pub length_ns: u64,
+    /// CPU time of the vCPU threads.
+    pub run_ns: u64,
+    /// Time that they wanted to run and could not.
+    pub run_delay_ns: u64,
+    /// Times that the host took a vCPU thread off its CPU.
+    pub preemptions: u64,
+    /// Times that one gave it up.
+    pub sleeps: u64,
+    /// CPUs' worth of time that other processes used.
+    pub strangers_cpus: f64,
+    /// CPUs' worth of time that an outer hypervisor took.
+    pub stolen_cpus: f64,
+    /// Whether strangers or the outer hypervisor took so much that the figures should not be believed.
+    pub disturbed: bool,
+}
+
+/// What the lock gave.
+#[derive(Clone, Debug, Serialize)]
+pub struct LockFigures {
+    /// Acquisitions.
+    pub acquisitions: u64,
+    /// Acquisitions in a second.
+    pub per_second: f64,
+    /// Jain's index of fairness over the vCPUs: 1 is equal shares.
+    pub jain: f64,
+    /// Half of the waits were not longer.
+    pub wait_p50_ns: u64,
+    /// 99 in 100 waits were not longer.
+    pub wait_p99_ns: u64,
+    /// The longest wait.
+    pub wait_longest_ns: u64,
+    /// The longest time in which nobody got through.
+    pub longest_gap_ns: u64,
+    /// Waiters that halted.
+    pub halts: u64,
+    /// Interrupts sent to wake them.
+    pub kicks: u64,
+    /// Times that a waiter saw the byte of the vCPU it waited for.
+    pub preempted_seen: u64,
+    /// Times that a waiter left the queue of spinners.
+    pub queue_exits: u64,
+    /// Where the CPU time went.
+    pub shares: Shares,
+}
+
+/// Where CPU time went, as shares of all CPU time there was. They sum up to 1.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Shares {
+    /// In sections and between them.
+    pub useful: f64,
+    /// Spinning.
+    pub spin: f64,
+    /// Sending kicks. Without steal time, a kick that cost its sender the CPU counts until the sender was back.
+    pub kicks: f64,
+    /// Halting, waking, switching, exits, the loop itself.
+    pub rest: f64,
+    /// No vCPU thread ran.
+    pub idle: f64,
+}
+
+/// What vCPUs saw of each other's bytes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ByteFigures {
+    /// Samples of the own byte.
+    pub own_samples: u64,
+    /// Of these, set.
+    pub own_set: u64,
+    /// Samples of other vCPUs' bytes.
+    pub other_samples: u64,
+    /// Of these, set.
+    pub other_set: u64,
+}
+
+impl ByteFigures {
+    /// Share of samples in which another vCPU's byte was set.
+    pub fn other_share(&self) -> f64 {
+        ratio(self.other_set as f64, self.other_samples as f64)
+    }
+}
+
+impl WindowFigures {
+    /// The figures of a window that our payload reported, in a guest of `config` that did `workload`.
+    pub(super) fn new(report: &Report, workload: Workload, window: &Window, config: &GuestConfig) -> Self {
+        let vcpus = report.vcpus.get(..config.vcpus).unwrap_or(&report.vcpus);
+        let header = &report.header;
+        let khz = header.tsc_khz.load(Ordering::Relaxed);
+        let length = read(&header.window_closes).saturating_sub(read(&header.window_opens));
+        let length_ns = ns(length, khz);
+        let accounts = || window.vcpus.iter().map(|(_, account)| account);
+        let total = |field: fn(&ThreadAccount) -> u64| accounts().map(field).sum();
+        let host = HostFigures {
+            length_ns: u64::try_from(window.length.as_nanos()).unwrap_or(u64::MAX),
+            run_ns: total(|account| account.run_ns),
+            run_delay_ns: total(|account| account.run_delay_ns),
+            preemptions: total(|account| account.involuntary_switches),
+            sleeps: total(|account| account.voluntary_switches),
+            strangers_cpus: window.strangers(),
+            stolen_cpus: window.stolen(),
+            disturbed: window.is_disturbed(),
+        };
+        let lock = (workload.job == Job::Contend).then(|| {
+            let cpu_time = config.cpus.count() as f64 * host.length_ns as f64;
+            LockFigures::new(vcpus, khz, length_ns, workload, ratio(host.run_ns as f64, cpu_time), cpu_time)
+        });
+        let byte = (workload.job == Job::Watch).then(|| ByteFigures {
+            own_samples: sum(vcpus, |vcpu| &vcpu.own_samples),
+            own_set: sum(vcpus, |vcpu| &vcpu.own_set),
+            other_samples: sum(vcpus, |vcpu| &vcpu.other_samples),
+            other_set: sum(vcpus, |vcpu| &vcpu.other_set),
+        });
+        let closed = sum(vcpus, |vcpu| &vcpu.steal_at_close);
+        let guest_steal_ns = closed.saturating_sub(sum(vcpus, |vcpu| &vcpu.steal_at_open));
+        Self { length_ns, host, guest_steal_ns, lock, byte }
+    }
+}
+
+impl LockFigures {
+    fn new(
+        vcpus: &[VcpuReport],
+        khz: u32,
+        length_ns: u64,
+        workload: Workload,
+        busy: f64,
+        cpu_time_ns: f64,
+    ) -> Self {
+        let acquisitions = sum(vcpus, |vcpu| &vcpu.acquisitions);
+        let waits = merged_waits(vcpus);
+        let longest = |field: fn(&VcpuReport) -> &AtomicU64| vcpus.iter().map(|vcpu| read(field(vcpu))).max();
+        let share = |cycles| ratio(ns(cycles, khz) as f64, cpu_time_ns);
+        let work_ns = f64::from(workload.section_ns) + f64::from(workload.think_ns);
+        let useful = ratio(acquisitions as f64 * work_ns, cpu_time_ns);
+        let spin = share(sum(vcpus, |vcpu| &vcpu.spin_cycles));
+        let kicks = share(sum(vcpus, |vcpu| &vcpu.kick_cycles));
+        Self {
+            acquisitions,
+            per_second: ratio(acquisitions as f64 * 1e9, length_ns as f64),
+            jain: jain(vcpus.iter().map(|vcpu| read(&vcpu.acquisitions) as f64)),
+            wait_p50_ns: ns(quantile(&waits, 0.5), khz),
+            wait_p99_ns: ns(quantile(&waits, 0.99), khz),
+            wait_longest_ns: ns(longest(|vcpu| &vcpu.longest_wait).unwrap_or(0), khz),
+            longest_gap_ns: ns(longest(|vcpu| &vcpu.longest_gap).unwrap_or(0), khz),
+            halts: sum(vcpus, |vcpu| &vcpu.halts),
+            kicks: sum(vcpus, |vcpu| &vcpu.kicks),
+            preempted_seen: sum(vcpus, |vcpu| &vcpu.preempted_seen),
+            queue_exits: sum(vcpus, |vcpu| &vcpu.queue_exits),
+            shares: Shares { useful, spin, kicks, rest: busy - useful - spin - kicks, idle: 1.0 - busy },
+        }
+    }
+}
