@@ -123,8 +123,10 @@ pub enum RegisterRule {
     PaddingIsKept = 8,
     /// After a move the new record is written and the old one is not.
     MoveLeavesTheOldRecord = 9,
+    /// What else lies on a record's page is still there after the record is registered, and after it has moved away.
+    PageIsKept = 10,
     /// After a write with bit 0 clear the record stays as it was.
-    OffStopsPublication = 10,
+    OffStopsPublication = 11,
 }
 
 impl RegisterRule {
@@ -140,6 +142,7 @@ impl RegisterRule {
         Self::OddVersionIsMended,
         Self::PaddingIsKept,
         Self::MoveLeavesTheOldRecord,
+        Self::PageIsKept,
         Self::OffStopsPublication,
     ];
 

@@ -1,7 +1,8 @@
 //! Registers: the rules of the MSR, tried from inside by one vCPU.
 //!
-//! Two records of the job's own, each on a page of its own with a guard on both sides. A nap makes the host write: the
-//! vCPU sleeps and wakes, and steal is brought up to date on the way in.
+//! Records of the job's own, each on a page of its own with a guard on both sides. There are more such pages than vCPUs
+//! in a guest of two, so that a host that keeps a page for each vCPU has to give one back. A nap makes the host write:
+//! the vCPU sleeps and wakes, and steal is brought up to date on the way in.
 
 use core::sync::atomic::Ordering;
 
@@ -27,6 +28,20 @@ impl Page {
         Self { before: Record::new(), record: Record::new(), after: Record::new() }
     }
 
+    /// What this page's paddings are filled with: no two pages in a row with the same.
+    fn fill(&self) -> u8 {
+        0xa5 ^ core::ptr::from_ref(self).addr().to_le_bytes()[1]
+    }
+
+    fn fill_guards(&self) {
+        self.before.fill_padding(self.fill());
+        self.after.fill_padding(self.fill());
+    }
+
+    fn guards_are_filled(&self) -> bool {
+        [&self.before, &self.after].iter().all(|guard| guard.version() == 0 && guard.padding_is(self.fill()))
+    }
+
     fn registration(&self) -> u64 {
         Registration::At { gpa: core::ptr::from_ref(&self.record).addr() as u64 }.to_msr()
     }
@@ -34,9 +49,7 @@ impl Page {
 
 static FIRST: Page = Page::new();
 static SECOND: Page = Page::new();
-
-/// What padding and guards are filled with.
-const FILL: u8 = 0xa5;
+static THIRD: Page = Page::new();
 
 /// In ticks of the local APIC's timer: a fifth of a millisecond.
 const NAP: u32 = 200_000;
@@ -67,9 +80,16 @@ pub(super) fn run(machine: Machine) {
             && !is_written_in_a_nap(&FIRST.record)
             && is_written_in_a_nap(&SECOND.record)
     });
+    try_rule(RegisterRule::PageIsKept, || {
+        let pages = [&FIRST, &SECOND, &THIRD];
+        pages.iter().for_each(|page| page.fill_guards());
+        write(THIRD.registration()) == Ok(())
+            && is_written_in_a_nap(&THIRD.record)
+            && pages.iter().all(|page| page.guards_are_filled())
+    });
     try_rule(RegisterRule::OutsideRamIsSilent, || {
         let outside = Registration::At { gpa: machine.end_of_memory.next_multiple_of(4096) }.to_msr();
-        write(outside) == Ok(()) && read() == Ok(outside) && !is_written_in_a_nap(&SECOND.record)
+        write(outside) == Ok(()) && read() == Ok(outside) && !is_written_in_a_nap(&THIRD.record)
     });
     try_rule(RegisterRule::OddVersionIsMended, || {
         FIRST.record.set_version(7);
@@ -115,11 +135,10 @@ fn is_written_in_a_nap(record: &Record) -> bool {
 }
 
 fn padding_is_kept() -> bool {
-    for record in [&FIRST.before, &FIRST.record, &FIRST.after] {
-        record.fill_padding(FILL);
-    }
-    let written = is_written_in_a_nap(&FIRST.record);
-    let guards = [&FIRST.before, &FIRST.after];
-    let untouched = guards.iter().all(|guard| guard.version() == 0 && guard.padding_is(FILL));
-    written && untouched && FIRST.record.padding_is(FILL) && FIRST.record.flags() == 0
+    FIRST.fill_guards();
+    FIRST.record.fill_padding(FIRST.fill());
+    is_written_in_a_nap(&FIRST.record)
+        && FIRST.guards_are_filled()
+        && FIRST.record.padding_is(FIRST.fill())
+        && FIRST.record.flags() == 0
 }
