@@ -10,7 +10,8 @@
 mod support;
 
 use support::{guest, has_bpf, has_kvm, has_two_cpus, run};
-use vmm::guest::{GuestConfig, Outcome};
+use vmm::guest::GuestConfig;
+use vmm::progress::Outcome;
 use vmm::publisher::PublisherKind;
 use vmm::results::{ByteFigures, RunResult};
 

@@ -74,6 +74,8 @@ fn word_that_the_payload_does_not_know_is_named() {
 fn results_file_that_cannot_be_written_is_refused_before_anything_runs() {
     refuses(&["--json", "/nowhere/results.json"], 1, &["/nowhere/results.json", "No such file"]);
     refuses(&["--vcpus", "1", "--json", "/"], 1, &["Cannot write /"]);
+    let endless = ["bench", "retention", "--rounds", "1000000", "--json", "/nowhere/results.json"];
+    refuses(&endless, 1, &["/nowhere/results.json"]);
 }
 
 #[test]

@@ -9,9 +9,14 @@
 
 mod support;
 
+use std::io;
+use std::process::Stdio;
+use std::time::Duration;
+
 use protocol::words::{Lock, Start, Wait};
-use support::{end_of, guest, has_bpf, has_kvm, run, vmm};
-use vmm::guest::{GuestRun, Outcome};
+use support::{end_of, guest, has_bpf, has_kvm, kill, run, start, vmm, wait_for, wait_for_cpu_time};
+use vmm::guest::{GuestConfig, GuestRun};
+use vmm::progress::Outcome;
 use vmm::publisher::PublisherKind;
 use vmm::results::RunResult;
 
@@ -164,6 +169,54 @@ fn panic_and_exception_are_told_with_vcpu_and_place_and_end_with_status_3() {
             assert!(ended.stdout.contains(on_console), "{ended:?}");
         }
     }
+}
+
+/// Long after all vCPUs are up and the warm-up is over; the jobs here would take a minute.
+const WELL_UNDER_WAY: Duration = Duration::from_millis(600);
+
+#[test]
+fn guest_that_is_out_of_time_closes_its_window_and_keeps_its_figures() {
+    if !has_kvm() {
+        return;
+    }
+    for job in ["contend wait=threshold", "watch", "idle"] {
+        let words = format!("job={job} warmup_ms=20 duration_ms=60000");
+        let config = GuestConfig { timeout: Some(WELL_UNDER_WAY), ..guest(4, PublisherKind::Off, &words) };
+        let (run, result) = run(&config);
+        assert!(matches!(run.outcome, Outcome::TimedOut), "{:?}", result.outcome);
+        let window = result.window.expect("the window was closed");
+        assert!(window.length_ns < 60_000_000_000, "{window:?}");
+        assert!(window.lock.is_none_or(|lock| lock.acquisitions > 0));
+        assert!(window.byte.is_none_or(|byte| byte.other_samples > 0));
+    }
+}
+
+#[test]
+fn ctrl_c_prints_what_was_measured_so_far() {
+    if !has_kvm() {
+        return;
+    }
+    let args = ["--vcpus", "2", "--publisher", "off", "--wait", "threshold", "--duration-ms", "60000"];
+    let mut child = start(vmm(args).stdout(Stdio::piped()));
+    wait_for_cpu_time(&child, WELL_UNDER_WAY);
+    kill(child.id(), "INT");
+    let printed = io::read_to_string(child.take_stdout().expect("it is piped")).expect("text");
+    assert_eq!(wait_for(child), Some(130));
+    assert!(printed.contains("acq/s") && printed.contains("Ended early (interrupted)"), "{printed}");
+}
+
+#[test]
+fn demonstration_that_is_interrupted_prints_the_points_it_has() {
+    if !has_kvm() {
+        return;
+    }
+    let mut child = start(vmm(["--publisher", "kernel"]).stdout(Stdio::piped()));
+    // Two points' worth.
+    wait_for_cpu_time(&child, 3 * WELL_UNDER_WAY);
+    kill(child.id(), "INT");
+    let printed = io::read_to_string(child.take_stdout().expect("it is piped")).expect("text");
+    assert_eq!(wait_for(child), Some(130));
+    assert!(printed.contains("Interrupted after") && printed.contains("tas"), "{printed}");
 }
 
 #[test]

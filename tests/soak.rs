@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use support::bpf_ids::Id;
 use support::{LIMIT, guest, has_bpf, has_kvm, run};
-use vmm::guest::Outcome;
+use vmm::progress::Outcome;
 use vmm::publisher::PublisherKind;
 
 const GUESTS: usize = 1000;

@@ -2,7 +2,7 @@
 //!
 //! One header and one page per vCPU, at the address that [`crate::payload::Note`] names. Every field is an atomic
 //! and has one writer, so that the monitor may read at any time, while the guest runs, without a lock. The monitor
-//! believes nothing it reads here: it is guest memory.
+//! believes nothing it reads here: it is guest memory. It writes two words itself, which say so.
 //!
 //! Times are in cycles of the guest's TSC unless the name says otherwise.
 
@@ -55,6 +55,8 @@ pub struct Report {
 pub struct Header {
     /// The monitor stores 1 before the first entry: it reads this memory, so COM1 need not tell the figures.
     pub has_reader: AtomicU32,
+    /// The monitor stores 1 to have the measured window closed at once, and the job ended.
+    pub close_now: AtomicU32,
     /// vCPUs that are up.
     pub vcpus_up: AtomicU32,
     /// The guest's TSC rate in kHz, as the payload was told or measured.
@@ -212,6 +214,7 @@ impl Header {
     const fn new() -> Self {
         Self {
             has_reader: AtomicU32::new(0),
+            close_now: AtomicU32::new(0),
             vcpus_up: AtomicU32::new(0),
             tsc_khz: AtomicU32::new(0),
             milestone: AtomicU32::new(0),

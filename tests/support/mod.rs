@@ -179,6 +179,25 @@ pub(crate) fn wait_for(mut running: Running) -> Option<i32> {
     }
 }
 
+/// Waits until a process has used `time` of CPU.
+///
+/// # Panics
+/// If it has not within [`LIMIT`], or is gone.
+pub(crate) fn wait_for_cpu_time(running: &Running, time: Duration) {
+    let began = Instant::now();
+    loop {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", running.id())).expect("it runs");
+        // After the name, which ends with the last parenthesis: state, ten more, then utime and stime in ticks of 10 ms.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_ascii_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+        if Duration::from_millis(10 * ticks) >= time {
+            return;
+        }
+        assert!(began.elapsed() < LIMIT, "the process does nothing");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// A guest with the embedded payload that does `words`.
 pub(crate) fn guest(vcpus: usize, publisher: PublisherKind, words: &str) -> GuestConfig {
     GuestConfig {

@@ -35,6 +35,8 @@ const WINDOW_MS: u32 = 480;
 pub struct Demo {
     schema: u32,
     runs: Vec<(Point, RunResult)>,
+    /// Whether the user ended it before the last point.
+    pub interrupted: bool,
 }
 
 /// Makes the demonstration on `cpus`, comparing KVM's own publisher, where it has one, with the one chosen.
@@ -56,17 +58,24 @@ pub fn run(host: HostFacts, cpus: Cpus, choice: Choice, quiet: bool) -> Result<D
         }
     }
     let bar = progress_bar(points.len(), quiet);
-    let mut runs = Vec::with_capacity(points.len());
+    let mut demo = Demo { schema: SCHEMA, runs: Vec::with_capacity(points.len()), interrupted: false };
     for point in points {
         bar.set_message(format!(
             "{} lock, wait {}, {}x, {}",
             point.lock, point.wait, point.overcommit, point.publisher
         ));
-        runs.push((point, experiment.measure(point)?));
+        match experiment.measure(point) {
+            Ok(result) => demo.runs.push((point, result)),
+            Err(ExperimentError::Interrupted) => {
+                demo.interrupted = true;
+                break;
+            }
+            Err(error) => return Err(error),
+        }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    Ok(Demo { schema: SCHEMA, runs })
+    Ok(demo)
 }
 
 fn kernel_has_steal_time() -> Result<bool, VmError> {
@@ -144,6 +153,9 @@ impl Demo {
 
 impl Display for Demo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.interrupted {
+            writeln!(f, "Interrupted after {} points\n", self.runs.len())?;
+        }
         let Some((_, first)) = self.runs.first() else { return Ok(()) };
         let (host, workload) = (&first.host, first.workload.unwrap_or_default());
         writeln!(

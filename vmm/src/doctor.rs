@@ -133,7 +133,7 @@ impl Diagnosis {
         let experiment = Experiment { host, cpus: cpus.first(1), workload };
         for (what, kind) in [("byte by bpf", PublisherKind::Bpf), ("byte by kernel", PublisherKind::Kernel)] {
             match experiment.run(2, kind, workload) {
-                Ok((result, _)) => self.judge_byte(what, &result),
+                Ok(result) => self.judge_byte(what, &result),
                 Err(error) => self.bad(what, error.to_string()),
             }
         }

@@ -96,6 +96,25 @@ impl EventLoop {
         Ok(Outbox::new(self.sender.clone(), wake))
     }
 
+    /// Lets the time be over `after` from now, whatever it was to be.
+    ///
+    /// # Errors
+    /// [`EventLoopError`] when the timer cannot be set.
+    pub fn time_out(&mut self, after: Duration) -> Result<(), EventLoopError> {
+        let sources = self.manager.subscriber_mut(self.id).map_err(failed("find its sources"))?;
+        sources.timer.reset(after, None).map_err(failed("set a timer"))
+    }
+
+    /// The messages that nobody has waited for.
+    pub fn rest(mut self) -> Vec<Message> {
+        let Ok(sources) = self.manager.subscriber_mut(self.id) else { return Vec::new() };
+        let pending = sources.pending.drain(..).filter_map(|event| match event {
+            Event::Vcpu(message) => Some(message),
+            Event::Interrupted | Event::TimedOut => None,
+        });
+        pending.chain(sources.inbox.try_iter()).collect()
+    }
+
     /// Waits for the next event.
     ///
     /// # Errors

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use protocol::words::{Job, Lock, Start, Wait, Workload};
 
-use crate::guest::{self, GuestConfig, GuestError, Outcome, PayloadSource};
+use crate::guest::{self, GuestConfig, GuestError, PayloadSource};
 use crate::host::cpus::Cpus;
 use crate::host::facts::HostFacts;
+use crate::progress::Outcome;
 use crate::publisher::{Choice, PublisherKind};
 use crate::results::{LockFigures, RunResult, WindowFigures, as_word};
 use crate::timings::Timings;
@@ -54,14 +55,12 @@ pub enum ExperimentError {
     #[error(transparent)]
     Guest(#[from] GuestError),
     /// The guest did not end well.
-    #[error("The guest of {lock} lock, wait {wait}, {overcommit}x did not end well: {how}")]
+    #[error("The guest of {vcpus} vCPUs that was to do {workload} did not end well: {how}")]
     Ended {
-        /// The point's lock.
-        lock: Lock,
-        /// Its way to wait.
-        wait: Wait,
-        /// Its overcommitment.
-        overcommit: usize,
+        /// Its vCPUs.
+        vcpus: usize,
+        /// What it was to do.
+        workload: Box<Workload>,
         /// What happened.
         how: String,
     },
@@ -74,13 +73,13 @@ impl Experiment {
     /// Runs a guest of `vcpus` vCPUs that does `workload`.
     ///
     /// # Errors
-    /// [`GuestError`].
+    /// [`ExperimentError`], also when the guest did not end well: its figures would mean nothing.
     pub fn run(
         &self,
         vcpus: usize,
         publisher: PublisherKind,
         workload: Workload,
-    ) -> Result<(RunResult, Outcome), GuestError> {
+    ) -> Result<RunResult, ExperimentError> {
         let length = Duration::from_millis(u64::from(workload.warmup_ms) + u64::from(workload.duration_ms));
         let config = GuestConfig {
             vcpus,
@@ -96,24 +95,24 @@ impl Experiment {
         };
         let run = guest::run(&config, io::sink(), Timings::since(Instant::now()))?;
         let result = RunResult::new(self.host.clone(), &config, &run);
-        Ok((result, run.outcome))
+        let ended =
+            |how: &str| ExperimentError::Ended { vcpus, workload: Box::new(workload), how: how.to_owned() };
+        match run.outcome {
+            Outcome::Reset if result.window.is_some() => Ok(result),
+            Outcome::Reset => Err(ended("its window did not open and close")),
+            Outcome::Interrupted => Err(ExperimentError::Interrupted),
+            _ => Err(ended(result.outcome.crash.as_deref().unwrap_or(result.outcome.kind))),
+        }
     }
 
     /// Measures one point.
     ///
     /// # Errors
-    /// [`ExperimentError`], also when the guest did not end well: its figures would mean nothing.
+    /// [`ExperimentError`].
     pub fn measure(&self, point: Point) -> Result<RunResult, ExperimentError> {
         let Point { lock, wait, publisher, overcommit } = point;
         let workload = Workload { job: Job::Contend, lock, wait, ..self.workload };
-        let (result, outcome) = self.run(self.cpus.count() * overcommit, publisher, workload)?;
-        let ended = |how: &str| ExperimentError::Ended { lock, wait, overcommit, how: how.to_owned() };
-        match outcome {
-            Outcome::Reset if lock_of(&result).is_some() => Ok(result),
-            Outcome::Reset => Err(ended("its window did not open and close")),
-            Outcome::Interrupted => Err(ExperimentError::Interrupted),
-            _ => Err(ended(result.outcome.crash.as_deref().unwrap_or(result.outcome.kind))),
-        }
+        self.run(self.cpus.count() * overcommit, publisher, workload)
     }
 }
 

@@ -13,12 +13,11 @@ use std::time::{Duration, Instant};
 use devices::{ExitPort, I8042, MilestonePort, PortBus, Serial, Unclaimed};
 use kvm_ioctls::VcpuFd;
 use protocol::machine::{COM1, EXIT_PORT, I8042 as I8042_PORTS, I8042_COMMAND, MILESTONE_PORT};
-use protocol::report::Milestone;
 use protocol::words::{self, Boot, Start, Workload};
 use protocol::{MAX_VCPUS, VcpuId};
 
 use crate::boot::Entry;
-use crate::event_loop::{self, Event, EventLoop, EventLoopError};
+use crate::event_loop::{self, EventLoop, EventLoopError};
 use crate::gate::Gate;
 use crate::host::cpus::Cpus;
 use crate::kick;
@@ -26,12 +25,13 @@ use crate::loader::{self, LoadError, Payload};
 use crate::measure::Window;
 use crate::memory::{MemoryError, Ram, ReportView};
 use crate::payload;
+use crate::progress::{Outcome, Progress, ProgressError};
 use crate::publisher::{Choice, MsrOwner, PublisherError, PublisherKind};
 use crate::steal_time::msr::{self, MsrFilterError};
 use crate::timings::{GuestClock, Timings};
-use crate::vcpu::run::{Remains, VcpuError};
+use crate::vcpu::Shared;
+use crate::vcpu::run::Remains;
 use crate::vcpu::threads::{Common, Finished, Threads};
-use crate::vcpu::{Crash, Ending, Message, Shared};
 use crate::vm::{self, Interrupts, Vm, VmError};
 
 /// A guest that is to be run.
@@ -103,9 +103,9 @@ pub enum GuestError {
     /// The event loop.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),
-    /// A vCPU.
+    /// The guest, on its way.
     #[error(transparent)]
-    Vcpu(#[from] VcpuError),
+    Progress(#[from] ProgressError),
     /// The kick signal.
     #[error("Cannot block the kick signal")]
     Kick(#[source] io::Error),
@@ -133,39 +133,6 @@ impl GuestError {
                 | Self::Memory(MemoryError::Size(_))
                 | Self::Vm(VmError::TooManyVcpus { .. })
         )
-    }
-}
-
-/// How a run ended.
-#[derive(Debug)]
-pub enum Outcome {
-    /// The guest ended well.
-    Reset,
-    /// The guest wrote this to the exit port.
-    Exit(u8),
-    /// A vCPU cannot go on.
-    Crash {
-        /// Which.
-        vcpu: VcpuId,
-        /// What KVM left.
-        crash: Box<Crash>,
-    },
-    /// The time was over.
-    TimedOut,
-    /// The user ended it.
-    Interrupted,
-}
-
-impl Outcome {
-    /// The exit status that tells of it.
-    pub fn status(&self) -> u8 {
-        match self {
-            Self::Reset => 0,
-            Self::Exit(status) => *status,
-            Self::Crash { .. } => 3,
-            Self::TimedOut => 4,
-            Self::Interrupted => 130,
-        }
     }
 }
 
@@ -245,10 +212,13 @@ pub fn run(
     }
     timings.mark("vCPU threads started");
 
-    let watched = watch(&mut event_loop, &mut timings);
+    let mut progress = Progress::new(timings);
+    let outcome = progress.watch(&mut event_loop, report.as_ref());
+    progress.timings.mark("guest ended");
     let finished = threads.finish();
-    let (outcome, window) = watched?;
-    timings.mark("vCPU threads home");
+    progress.timings.mark("vCPU threads home");
+    let outcome = outcome?;
+    let (window, mut timings) = progress.finish(event_loop);
     if let Some((_, Finished { clock: Some(clock), .. })) = finished.first()
         && let Some(moment) = report.as_ref().and_then(|report| first_instruction(report, clock))
     {
@@ -340,36 +310,6 @@ fn port_bus(vm: &Vm, console: impl Write + Send + 'static) -> Result<PortBus, Gu
     ports.attach(EXIT_PORT, 1, ExitPort)?;
     ports.attach(MILESTONE_PORT, 1, MilestonePort)?;
     Ok(ports)
-}
-
-/// Waits for the end, and for the guest's window to open and close on the way.
-fn watch(event_loop: &mut EventLoop, timings: &mut Timings) -> Result<(Outcome, Option<Window>), GuestError> {
-    let (mut opened, mut window) = (None, None);
-    let outcome = loop {
-        match event_loop.next_event()? {
-            Event::Vcpu(Message::Milestone(mark)) => match Milestone::from_code(mark.code) {
-                Some(Milestone::AllUp) => timings.mark_at("all vCPUs up", mark.at),
-                Some(Milestone::WindowOpens) => opened = mark.accounts,
-                Some(Milestone::WindowCloses) => {
-                    let both = opened.as_ref().zip(mark.accounts.as_ref());
-                    window = both.map(|(opened, closed)| Window::between(opened, closed));
-                }
-                // A foreign guest's mark: it means something to that guest only.
-                None => {}
-            },
-            Event::Vcpu(Message::Ended { vcpu, ending }) => match ending {
-                Ending::Reset => break Outcome::Reset,
-                Ending::Exit(status) => break Outcome::Exit(status),
-                Ending::Crash(crash) => break Outcome::Crash { vcpu, crash },
-                Ending::SentHome => {}
-            },
-            Event::Vcpu(Message::Failed { error, .. }) => return Err(error.into()),
-            Event::Interrupted => break Outcome::Interrupted,
-            Event::TimedOut => break Outcome::TimedOut,
-        }
-    };
-    timings.mark("guest ended");
-    Ok((outcome, window))
 }
 
 fn first_instruction(report: &ReportView, clock: &GuestClock) -> Option<Instant> {

@@ -8,7 +8,8 @@
 //!    [`publisher::bpf`] does it from the scheduler.
 //! 4. [`vcpu`], [`kick`], [`gate`]: the run loop and its exits, how it is left, and where its threads stop.
 //! 5. [`vm`], [`memory`], [`loader`], [`boot`], [`cpuid`]: the machine, and how a guest begins in it.
-//! 6. [`event_loop`], [`measure`], [`host`]: the main thread, and what the host has counted.
+//! 6. [`event_loop`], [`progress`], [`measure`], [`host`]: the main thread, a guest under way, and what the host has
+//!    counted.
 //! 7. [`results`], [`render`], [`table`], [`output`]: a run as a document, and what is printed of it.
 //! 8. [`experiment`], [`demo`], [`mod@bench`], [`doctor`]: what is made of all that.
 
@@ -30,6 +31,7 @@ pub mod measure;
 pub mod memory;
 pub mod output;
 pub mod payload;
+pub mod progress;
 pub mod publisher;
 pub mod render;
 pub mod results;

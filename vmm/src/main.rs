@@ -16,6 +16,7 @@ use vmm::guest;
 use vmm::host::facts::HostFacts;
 use vmm::output::JsonFile;
 use vmm::payload;
+use vmm::progress::Outcome;
 use vmm::render::{self, Summary};
 use vmm::results::RunResult;
 use vmm::timings::Timings;
@@ -52,20 +53,32 @@ fn run(cli: Cli, began: Instant) -> Result<u8, Error> {
     match cli.command {
         Some(Command::Doctor) => print(&doctor::examine())?,
         Some(Command::WritePayload { file }) => write_payload(&file)?,
-        Some(Command::Bench(bench)) => print(&bench::run(bench)?)?,
-        None if cli.run.is_demo() => demonstrate(&cli.run)?,
+        Some(Command::Bench(bench)) => {
+            let bench = bench::run(bench)?;
+            print(&bench)?;
+            return Ok(status(bench.was_interrupted()));
+        }
+        None if cli.run.is_demo() => return demonstrate(&cli.run),
         None => return run_guest(&cli.run, began),
     }
     Ok(0)
 }
 
-fn demonstrate(args: &RunArgs) -> Result<(), Error> {
+fn demonstrate(args: &RunArgs) -> Result<u8, Error> {
     let json = args.json.as_deref().map(JsonFile::at).transpose()?;
     let demo = demo::run(HostFacts::probe(), usable_cpus(args.cpus.as_ref())?, args.publisher, args.quiet)?;
     if let Some(json) = json {
         json.write(&demo)?;
     }
-    if args.quiet { Ok(()) } else { print(&demo) }
+    if !args.quiet {
+        print(&demo)?;
+    }
+    Ok(status(demo.interrupted))
+}
+
+/// The exit status of work that the user may have ended before it was done.
+fn status(was_interrupted: bool) -> u8 {
+    if was_interrupted { Outcome::Interrupted.status() } else { 0 }
 }
 
 fn run_guest(args: &RunArgs, began: Instant) -> Result<u8, Error> {

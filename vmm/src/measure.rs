@@ -37,6 +37,23 @@ impl Snapshot {
     }
 }
 
+/// The two ends of a window, as far as they were told, in whichever order: each by the vCPU that noticed it first, which
+/// the host may take off its CPU before it has told.
+#[derive(Debug, Default)]
+pub struct Ends {
+    /// When it opened.
+    pub opened: Option<Snapshot>,
+    /// When it closed.
+    pub closed: Option<Snapshot>,
+}
+
+impl Ends {
+    /// The window between them, if both were told.
+    pub fn window(&self) -> Option<Window> {
+        Some(Window::between(self.opened.as_ref()?, self.closed.as_ref()?))
+    }
+}
+
 /// What the host counted between two snapshots.
 #[derive(Clone, Debug)]
 pub struct Window {
@@ -76,5 +93,46 @@ impl Window {
     pub fn is_disturbed(&self) -> bool {
         let tolerated = self.length.mul_f64(DISTURBANCE).max(COUNTING);
         self.machine.strangers() > tolerated || self.machine.stolen > tolerated
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(at: Instant, busy_ms: u64, own_ms: u64, run_ns: u64) -> Snapshot {
+        let machine = MachineAccount {
+            busy: Duration::from_millis(busy_ms),
+            stolen: Duration::ZERO,
+            own: Duration::from_millis(own_ms),
+        };
+        let account = ThreadAccount { run_ns, ..ThreadAccount::default() };
+        Snapshot { at, machine, vcpus: vec![(VcpuId::BOOT, account)] }
+    }
+
+    #[test]
+    fn window_has_both_ends_in_whichever_order_they_are_told() {
+        let began = Instant::now();
+        let mut ends = Ends::default();
+        assert!(ends.window().is_none());
+        ends.closed = Some(snapshot(began + Duration::from_secs(1), 2000, 1900, 900));
+        assert!(ends.window().is_none());
+        ends.opened = Some(snapshot(began, 100, 100, 100));
+        let window = ends.window().unwrap();
+        assert_eq!((window.length, window.vcpus[0].1.run_ns), (Duration::from_secs(1), 800));
+    }
+
+    #[test]
+    fn window_is_disturbed_by_what_strangers_used_and_not_by_our_own_use() {
+        let began = Instant::now();
+        let between = |busy_ms, own_ms| {
+            Window::between(
+                &snapshot(began, 0, 0, 0),
+                &snapshot(began + Duration::from_secs(1), busy_ms, own_ms, 0),
+            )
+        };
+        assert!(!between(2000, 1950).is_disturbed());
+        assert!(between(2000, 1900).is_disturbed());
+        assert!((between(2000, 1900).strangers() - 0.1).abs() < 1e-9);
     }
 }

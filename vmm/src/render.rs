@@ -30,6 +30,9 @@ impl Display for Summary<'_> {
                 writeln!(f, "{}", Disturbed(window))?;
             }
         }
+        if let Some(why) = result.outcome.ended_early() {
+            writeln!(f, "Ended early ({why}): figures are those of the time until then")?;
+        }
         for rule in result.rules.iter().flatten() {
             let verdict = match (rule.tried, rule.held) {
                 (false, _) => "not tried",

@@ -53,7 +53,7 @@ fn contend(part: Part, lock: &impl Lock) {
     let mut before = None;
     loop {
         let wanted = clock::now();
-        if wanted >= window.closes {
+        if window.is_over(wanted) {
             break;
         }
         if before.is_none() && wanted >= window.opens {
@@ -62,7 +62,7 @@ fn contend(part: Part, lock: &impl Lock) {
         }
         lock.acquire(&mut me);
         let granted = clock::now();
-        let counts = (window.opens..window.closes).contains(&granted);
+        let counts = granted >= window.opens && !window.is_over(granted);
         if counts {
             // A gap that began before the window is cut off at its begin.
             let last = LAST_SECTION.load(Ordering::Relaxed).max(window.opens);

@@ -12,14 +12,14 @@ const NAP: u32 = 1_000_000;
 pub(super) fn run(part: Part) {
     // A nap whose timer fires at once must end like any other; one that missed its timer would be for ever.
     lapic::nap(1);
-    nap_until(part.window.opens);
+    nap_until(part.window.opens, part);
     part.open();
-    nap_until(part.window.closes);
+    nap_until(part.window.closes, part);
     part.close();
 }
 
-fn nap_until(time: u64) {
-    while clock::now() < time {
+fn nap_until(time: u64, part: Part) {
+    while clock::now() < time && !part.window.is_over(clock::now()) {
         lapic::nap(NAP);
     }
 }

@@ -1,8 +1,9 @@
 //! Jobs: what the vCPUs do, from the moment that all are up to the end.
 //!
 //! Every job has the same frame. Each vCPU arrives and halts; the last one to arrive sets the window's times and wakes the
-//! others. Whoever first notices that the window opens or closes marks it for the monitor. The last one to finish
-//! checks what can be checked, tells the figures on COM1 if nobody reads them from memory, and resets the machine.
+//! others. Whoever first notices that the window opens or closes marks it for the monitor, which may also have it closed
+//! before its time. The last one to finish checks what can be checked, tells the figures on COM1 if nobody reads them
+//! from memory, and resets the machine.
 
 mod contend;
 mod idle;
@@ -35,6 +36,14 @@ static NEVER: AtomicU32 = AtomicU32::new(0);
 struct Window {
     opens: u64,
     closes: u64,
+}
+
+impl Window {
+    /// Whether it is over, `now` or because the monitor wants it.
+    #[inline]
+    fn is_over(self, now: u64) -> bool {
+        now >= self.closes || REPORT.header.close_now.load(Ordering::Relaxed) != 0
+    }
 }
 
 /// One vCPU's part in a job.
@@ -101,12 +110,15 @@ fn arrive(machine: Machine, workload: Workload) -> Window {
     }
 }
 
-/// Marks a milestone, if nobody has yet. Not to be called with a lock held: it may leave the guest.
-fn pass(milestone: Milestone) {
+/// Marks a milestone, if nobody has yet, and says whether we were first. Not to be called with a lock held: it may leave
+/// the guest.
+fn pass(milestone: Milestone) -> bool {
     let code = milestone as u32;
-    if REPORT.header.milestone.fetch_max(code, Ordering::AcqRel) < code {
+    let is_first = REPORT.header.milestone.fetch_max(code, Ordering::AcqRel) < code;
+    if is_first {
         ports::mark(milestone);
     }
+    is_first
 }
 
 fn kick_others(machine: Machine) {
@@ -120,9 +132,12 @@ impl Part {
         self.report.steal_at_open.store(self.steal(), Ordering::Relaxed);
     }
 
-    /// The window closes for this vCPU.
+    /// The window closes for this vCPU, perhaps before its time.
     fn close(&self) {
-        pass(Milestone::WindowCloses);
+        let now = clock::now();
+        if pass(Milestone::WindowCloses) && now < self.window.closes {
+            REPORT.header.window_closes.store(now, Ordering::Relaxed);
+        }
         self.report.steal_at_close.store(self.steal(), Ordering::Relaxed);
     }
 

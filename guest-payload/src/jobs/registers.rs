@@ -82,7 +82,9 @@ pub(super) fn run(machine: Machine) {
     });
     try_rule(RegisterRule::PageIsKept, || {
         let pages = [&FIRST, &SECOND, &THIRD];
-        pages.iter().for_each(|page| page.fill_guards());
+        for page in pages {
+            page.fill_guards();
+        }
         write(THIRD.registration()) == Ok(())
             && is_written_in_a_nap(&THIRD.record)
             && pages.iter().all(|page| page.guards_are_filled())

@@ -8,7 +8,7 @@ use std::fmt::{self, Display};
 use protocol::words::{Job, Workload};
 use serde::Serialize;
 
-use super::BenchError;
+use super::{Bench, BenchError};
 use crate::cli::{BenchArgs, usable_cpus};
 use crate::experiment::Experiment;
 use crate::host::facts::HostFacts;
@@ -32,11 +32,13 @@ pub(super) fn run(args: &BenchArgs) -> Result<ByteBench, BenchError> {
     for publisher in [PublisherKind::Bpf, PublisherKind::Kernel] {
         for count in [1, VCPUS] {
             let experiment = Experiment { host: HostFacts::probe(), cpus: cpus.first(count), workload };
-            runs.push(experiment.run(VCPUS, publisher, workload)?.0);
+            runs.push(experiment.run(VCPUS, publisher, workload)?);
         }
     }
     Ok(ByteBench(runs))
 }
+
+impl Bench for ByteBench {}
 
 impl Display for ByteBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -42,23 +42,35 @@ pub enum BenchError {
     },
 }
 
-/// Makes a bench, and gives what is to be printed.
+/// A bench that was made.
+pub trait Bench: Display {
+    /// Whether the user ended it before it was done. What it has is printed all the same.
+    fn was_interrupted(&self) -> bool {
+        false
+    }
+}
+
+/// Makes a bench.
 ///
 /// # Errors
 /// [`BenchError`].
-pub fn run(bench: cli::Bench) -> Result<Box<dyn Display>, BenchError> {
+pub fn run(bench: cli::Bench) -> Result<Box<dyn Bench>, BenchError> {
     Ok(match bench {
-        cli::Bench::Byte(args) => Box::new(saved(&args, byte::run(&args))?),
-        cli::Bench::Retention(args) => Box::new(saved(&args.common, retention::run(&args))?),
+        cli::Bench::Byte(args) => Box::new(saved(&args, byte::run)?),
+        cli::Bench::Retention(args) => Box::new(saved(&args.common, |_| retention::run(&args))?),
         cli::Bench::Startup(args) => Box::new(startup::run(&args)?),
     })
 }
 
-/// Writes what a bench gave to the file that was asked for.
-fn saved<T: Serialize>(args: &BenchArgs, bench: Result<T, BenchError>) -> Result<T, BenchError> {
-    let bench = bench?;
-    if let Some(path) = &args.json {
-        JsonFile::at(path)?.write(&bench)?;
+/// Makes a bench, and writes what it gave to the file that was asked for, if it can be written.
+fn saved<T: Serialize>(
+    args: &BenchArgs,
+    bench: impl FnOnce(&BenchArgs) -> Result<T, BenchError>,
+) -> Result<T, BenchError> {
+    let json = args.json.as_deref().map(JsonFile::at).transpose()?;
+    let bench = bench(args)?;
+    if let Some(json) = json {
+        json.write(&bench)?;
     }
     Ok(bench)
 }

@@ -9,10 +9,10 @@ use std::fmt::{self, Display};
 use protocol::words::{Lock, Wait, Workload};
 use serde::Serialize;
 
-use super::{BenchError, median};
+use super::{Bench, BenchError, median};
 use crate::cli::{RetentionArgs, usable_cpus};
 use crate::demo::progress_bar;
-use crate::experiment::{Experiment, Point, lock_of};
+use crate::experiment::{Experiment, ExperimentError, Point, lock_of};
 use crate::host::facts::HostFacts;
 use crate::publisher::PublisherKind;
 use crate::results::{LockFigures, RunResult, Shares};
@@ -25,6 +25,8 @@ const WARMUP_MS: u32 = 200;
 #[derive(Debug, Serialize)]
 pub(super) struct RetentionBench {
     rounds: Vec<Vec<(Point, RunResult)>>,
+    /// Whether the user ended it before the last point.
+    interrupted: bool,
 }
 
 pub(super) fn run(args: &RetentionArgs) -> Result<RetentionBench, BenchError> {
@@ -33,18 +35,24 @@ pub(super) fn run(args: &RetentionArgs) -> Result<RetentionBench, BenchError> {
     let experiment = Experiment { host: HostFacts::probe(), cpus, workload };
     let points: Vec<Point> = points().collect();
     let bar = progress_bar(points.len() * args.rounds, args.common.quiet);
-    let mut rounds = Vec::with_capacity(args.rounds);
-    for round in 1..=args.rounds {
-        let mut runs = Vec::with_capacity(points.len());
+    let mut bench = RetentionBench { rounds: Vec::with_capacity(args.rounds), interrupted: false };
+    'rounds: for round in 1..=args.rounds {
+        bench.rounds.push(Vec::with_capacity(points.len()));
         for point in &points {
             bar.set_message(format!("round {round}: {}, {}, {}x", point.lock, point.wait, point.overcommit));
-            runs.push((*point, clean(&experiment, *point, args.retries)?));
+            let result = match clean(&experiment, *point, args.retries) {
+                Err(ExperimentError::Interrupted) => {
+                    bench.interrupted = true;
+                    break 'rounds;
+                }
+                result => result?,
+            };
+            bench.rounds[round - 1].push((*point, result));
             bar.inc(1);
         }
-        rounds.push(runs);
     }
     bar.finish_and_clear();
-    Ok(RetentionBench { rounds })
+    Ok(bench)
 }
 
 fn points() -> impl Iterator<Item = Point> {
@@ -56,7 +64,7 @@ fn points() -> impl Iterator<Item = Point> {
 }
 
 /// Measures `point` until it is not disturbed, `retries` times more at the most.
-fn clean(experiment: &Experiment, point: Point, retries: usize) -> Result<RunResult, BenchError> {
+fn clean(experiment: &Experiment, point: Point, retries: usize) -> Result<RunResult, ExperimentError> {
     let mut result = experiment.measure(point)?;
     for _ in 0..retries {
         if !is_disturbed(&result) {
@@ -98,8 +106,17 @@ impl RetentionBench {
     }
 }
 
+impl Bench for RetentionBench {
+    fn was_interrupted(&self) -> bool {
+        self.interrupted
+    }
+}
+
 impl Display for RetentionBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.interrupted {
+            writeln!(f, "Interrupted in round {}\n", self.rounds.len())?;
+        }
         let Some((_, first)) = self.rounds.first().and_then(|round| round.first()) else { return Ok(()) };
         let workload = first.workload.unwrap_or_default();
         writeln!(

@@ -14,7 +14,7 @@ use nix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{BenchError, median};
+use super::{Bench, BenchError, median};
 use crate::cli::StartupArgs;
 use crate::host::child;
 use crate::payload;
@@ -148,6 +148,8 @@ fn monotonic() -> Duration {
 fn failed(what: &str, error: &std::io::Error) -> BenchError {
     BenchError::Process { command: what.to_owned(), how: error.to_string() }
 }
+
+impl Bench for StartupBench {}
 
 impl Display for StartupBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -15,8 +15,9 @@ use protocol::words::Workload;
 use serde::{Serialize, Serializer};
 
 use crate::boot::Entry;
-use crate::guest::{GuestConfig, GuestRun, Outcome, PayloadSource};
+use crate::guest::{GuestConfig, GuestRun, PayloadSource};
 use crate::host::facts::HostFacts;
+use crate::progress::Outcome;
 use crate::publisher::{Counts, PublisherKind};
 use crate::timings::Mark;
 use crate::vcpu::ExitCounts;
@@ -184,6 +185,15 @@ impl RunResult {
 }
 
 impl OutcomeFacts {
+    /// Why the run ended before the guest would have ended it, if it did.
+    pub fn ended_early(&self) -> Option<&'static str> {
+        match self.kind {
+            "timed_out" => Some("the time was over"),
+            "interrupted" => Some("interrupted"),
+            _ => None,
+        }
+    }
+
     fn new(outcome: &Outcome, report: Option<&Report>) -> Self {
         let kind = match outcome {
             Outcome::Reset => "reset",
