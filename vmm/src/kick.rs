@@ -21,6 +21,8 @@ use kvm_ioctls::VcpuFd;
 use libc::{c_int, pid_t, sigset_t};
 use vmm_sys_util::ioctl::{_IOC_WRITE, ioctl_expr, ioctl_with_ref};
 
+use crate::host::thread::own_tid;
+
 /// The kick signal. Not a real-time one: kicks coalesce, and no limit on queued signals can lose one.
 const KICK: c_int = libc::SIGUSR1;
 
@@ -93,9 +95,7 @@ pub struct KickHandle {
 impl KickHandle {
     /// A handle for the calling thread.
     pub fn of_this_thread() -> Self {
-        // SAFETY: gettid takes nothing and cannot fail.
-        let tid = unsafe { libc::gettid() };
-        Self { tid }
+        Self { tid: own_tid() }
     }
 
     /// The thread's id, as in `/proc/self/task`.

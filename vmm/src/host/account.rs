@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn own_account_is_readable_and_grows() {
-        let tid = nix::unistd::gettid().as_raw();
+        let tid = crate::host::thread::own_tid();
         let before = ThreadAccount::read(tid).unwrap();
         std::thread::sleep(Duration::from_millis(2));
         let after = ThreadAccount::read(tid).unwrap();

@@ -4,3 +4,4 @@ pub mod account;
 pub mod child;
 pub mod cpus;
 pub mod facts;
+pub mod thread;

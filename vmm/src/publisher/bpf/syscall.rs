@@ -11,6 +11,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_insn, bpf_map_type, bpf_prog_type};
 use protocol::VcpuId;
 
+use crate::host::thread::own_tid;
+
 /// A kernel object's name: 15 bytes and a 0.
 type Name = [u8; 16];
 
@@ -259,10 +261,8 @@ pub(super) fn remove_thread(map: BorrowedFd<'_>, thread: BorrowedFd<'_>) -> io::
 pub(super) fn open_this_thread() -> io::Result<OwnedFd> {
     /// `include/uapi/linux/pidfd.h`
     const PIDFD_THREAD: libc::c_int = libc::O_EXCL;
-    // SAFETY: takes nothing, touches nothing.
-    let tid = unsafe { libc::gettid() };
     // SAFETY: two numbers.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, tid, PIDFD_THREAD) };
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_open, own_tid(), PIDFD_THREAD) };
     let fd = returned(result)?;
     // SAFETY: pidfd_open returns a new descriptor.
     Ok(unsafe { owned(fd) })
