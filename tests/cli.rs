@@ -98,6 +98,8 @@ fn payload_that_is_not_there_is_named() {
             1,
             &["/nowhere/guest.bin", "No such file"],
         );
+        refuses(&["--vcpus", "1", "--payload", "/dev/zero"], 1, &["/dev/zero", "no plain file", "256 MiB"]);
+        refuses(&["--vcpus", "1", "--payload", "/dev"], 1, &["/dev", "directory"]);
         refuses(&["--vcpus", "1", "--initrd", "/nowhere/initrd"], 1, &["/nowhere/initrd", "No such file"]);
     }
 }

@@ -21,7 +21,7 @@ use crate::event_loop::{self, EventLoop, EventLoopError};
 use crate::gate::Gate;
 use crate::host::cpus::Cpus;
 use crate::kick;
-use crate::loader::{self, LoadError, Payload};
+use crate::loader::{Image, LoadError, Payload};
 use crate::measure::Window;
 use crate::memory::{MemoryError, Ram, ReportView};
 use crate::payload;
@@ -254,16 +254,12 @@ struct Built {
 fn build(config: &GuestConfig, timings: &mut Timings) -> Result<Built, GuestError> {
     timings.mark("arguments read");
     let kvm = vm::open_kvm()?;
-    let file;
     let payload = match &config.payload {
-        PayloadSource::Embedded => Payload::parse("(embedded)", payload::BYTES, false)?,
-        PayloadSource::File { path, flat } => {
-            file = loader::read_file("payload", path)?;
-            Payload::parse(&path.display().to_string(), &file, *flat)?
-        }
+        PayloadSource::Embedded => Payload::parse(Image::embedded("(embedded)", payload::BYTES), false)?,
+        PayloadSource::File { path, flat } => Payload::parse(Image::open("payload", path)?, *flat)?,
     };
     let entry = payload.entry(config.start);
-    let initrd = config.initrd.as_deref().map(|path| loader::read_file("initrd", path)).transpose()?;
+    let initrd = config.initrd.as_deref().map(|path| Image::open("initrd", path)).transpose()?;
     let ram = Ram::new(config.memory_mib)?;
     let interrupts = match entry {
         Entry::Direct(_) => Interrupts::LocalOnly,
@@ -288,7 +284,7 @@ fn build(config: &GuestConfig, timings: &mut Timings) -> Result<Built, GuestErro
         None if !config.options.is_empty() => return Err(GuestError::ForeignOptions(config.options.clone())),
         None => (config.cmdline.clone(), None),
     };
-    payload.load(vm.ram(), config.vcpus, &cmdline, initrd.as_deref())?;
+    payload.load(vm.ram(), config.vcpus, &cmdline, initrd.as_ref())?;
     let report = payload.note().and_then(|note| vm.ram().report(note.report));
     if let Some(report) = &report {
         report.header.has_reader.store(1, Ordering::Relaxed);

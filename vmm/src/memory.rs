@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "memslots hand host memory to KVM; the report is read in place")]
 
+use std::io;
 use std::mem::{align_of, size_of};
 use std::ops::Range;
 use std::ptr::NonNull;
@@ -16,7 +17,7 @@ use protocol::machine::MMIO_GAP;
 use protocol::report::Report;
 use vm_memory::{
     Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    MmapRegion,
+    MmapRegion, ReadVolatile,
 };
 
 /// Size of a guest page, and of a page of the record map.
@@ -53,6 +54,9 @@ pub enum MemoryError {
         /// The addresses in question.
         range: Range<u64>,
     },
+    /// What was to be written could not be read.
+    #[error("Cannot read what was to go to guest memory")]
+    Source(#[source] io::Error),
 }
 
 /// Guest RAM: from 0, with a gap below 4 GiB.
@@ -126,6 +130,21 @@ impl Ram {
         self.memory
             .write_slice(bytes, GuestAddress(gpa))
             .map_err(|_| MemoryError::Outside { range: gpa..gpa.saturating_add(bytes.len() as u64) })
+    }
+
+    /// Reads `length` bytes from where `source` stands to `gpa`, without a buffer in between.
+    ///
+    /// # Errors
+    /// [`MemoryError::Outside`] when they do not fit, [`MemoryError::Source`] when there are not so many.
+    pub fn read_from(&self, gpa: u64, mut source: impl ReadVolatile, length: u64) -> Result<(), MemoryError> {
+        let range = gpa..gpa.saturating_add(length);
+        match usize::try_from(length) {
+            Ok(length) if self.holds(&range) => {
+                let read = self.memory.read_exact_volatile_from(GuestAddress(gpa), &mut source, length);
+                read.map_err(|error| MemoryError::Source(io::Error::other(error)))
+            }
+            _ => Err(MemoryError::Outside { range }),
+        }
     }
 
     /// Copies `object` to `gpa`.

@@ -1,0 +1,212 @@
+//! Layout: what of an image goes where in guest memory, and how vCPUs begin there.
+
+use std::ops::Range;
+
+use object::read::ReadRef;
+use protocol::machine::HIGH_RAM_START;
+use protocol::payload::{ABI_VERSION, Note};
+
+use super::elf;
+use super::error::PayloadError;
+use crate::boot::{self, Entry};
+use crate::memory::{PAGE, Ram};
+
+/// Where in a bzImage its header says that it is one.
+const BZIMAGE_MAGIC: (u64, &[u8]) = (0x202, b"HdrS");
+
+/// What goes where.
+#[derive(Debug)]
+pub struct Layout {
+    /// The parts, at their physical addresses.
+    pub segments: Vec<Segment>,
+    /// Our note, if there is one.
+    pub note: Option<Note>,
+    /// How the boot vCPU begins when it is to start the others itself.
+    pub boot_entry: Entry,
+}
+
+/// A part of an image, to be loaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its number in the program headers, for messages.
+    pub index: usize,
+    /// Where it goes: guest physical addresses, longer than `content` where the rest is zero.
+    pub range: Range<u64>,
+    /// What goes there: offsets in the image.
+    pub content: Range<u64>,
+}
+
+impl Layout {
+    /// The layout of the image of `length` bytes that `data` reads; of a flat binary, if the user says that it is one.
+    pub(super) fn of<'data>(
+        data: impl ReadRef<'data>,
+        length: u64,
+        flat: bool,
+    ) -> Result<Self, PayloadError> {
+        let holds = |(offset, magic): (u64, &[u8])| {
+            data.read_bytes_at(offset, magic.len() as u64).is_ok_and(|bytes| bytes == magic)
+        };
+        let layout = if length == 0 {
+            return Err(PayloadError::Empty);
+        } else if flat {
+            let segment =
+                Segment { index: 0, range: HIGH_RAM_START..HIGH_RAM_START + length, content: 0..length };
+            Self { segments: vec![segment], note: None, boot_entry: Entry::Long(HIGH_RAM_START) }
+        } else if holds((0, b"\x7fELF")) {
+            elf::parse(data)?
+        } else if holds(BZIMAGE_MAGIC) {
+            return Err(PayloadError::BzImage);
+        } else {
+            return Err(PayloadError::Unknown);
+        };
+        layout.check_shape()?;
+        Ok(layout)
+    }
+
+    fn check_shape(&self) -> Result<(), PayloadError> {
+        for (place, segment) in self.segments.iter().enumerate() {
+            if let Some(other) =
+                self.segments[..place].iter().find(|other| overlap(&other.range, &segment.range))
+            {
+                return Err(PayloadError::Overlap { first: other.index, second: segment.index });
+            }
+        }
+        if let Some(Note { abi, .. }) = self.note
+            && abi != ABI_VERSION
+        {
+            return Err(PayloadError::AbiVersion { found: abi });
+        }
+        let boot_entry = match self.boot_entry {
+            Entry::Direct(Note { entry, .. }) | Entry::Long(entry) => entry,
+            Entry::Pvh(entry) => u64::from(entry),
+        };
+        let outside = |entry: &u64| !self.segments.iter().any(|segment| segment.range.contains(entry));
+        let mut entries = self.note.map(|note| note.entry).into_iter().chain([boot_entry]);
+        entries.find(outside).map_or(Ok(()), |entry| Err(PayloadError::EntryOutside(entry)))
+    }
+
+    /// Whether all of it is RAM that is free for it.
+    pub(super) fn check_fit(&self, ram: &Ram) -> Result<(), PayloadError> {
+        for Segment { index, range, .. } in &self.segments {
+            if !ram.holds(range) {
+                return Err(PayloadError::Outside { index: *index, range: range.clone(), mib: ram.mib() });
+            }
+            if overlap(range, &boot::AREA) {
+                return Err(PayloadError::BootArea { index: *index, range: range.clone() });
+            }
+        }
+        match self.note {
+            Some(note) if ram.report(note.report).is_none() => Err(PayloadError::ReportOutside(note.report)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where an initrd of this length goes: as high as it can in the first range of RAM, page aligned. `None` if it does not
+    /// fit there.
+    pub(super) fn place_initrd(&self, ram: &Ram, length: u64) -> Option<Range<u64>> {
+        let end = ram.ranges().next()?.end;
+        let start = end.checked_sub(length)? & !(PAGE - 1);
+        let range = start..start + length;
+        let is_free = !self.segments.iter().any(|segment| overlap(&segment.range, &range));
+        (start >= HIGH_RAM_START && is_free).then_some(range)
+    }
+}
+
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(segments: &[Range<u64>], boot_entry: Entry) -> Layout {
+        let segments = segments.iter().enumerate();
+        let segments = segments.map(|(index, range)| Segment { index, range: range.clone(), content: 0..0 });
+        Layout { segments: segments.collect(), note: None, boot_entry }
+    }
+
+    fn of(bytes: &[u8], flat: bool) -> Result<Layout, PayloadError> {
+        Layout::of(bytes, bytes.len() as u64, flat)
+    }
+
+    #[test]
+    fn content_that_is_neither_elf_nor_flat_is_refused() {
+        assert_eq!(of(b"hello", false).unwrap_err(), PayloadError::Unknown);
+        assert_eq!(of(b"", true).unwrap_err(), PayloadError::Empty);
+        let mut bz = vec![0; 0x300];
+        bz[0x202..0x206].copy_from_slice(b"HdrS");
+        assert_eq!(of(&bz, false).unwrap_err(), PayloadError::BzImage);
+    }
+
+    #[test]
+    fn flat_binary_is_entered_at_1_mib() {
+        let flat = of(&[0xf4, 0xf4], true).unwrap();
+        assert_eq!(flat.boot_entry, Entry::Long(0x10_0000));
+        assert_eq!(
+            (flat.segments[0].range.clone(), flat.segments[0].content.clone()),
+            (0x10_0000..0x10_0002, 0..2)
+        );
+    }
+
+    #[test]
+    fn overlapping_segments_are_named() {
+        let error = layout(
+            &[0x10_0000..0x10_1000, 0x20_0000..0x20_1000, 0x10_0fff..0x10_2000],
+            Entry::Long(0x10_0000),
+        );
+        assert_eq!(error.check_shape(), Err(PayloadError::Overlap { first: 0, second: 2 }));
+    }
+
+    #[test]
+    fn entry_outside_every_segment_is_refused() {
+        let segments = [0x10_0000..0x10_1000];
+        assert_eq!(
+            layout(&segments, Entry::Long(0x10_1000)).check_shape(),
+            Err(PayloadError::EntryOutside(0x10_1000))
+        );
+        assert_eq!(
+            layout(&segments, Entry::Pvh(0xf_ffff)).check_shape(),
+            Err(PayloadError::EntryOutside(0xf_ffff))
+        );
+        assert_eq!(layout(&segments, Entry::Pvh(0x10_0fff)).check_shape(), Ok(()));
+    }
+
+    #[test]
+    fn note_of_another_version_is_refused() {
+        let note = Note { abi: 99, entry: 0x10_0000, report: 0 };
+        let mut layout = layout(std::slice::from_ref(&(0x10_0000..0x10_1000)), Entry::Pvh(0x10_0000));
+        layout.note = Some(note);
+        assert_eq!(layout.check_shape(), Err(PayloadError::AbiVersion { found: 99 }));
+        layout.note = Some(Note { abi: ABI_VERSION, entry: 1, report: 0 });
+        assert_eq!(layout.check_shape(), Err(PayloadError::EntryOutside(1)));
+    }
+
+    #[test]
+    fn segment_outside_ram_suggests_a_size_that_fits() {
+        let ram = Ram::new(64).unwrap();
+        let far = layout(std::slice::from_ref(&(0x400_0000..0x410_0000)), Entry::Long(0x400_0000));
+        assert_eq!(
+            far.check_fit(&ram).unwrap_err().to_string(),
+            "segment 0 (0x4000000..0x4100000) lies outside the 64 MiB of guest memory (try --memory 128)"
+        );
+        let wild = layout(std::slice::from_ref(&(u64::MAX - 10..u64::MAX)), Entry::Long(u64::MAX - 10));
+        assert!(!wild.check_fit(&ram).unwrap_err().to_string().contains("try"));
+    }
+
+    #[test]
+    fn segment_over_the_boot_structures_is_refused() {
+        let ram = Ram::new(64).unwrap();
+        let low = layout(std::slice::from_ref(&(0x7c00..0x7e00)), Entry::Long(0x7c00));
+        assert!(matches!(low.check_fit(&ram), Err(PayloadError::BootArea { index: 0, .. })));
+    }
+
+    #[test]
+    fn initrd_lies_at_the_top_and_never_on_a_segment() {
+        let ram = Ram::new(2).unwrap();
+        let layout = layout(std::slice::from_ref(&(0x10_0000..0x11_0000)), Entry::Long(0x10_0000));
+        assert_eq!(layout.place_initrd(&ram, 5000), Some(0x1f_e000..0x1f_f388));
+        assert_eq!(layout.place_initrd(&ram, 0xf_0001), None);
+        assert_eq!(layout.place_initrd(&ram, 0x30_0000), None);
+    }
+}
