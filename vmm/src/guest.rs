@@ -31,7 +31,7 @@ use crate::steal_time::msr::{self, MsrFilterError};
 use crate::timings::{GuestClock, Timings};
 use crate::vcpu::Shared;
 use crate::vcpu::run::Remains;
-use crate::vcpu::threads::{Common, Finished, Threads};
+use crate::vcpu::threads::{Common, Threads};
 use crate::vm::{self, Interrupts, Vm, VmError};
 
 /// A guest that is to be run.
@@ -215,11 +215,11 @@ pub fn run(
     let mut progress = Progress::new(timings);
     let outcome = progress.watch(&mut event_loop, report.as_ref());
     progress.timings.mark("guest ended");
-    let finished = threads.finish();
+    let vcpus = threads.finish();
     progress.timings.mark("vCPU threads home");
     let outcome = outcome?;
     let (window, mut timings) = progress.finish(event_loop);
-    if let Some((_, Finished { clock: Some(clock), .. })) = finished.first()
+    if let Some((_, Remains { clock: Some(clock), .. })) = vcpus.first()
         && let Some(moment) = report.as_ref().and_then(|report| first_instruction(report, clock))
     {
         timings.mark_at("first guest instruction", moment);
@@ -232,7 +232,7 @@ pub fn run(
         publisher: selection.kind(),
         publisher_why: selection.why().to_owned(),
         window,
-        vcpus: finished.iter().map(|(vcpu, finished)| (*vcpu, finished.remains)).collect(),
+        vcpus,
         unclaimed: shared.ports.unclaimed(),
         timings,
     })

@@ -72,10 +72,10 @@ pub struct GuestClock {
 }
 
 impl GuestClock {
-    /// When the guest's TSC read `tsc`, for a `tsc` that is later than the moment known.
+    /// When the guest's TSC read `tsc`; `None` if that was before time began.
     pub fn moment(&self, tsc: u64) -> Option<Instant> {
-        let cycles = tsc.checked_sub(self.tsc)?;
-        self.at.checked_add(cycles_to_duration(cycles, self.khz))
+        let apart = cycles_to_duration(tsc.abs_diff(self.tsc), self.khz);
+        if tsc < self.tsc { self.at.checked_sub(apart) } else { self.at.checked_add(apart) }
     }
 }
 
@@ -105,7 +105,7 @@ mod tests {
         let at = Instant::now();
         let clock = GuestClock { at, tsc: 1000, khz: 2_000_000 };
         assert_eq!(clock.moment(3000), Some(at + Duration::from_micros(1)));
-        assert_eq!(clock.moment(999), None);
+        assert_eq!(clock.moment(0).map(|moment| at.duration_since(moment)), Some(Duration::from_nanos(500)));
         assert_eq!(cycles_to_duration(u64::MAX, 0), Duration::from_nanos(u64::MAX));
     }
 }

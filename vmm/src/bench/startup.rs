@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use super::{Bench, BenchError, median};
 use crate::cli::StartupArgs;
 use crate::host::child;
+use crate::host::facts::HostFacts;
 use crate::payload;
 use crate::table::{Table, figure};
 
@@ -34,6 +35,7 @@ struct Contender {
 
 /// What came of it.
 pub(super) struct StartupBench {
+    host: HostFacts,
     contenders: Vec<Contender>,
     rounds: usize,
     vcpus: usize,
@@ -57,7 +59,7 @@ pub(super) fn run(args: &StartupArgs) -> Result<StartupBench, BenchError> {
             contender.measure(&folder, round > 0)?;
         }
     }
-    Ok(StartupBench { contenders, rounds: args.rounds, vcpus: args.vcpus, missing })
+    Ok(StartupBench { host: HostFacts::probe(), contenders, rounds: args.rounds, vcpus: args.vcpus, missing })
 }
 
 const NOTHING: &str = "/bin/true";
@@ -156,8 +158,9 @@ impl Display for StartupBench {
         let plural = if self.vcpus == 1 { "" } else { "s" };
         writeln!(
             f,
-            "A guest of {} vCPU{plural} and 64 MiB that resets at once; medians of {} rounds, least in brackets\n",
-            self.vcpus, self.rounds
+            "{} (KVM on {}, Linux {}); a guest of {} vCPU{plural} and 64 MiB that resets at once; medians of {} rounds, \
+             least in brackets\n",
+            self.host.processor, self.host.kvm_backend, self.host.kernel, self.vcpus, self.rounds
         )?;
         let header = ["", "wall ms", "peak MiB", "exec to main ms", "to first instruction ms"];
         let mut table = Table::new(&header, 1);

@@ -141,7 +141,7 @@ impl RunResult {
                 exits: remains.exits,
                 run_ns: remains.account.run_ns,
                 run_delay_ns: remains.account.run_delay_ns,
-                preemptions: remains.account.involuntary_switches,
+                preemptions: remains.preemptions,
                 publication: remains.counts,
                 acquisitions: vcpu.map_or(0, |vcpu| read(&vcpu.acquisitions)),
             }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use devices::Request;
+use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
 use protocol::report::Milestone;
@@ -12,12 +13,14 @@ use protocol::report::Milestone;
 use super::exit::{self, CrashReason, Exit, PortData};
 use super::{Crash, Ending, ExitCounts, Mark, Message, Outbox, Registers, Shared};
 use crate::gate::Wanted;
-use crate::host::account::ThreadAccount;
+use crate::host::account::{self, ThreadAccount};
 use crate::host::cpus::CpuError;
-use crate::kick::{self, KickHandle};
+use crate::host::thread::own_tid;
+use crate::kick;
 use crate::measure::Snapshot;
 use crate::publisher::{Counts, PublisherError};
 use crate::steal_time::msr::{Access, StealTimeMsr};
+use crate::timings::GuestClock;
 
 /// A guest may set marks as long as it likes; so many from one vCPU are told.
 const MOST_MARKS: u32 = 64;
@@ -80,8 +83,8 @@ pub struct Vcpu<'p> {
     outbox: Outbox,
     exits: ExitCounts,
     marks: u32,
-    /// The thread's account when it began.
-    attached_with: ThreadAccount,
+    /// How often its thread had been preempted when it began.
+    preempted_before: u64,
 }
 
 /// What is left of a vCPU thread.
@@ -89,14 +92,28 @@ pub struct Vcpu<'p> {
 pub struct Remains {
     /// Its exits.
     pub exits: ExitCounts,
-    /// The scheduler's account of it, since it was attached to its publisher.
+    /// The scheduler's account of its thread.
     pub account: ThreadAccount,
+    /// Times that its thread was preempted since it was attached to its publisher.
+    pub preemptions: u64,
     /// What the publisher counted in the same time; `None` where nobody counts.
     pub counts: Option<Counts>,
+    /// The guest's clock when the vCPU ended, where KVM tells it.
+    pub clock: Option<GuestClock>,
 }
 
-fn own_account() -> ThreadAccount {
-    ThreadAccount::read(KickHandle::of_this_thread().tid()).unwrap_or_default()
+/// What `IA32_TIME_STAMP_COUNTER` is called.
+const MSR_TSC: u32 = 0x10;
+
+/// The guest's TSC now, where KVM tells it.
+fn guest_clock(fd: &VcpuFd) -> Option<GuestClock> {
+    let entry = kvm_msr_entry { index: MSR_TSC, ..kvm_msr_entry::default() };
+    let mut tsc = Msrs::from_entries(&[entry]).ok()?;
+    let khz = fd.get_tsc_khz().ok()?;
+    let at = Instant::now();
+    let read = fd.get_msrs(&mut tsc).ok()?;
+    let tsc = tsc.as_slice().first()?.data;
+    (read == 1).then_some(GuestClock { at, tsc, khz })
 }
 
 enum State {
@@ -122,14 +139,14 @@ impl<'p> Vcpu<'p> {
         steal_time: StealTimeMsr<'p>,
         outbox: Outbox,
     ) -> Self {
-        let (exits, attached_with) = (ExitCounts::default(), ThreadAccount::default());
-        Self { id, fd, shared, steal_time, outbox, exits, marks: 0, attached_with }
+        let exits = ExitCounts::default();
+        Self { id, fd, shared, steal_time, outbox, exits, marks: 0, preempted_before: 0 }
     }
 
     /// Runs until the guest ends or the thread is sent home; tells the event loop which, and how it went.
     pub fn run(mut self) -> Remains {
         self.shared.gate.enter(self.id);
-        self.attached_with = own_account();
+        self.preempted_before = account::own_involuntary_switches();
         let message = match self.run_to_the_end() {
             Ok(Ending::SentHome) => None,
             Ok(ending) => Some(Message::Ended { vcpu: self.id, ending }),
@@ -139,8 +156,14 @@ impl<'p> Vcpu<'p> {
             self.outbox.send(message);
         }
         self.shared.gate.leave(self.id);
-        let account = own_account().since(self.attached_with);
-        Remains { exits: self.exits, account, counts: self.steal_time.counts() }
+        let account = ThreadAccount::read(own_tid()).unwrap_or_default();
+        Remains {
+            exits: self.exits,
+            account,
+            preemptions: account.involuntary_switches.saturating_sub(self.preempted_before),
+            counts: self.steal_time.counts(),
+            clock: guest_clock(&self.fd),
+        }
     }
 
     fn run_to_the_end(&mut self) -> Result<Ending, VcpuError> {

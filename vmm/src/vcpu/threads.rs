@@ -5,9 +5,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
 
-use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
 
@@ -19,13 +17,9 @@ use crate::gate::Gate;
 use crate::kick;
 use crate::publisher::{MsrOwner, Publisher};
 use crate::steal_time::msr::StealTimeMsr;
-use crate::timings::GuestClock;
 
 /// A vCPU thread runs a loop and reads a few files of `/proc`.
 const THREAD_STACK: usize = 256 << 10;
-
-/// What `IA32_TIME_STAMP_COUNTER` is called.
-const MSR_TSC: u32 = 0x10;
 
 /// What every vCPU thread needs.
 #[derive(Clone, Debug)]
@@ -42,20 +36,11 @@ pub struct Common {
     pub publisher: Arc<dyn Publisher>,
 }
 
-/// What is left of a vCPU thread.
-#[derive(Debug, Default)]
-pub struct Finished {
-    /// What is left of the vCPU.
-    pub remains: Remains,
-    /// The guest's clock before the vCPU ran, where KVM tells it.
-    pub clock: Option<GuestClock>,
-}
-
 /// The vCPU threads of one guest.
 #[derive(Debug)]
 pub struct Threads {
     gate: Arc<Gate>,
-    handles: Vec<(VcpuId, JoinHandle<Finished>)>,
+    handles: Vec<(VcpuId, JoinHandle<Remains>)>,
 }
 
 impl Threads {
@@ -76,7 +61,7 @@ impl Threads {
     }
 
     /// Sends all of them home, and waits for them.
-    pub fn finish(&mut self) -> Vec<(VcpuId, Finished)> {
+    pub fn finish(&mut self) -> Vec<(VcpuId, Remains)> {
         self.gate.end();
         self.handles.drain(..).map(|(vcpu, handle)| (vcpu, handle.join().unwrap_or_default())).collect()
     }
@@ -88,41 +73,23 @@ impl Drop for Threads {
     }
 }
 
-fn live(vcpu: VcpuId, fd: VcpuFd, common: &Common, outbox: Outbox) -> Finished {
+fn live(vcpu: VcpuId, fd: VcpuFd, common: &Common, outbox: Outbox) -> Remains {
     match prepare(vcpu, &fd, common) {
-        Ok((clock, steal_time)) => {
-            let remains = Vcpu::new(vcpu, fd, Arc::clone(&common.shared), steal_time, outbox).run();
-            Finished { remains, clock }
-        }
+        Ok(steal_time) => Vcpu::new(vcpu, fd, Arc::clone(&common.shared), steal_time, outbox).run(),
         Err(error) => {
             outbox.send(Message::Failed { vcpu, error });
-            Finished::default()
+            Remains::default()
         }
     }
 }
 
 /// All that a vCPU needs before it first runs, from its own thread.
-fn prepare<'c>(
-    vcpu: VcpuId,
-    fd: &VcpuFd,
-    common: &'c Common,
-) -> Result<(Option<GuestClock>, StealTimeMsr<'c>), VcpuError> {
+fn prepare<'c>(vcpu: VcpuId, fd: &VcpuFd, common: &'c Common) -> Result<StealTimeMsr<'c>, VcpuError> {
     common.shared.cpus.confine_this_thread().map_err(|source| VcpuError::Place { vcpu, source })?;
     kick::open_inside_run(fd).map_err(|source| VcpuError::SignalMask { vcpu, source })?;
     let setup = |source| VcpuError::Setup { vcpu, source };
     fd.set_cpuid2(&common.supported.of_vcpu(vcpu, common.owner)).map_err(setup)?;
     boot::set_registers(fd, vcpu, common.entry).map_err(setup)?;
     let publication = common.publisher.attach(vcpu).map_err(|source| VcpuError::Publish { vcpu, source })?;
-    Ok((guest_clock(fd), StealTimeMsr::new(publication)))
-}
-
-/// The guest's TSC now, where KVM tells it.
-fn guest_clock(fd: &VcpuFd) -> Option<GuestClock> {
-    let entry = kvm_msr_entry { index: MSR_TSC, ..kvm_msr_entry::default() };
-    let mut tsc = Msrs::from_entries(&[entry]).ok()?;
-    let khz = fd.get_tsc_khz().ok()?;
-    let at = Instant::now();
-    let read = fd.get_msrs(&mut tsc).ok()?;
-    let tsc = tsc.as_slice().first()?.data;
-    (read == 1).then_some(GuestClock { at, tsc, khz })
+    Ok(StealTimeMsr::new(publication))
 }
