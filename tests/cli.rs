@@ -53,6 +53,9 @@ fn unknown_option_and_unknown_value_are_named() {
     refuses(&["--publisher", "magic"], 2, &["--publisher", "magic", "auto"]);
     refuses(&["--timeout", "0"], 2, &["--timeout"]);
     refuses(&["bench", "everything"], 2, &["everything"]);
+    refuses(&["bench", "retention", "--rounds", "10001"], 2, &["--rounds", "1..=10000"]);
+    refuses(&["bench", "retention", "--rounds", "18446744073709551615"], 2, &["--rounds"]);
+    refuses(&["bench", "startup", "--rounds", "0"], 2, &["--rounds", "1..=10000"]);
 }
 
 #[test]
@@ -74,7 +77,7 @@ fn word_that_the_payload_does_not_know_is_named() {
 fn results_file_that_cannot_be_written_is_refused_before_anything_runs() {
     refuses(&["--json", "/nowhere/results.json"], 1, &["/nowhere/results.json", "No such file"]);
     refuses(&["--vcpus", "1", "--json", "/"], 1, &["Cannot write /"]);
-    let endless = ["bench", "retention", "--rounds", "1000000", "--json", "/nowhere/results.json"];
+    let endless = ["bench", "retention", "--rounds", "10000", "--json", "/nowhere/results.json"];
     refuses(&endless, 1, &["/nowhere/results.json"]);
 }
 

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValue, TypedValueParser};
+use clap::builder::{PossibleValue, RangedI64ValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use protocol::words::{Job, Lock, Start, Wait};
 
@@ -17,6 +17,9 @@ use crate::publisher::{Choice, PublisherKind};
 
 /// Memory of a guest, if not said otherwise (MiB).
 const DEFAULT_MEMORY_MIB: u64 = 128;
+
+/// A year.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A KVM monitor that owns the steal-time protocol from end to end.
 ///
@@ -80,22 +83,22 @@ pub struct RetentionArgs {
     #[command(flatten)]
     pub common: BenchArgs,
     /// Rounds; the median of them is quoted
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub rounds: usize,
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = rounds())]
+    pub rounds: u16,
     /// Length of a measured window
     #[arg(long, value_name = "MS", default_value_t = 1500)]
     pub duration_ms: u32,
     /// Times that a disturbed point is measured again
     #[arg(long, value_name = "N", default_value_t = 3)]
-    pub retries: usize,
+    pub retries: u16,
 }
 
 /// `vmm bench startup`.
 #[derive(Debug, Args)]
 pub struct StartupArgs {
     /// Rounds; the median of them is quoted
-    #[arg(long, value_name = "N", default_value_t = 21)]
-    pub rounds: usize,
+    #[arg(long, value_name = "N", default_value_t = 21, value_parser = rounds())]
+    pub rounds: u16,
     /// vCPUs
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub vcpus: usize,
@@ -265,9 +268,14 @@ fn parse_choice(text: &str) -> Result<Choice, String> {
 fn parse_seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "seconds are a number, as in 2.5".to_owned())?;
     match Duration::try_from_secs_f64(seconds) {
-        Ok(timeout) if !timeout.is_zero() => Ok(timeout),
-        _ => Err("seconds must be more than 0".to_owned()),
+        Ok(timeout) if !timeout.is_zero() && timeout <= LONGEST_TIMEOUT => Ok(timeout),
+        _ => Err(format!("seconds are more than 0, and at most {}", LONGEST_TIMEOUT.as_secs())),
     }
+}
+
+/// Rounds of a bench: nobody waits for more.
+fn rounds() -> RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(1..=10_000)
 }
 
 /// Parses one of `.0` by its word `.1`.
@@ -372,7 +380,7 @@ mod tests {
         assert_eq!(parse_choice("bpf"), Ok(Choice::Only(PublisherKind::Bpf)));
         assert!(parse_choice("perfect").is_err());
         assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
-        for text in ["0", "-1", "inf", "NaN", "soon"] {
+        for text in ["0", "-1", "inf", "NaN", "soon", "1e-12", "1e9", "18446744073709551615"] {
             assert!(parse_seconds(text).is_err(), "{text}");
         }
     }

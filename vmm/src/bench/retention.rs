@@ -34,22 +34,24 @@ pub(super) fn run(args: &RetentionArgs) -> Result<RetentionBench, BenchError> {
     let workload = Workload { warmup_ms: WARMUP_MS, duration_ms: args.duration_ms, ..Workload::DEFAULT };
     let experiment = Experiment { host: HostFacts::probe(), cpus, workload };
     let points: Vec<Point> = points().collect();
-    let bar = progress_bar(points.len() * args.rounds, args.common.quiet);
-    let mut bench = RetentionBench { rounds: Vec::with_capacity(args.rounds), interrupted: false };
+    let bar = progress_bar(points.len() * usize::from(args.rounds), args.common.quiet);
+    let mut bench = RetentionBench { rounds: Vec::new(), interrupted: false };
     'rounds: for round in 1..=args.rounds {
-        bench.rounds.push(Vec::with_capacity(points.len()));
+        let mut runs = Vec::with_capacity(points.len());
         for point in &points {
             bar.set_message(format!("round {round}: {}, {}, {}x", point.lock, point.wait, point.overcommit));
             let result = match clean(&experiment, *point, args.retries) {
                 Err(ExperimentError::Interrupted) => {
                     bench.interrupted = true;
+                    bench.rounds.push(runs);
                     break 'rounds;
                 }
                 result => result?,
             };
-            bench.rounds[round - 1].push((*point, result));
+            runs.push((*point, result));
             bar.inc(1);
         }
+        bench.rounds.push(runs);
     }
     bar.finish_and_clear();
     Ok(bench)
@@ -64,7 +66,7 @@ fn points() -> impl Iterator<Item = Point> {
 }
 
 /// Measures `point` until it is not disturbed, `retries` times more at the most.
-fn clean(experiment: &Experiment, point: Point, retries: usize) -> Result<RunResult, ExperimentError> {
+fn clean(experiment: &Experiment, point: Point, retries: u16) -> Result<RunResult, ExperimentError> {
     let mut result = experiment.measure(point)?;
     for _ in 0..retries {
         if !is_disturbed(&result) {

@@ -37,7 +37,7 @@ struct Contender {
 pub(super) struct StartupBench {
     host: HostFacts,
     contenders: Vec<Contender>,
-    rounds: usize,
+    rounds: u16,
     vcpus: usize,
     missing: Option<String>,
 }
