@@ -1,5 +1,7 @@
 //! ELF files: their segments, and the notes that say how they are entered.
 
+use std::ops::Range;
+
 use object::Endianness;
 use object::elf::{ELFCLASS64, EM_X86_64, ET_EXEC, FileHeader64, PT_LOAD};
 use object::read::ReadRef;
@@ -14,11 +16,37 @@ use crate::boot::Entry;
 const PVH_OWNER: &[u8] = b"Xen";
 const PVH_TYPE: u32 = 18;
 
+/// So much is read of a file at once (bytes). Headers and notes are small; a file that says otherwise of its own may be
+/// larger than this machine's memory.
+const MOST_AT_ONCE: u64 = 64 << 10;
+
+/// Reads a little at a time.
+#[derive(Clone, Copy)]
+struct Frugal<R>(R);
+
+impl<'data, R: ReadRef<'data>> ReadRef<'data> for Frugal<R> {
+    fn len(self) -> Result<u64, ()> {
+        self.0.len()
+    }
+
+    fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'data [u8], ()> {
+        if size > MOST_AT_ONCE { Err(()) } else { self.0.read_bytes_at(offset, size) }
+    }
+
+    fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'data [u8], ()> {
+        if range.end.saturating_sub(range.start) > MOST_AT_ONCE {
+            return Err(());
+        }
+        self.0.read_bytes_at_until(range, delimiter)
+    }
+}
+
 /// Understands the file that `data` reads.
 ///
 /// # Errors
 /// [`ElfError`].
 pub(super) fn parse<'data>(data: impl ReadRef<'data>) -> Result<Layout, ElfError> {
+    let data = Frugal(data);
     let damaged = |error: object::Error| ElfError::Damaged(error.to_string());
     // The class comes first: the header's size depends on it.
     if data.read_bytes_at(4, 1).is_ok_and(|class| class != [ELFCLASS64]) {
@@ -91,5 +119,37 @@ impl Notes {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An executable of one byte, and a note that is said to have `note_size` bytes, in a file that is long enough.
+    fn with_note_of(note_size: u64) -> Vec<u8> {
+        let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+        for word in [0x10_0000_u64, 64, 0] {
+            file.extend_from_slice(&word.to_le_bytes());
+        }
+        file.extend_from_slice(&[0, 0, 0, 0, 64, 0, 56, 0, 2, 0, 64, 0, 0, 0, 0, 0]);
+        let (load, note) = ([1_u32, 7], [4_u32, 4]);
+        for (kind, address, size) in [(load, 0x10_0000_u64, 1), (note, 0, note_size)] {
+            for half in kind {
+                file.extend_from_slice(&half.to_le_bytes());
+            }
+            for word in [176, address, address, size, size, 4] {
+                file.extend_from_slice(&word.to_le_bytes());
+            }
+        }
+        file.resize(1 << 20, 0);
+        file
+    }
+
+    #[test]
+    fn note_that_is_said_to_be_huge_is_not_read() {
+        assert!(parse(with_note_of(1000).as_slice()).is_ok());
+        let refused = parse(with_note_of(MOST_AT_ONCE + 1).as_slice());
+        assert!(matches!(refused, Err(ElfError::Damaged(_))), "{refused:?}");
     }
 }
