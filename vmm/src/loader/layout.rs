@@ -2,17 +2,12 @@
 
 use std::ops::Range;
 
-use object::read::ReadRef;
 use protocol::machine::HIGH_RAM_START;
 use protocol::payload::{ABI_VERSION, Note};
 
-use super::elf;
 use super::error::PayloadError;
 use crate::boot::{self, Entry};
 use crate::memory::{PAGE, Ram};
-
-/// Where in a bzImage its header says that it is one.
-const BZIMAGE_MAGIC: (u64, &[u8]) = (0x202, b"HdrS");
 
 /// What goes where.
 #[derive(Debug)]
@@ -37,33 +32,8 @@ pub struct Segment {
 }
 
 impl Layout {
-    /// The layout of the image of `length` bytes that `data` reads; of a flat binary, if the user says that it is one.
-    pub(super) fn of<'data>(
-        data: impl ReadRef<'data>,
-        length: u64,
-        flat: bool,
-    ) -> Result<Self, PayloadError> {
-        let holds = |(offset, magic): (u64, &[u8])| {
-            data.read_bytes_at(offset, magic.len() as u64).is_ok_and(|bytes| bytes == magic)
-        };
-        let layout = if length == 0 {
-            return Err(PayloadError::Empty);
-        } else if flat {
-            let segment =
-                Segment { index: 0, range: HIGH_RAM_START..HIGH_RAM_START + length, content: 0..length };
-            Self { segments: vec![segment], note: None, boot_entry: Entry::Long(HIGH_RAM_START) }
-        } else if holds((0, b"\x7fELF")) {
-            elf::parse(data)?
-        } else if holds(BZIMAGE_MAGIC) {
-            return Err(PayloadError::BzImage);
-        } else {
-            return Err(PayloadError::Unknown);
-        };
-        layout.check_shape()?;
-        Ok(layout)
-    }
-
-    fn check_shape(&self) -> Result<(), PayloadError> {
+    /// Whether it makes sense, wherever it is to go.
+    pub(super) fn check_shape(&self) -> Result<(), PayloadError> {
         for (place, segment) in self.segments.iter().enumerate() {
             if let Some(other) =
                 self.segments[..place].iter().find(|other| overlap(&other.range, &segment.range))
@@ -124,29 +94,6 @@ mod tests {
         let segments = segments.iter().enumerate();
         let segments = segments.map(|(index, range)| Segment { index, range: range.clone(), content: 0..0 });
         Layout { segments: segments.collect(), note: None, boot_entry }
-    }
-
-    fn of(bytes: &[u8], flat: bool) -> Result<Layout, PayloadError> {
-        Layout::of(bytes, bytes.len() as u64, flat)
-    }
-
-    #[test]
-    fn content_that_is_neither_elf_nor_flat_is_refused() {
-        assert_eq!(of(b"hello", false).unwrap_err(), PayloadError::Unknown);
-        assert_eq!(of(b"", true).unwrap_err(), PayloadError::Empty);
-        let mut bz = vec![0; 0x300];
-        bz[0x202..0x206].copy_from_slice(b"HdrS");
-        assert_eq!(of(&bz, false).unwrap_err(), PayloadError::BzImage);
-    }
-
-    #[test]
-    fn flat_binary_is_entered_at_1_mib() {
-        let flat = of(&[0xf4, 0xf4], true).unwrap();
-        assert_eq!(flat.boot_entry, Entry::Long(0x10_0000));
-        assert_eq!(
-            (flat.segments[0].range.clone(), flat.segments[0].content.clone()),
-            (0x10_0000..0x10_0002, 0..2)
-        );
     }
 
     #[test]

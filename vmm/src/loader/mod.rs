@@ -19,6 +19,8 @@ mod start_info;
 
 use std::ops::Range;
 
+use object::read::ReadRef;
+use protocol::machine::HIGH_RAM_START;
 use protocol::payload::Note;
 use protocol::words::Start;
 
@@ -28,6 +30,9 @@ use crate::memory::Ram;
 pub use error::{ElfError, LoadError, PayloadError};
 pub use image::Image;
 pub use layout::{Layout, Segment};
+
+/// Where in a bzImage its header says that it is one.
+const BZIMAGE_MAGIC: (u64, &[u8]) = (0x202, b"HdrS");
 
 /// A payload, understood, not yet loaded.
 #[derive(Debug)]
@@ -42,7 +47,7 @@ impl Payload {
     /// # Errors
     /// [`LoadError::Payload`].
     pub fn parse(image: Image, flat: bool) -> Result<Self, LoadError> {
-        let layout = Layout::of(&image.reader(), image.len(), flat);
+        let layout = understand(&image.reader(), image.len(), flat);
         match layout {
             Ok(layout) => Ok(Self { image, layout }),
             Err(source) => Err(LoadError::Payload { name: image.name(), source }),
@@ -93,5 +98,55 @@ impl Payload {
         let range = self.layout.place_initrd(ram, initrd.len()).ok_or_else(too_large)?;
         initrd.load(0..initrd.len(), ram, range.start)?;
         Ok(range)
+    }
+}
+
+/// The layout of the image of `length` bytes that `data` reads; of a flat binary, if the user says that it is one.
+fn understand<'data>(data: impl ReadRef<'data>, length: u64, flat: bool) -> Result<Layout, PayloadError> {
+    let holds = |(offset, magic): (u64, &[u8])| {
+        data.read_bytes_at(offset, magic.len() as u64).is_ok_and(|bytes| bytes == magic)
+    };
+    let layout = if length == 0 {
+        return Err(PayloadError::Empty);
+    } else if flat {
+        let segment =
+            Segment { index: 0, range: HIGH_RAM_START..HIGH_RAM_START + length, content: 0..length };
+        Layout { segments: vec![segment], note: None, boot_entry: Entry::Long(HIGH_RAM_START) }
+    } else if holds((0, b"\x7fELF")) {
+        elf::parse(data)?
+    } else if holds(BZIMAGE_MAGIC) {
+        return Err(PayloadError::BzImage);
+    } else {
+        return Err(PayloadError::Unknown);
+    };
+    layout.check_shape()?;
+    Ok(layout)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(bytes: &[u8], flat: bool) -> Result<Layout, PayloadError> {
+        understand(bytes, bytes.len() as u64, flat)
+    }
+
+    #[test]
+    fn content_that_is_neither_elf_nor_flat_is_refused() {
+        assert_eq!(of(b"hello", false).unwrap_err(), PayloadError::Unknown);
+        assert_eq!(of(b"", true).unwrap_err(), PayloadError::Empty);
+        let mut bz = vec![0; 0x300];
+        bz[0x202..0x206].copy_from_slice(b"HdrS");
+        assert_eq!(of(&bz, false).unwrap_err(), PayloadError::BzImage);
+    }
+
+    #[test]
+    fn flat_binary_is_entered_at_1_mib() {
+        let flat = of(&[0xf4, 0xf4], true).unwrap();
+        assert_eq!(flat.boot_entry, Entry::Long(0x10_0000));
+        assert_eq!(
+            (flat.segments[0].range.clone(), flat.segments[0].content.clone()),
+            (0x10_0000..0x10_0002, 0..2)
+        );
     }
 }
