@@ -14,7 +14,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use protocol::words::{Lock, Start, Wait};
-use support::{end_of, guest, has_bpf, has_kvm, kill, run, start, vmm, wait_for, wait_for_cpu_time};
+use support::{
+    end_of, guest, has_bpf, has_kvm, has_two_cpus, kill, run, start, vmm, wait_for, wait_for_cpu_time,
+};
 use vmm::guest::{GuestConfig, GuestRun};
 use vmm::progress::Outcome;
 use vmm::publisher::PublisherKind;
@@ -191,17 +193,23 @@ fn guest_that_is_out_of_time_closes_its_window_and_keeps_its_figures() {
     }
 }
 
+/// What the monitor prints when it is interrupted after so much CPU time. It must end with status 130.
+fn interrupted(args: &[&str], after: Duration) -> String {
+    let mut child = start(vmm(args).stdout(Stdio::piped()));
+    wait_for_cpu_time(&child, after);
+    kill(child.id(), "INT");
+    let printed = io::read_to_string(child.take_stdout().expect("it is piped")).expect("text");
+    assert_eq!(wait_for(child), Some(130), "{printed}");
+    printed
+}
+
 #[test]
 fn ctrl_c_prints_what_was_measured_so_far() {
     if !has_kvm() {
         return;
     }
     let args = ["--vcpus", "2", "--publisher", "off", "--wait", "threshold", "--duration-ms", "60000"];
-    let mut child = start(vmm(args).stdout(Stdio::piped()));
-    wait_for_cpu_time(&child, WELL_UNDER_WAY);
-    kill(child.id(), "INT");
-    let printed = io::read_to_string(child.take_stdout().expect("it is piped")).expect("text");
-    assert_eq!(wait_for(child), Some(130));
+    let printed = interrupted(&args, WELL_UNDER_WAY);
     assert!(printed.contains("acq/s") && printed.contains("Ended early (interrupted)"), "{printed}");
 }
 
@@ -210,13 +218,17 @@ fn demonstration_that_is_interrupted_prints_the_points_it_has() {
     if !has_kvm() {
         return;
     }
-    let mut child = start(vmm(["--publisher", "kernel"]).stdout(Stdio::piped()));
     // Two points' worth.
-    wait_for_cpu_time(&child, 3 * WELL_UNDER_WAY);
-    kill(child.id(), "INT");
-    let printed = io::read_to_string(child.take_stdout().expect("it is piped")).expect("text");
-    assert_eq!(wait_for(child), Some(130));
+    let printed = interrupted(&["--publisher", "kernel"], 3 * WELL_UNDER_WAY);
     assert!(printed.contains("Interrupted after") && printed.contains("tas"), "{printed}");
+}
+
+#[test]
+fn bench_that_is_interrupted_ends_with_its_first_run() {
+    if !has_bpf() || !has_two_cpus() {
+        return;
+    }
+    assert_eq!(interrupted(&["bench", "byte"], WELL_UNDER_WAY), "");
 }
 
 #[test]

@@ -223,6 +223,8 @@ impl<'l, C: Cpu> Me<'l, C> {
 
 #[cfg(test)]
 mod tests {
+    use core::cell::Cell;
+
     use super::*;
 
     fn vcpu(index: usize) -> VcpuId {
@@ -242,5 +244,46 @@ mod tests {
             waiters.remove(longest);
         }
         assert_eq!(waiters.longest(&lot), None);
+    }
+
+    /// A CPU that loses its CPU with each kick: sending one takes 10 cycles, and then it waits for 1000.
+    #[derive(Default)]
+    struct Kicker {
+        now: Cell<u64>,
+        stolen: Cell<u64>,
+    }
+
+    impl Cpu for Kicker {
+        fn id(&self) -> VcpuId {
+            VcpuId::BOOT
+        }
+        fn is_preempted(&self, _vcpu: VcpuId) -> bool {
+            false
+        }
+        fn halt_while(&self, _word: &AtomicU32, _value: u32) {}
+        fn kick(&self, _vcpu: VcpuId) {
+            self.now.set(self.now.get() + 1010);
+            self.stolen.set(self.stolen.get() + 1000);
+        }
+        fn cycles(&self) -> u64 {
+            self.now.get()
+        }
+        fn stolen(&self) -> u64 {
+            self.stolen.get()
+        }
+        fn longest_step(&self) -> u64 {
+            100
+        }
+        fn relax(&self) {}
+    }
+
+    #[test]
+    fn kick_that_costs_its_sender_the_cpu_counts_what_sending_took() {
+        let lot = Lot::new();
+        let mut me = Me::new(Kicker::default(), Strategy::Ignore, &lot);
+        lot.spot(vcpu(1)).parked.store(1, Ordering::Relaxed);
+        me.wake(vcpu(1));
+        me.wake(vcpu(1));
+        assert_eq!((me.tally.kicks, me.tally.kick_cycles), (1, 10));
     }
 }

@@ -4,22 +4,15 @@
 //! records share one. A vCPU's record is found as Linux finds per-CPU data, by an offset from that of vCPU 0.
 
 use core::mem::size_of;
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{Ordering, fence};
 
 use protocol::steal_time::StealTime;
 use protocol::{MAX_VCPUS, VcpuId};
 
-/// A record as this end touches it: fields that the host writes at any time.
-#[repr(C, align(64))]
-pub struct Record {
-    steal: AtomicU64,
-    version: AtomicU32,
-    flags: AtomicU32,
-    preempted: AtomicU8,
-    padding: [AtomicU8; 47],
-}
-
-const _: () = assert!(size_of::<Record>() == size_of::<StealTime>());
+/// A record as this end touches it.
+#[derive(Default)]
+#[repr(transparent)]
+pub struct Record(StealTime);
 
 /// Pages of records, and nothing else.
 #[repr(C, align(4096))]
@@ -45,22 +38,16 @@ const PATIENCE: u32 = 1024;
 impl Record {
     /// A record as it must be handed to the host: all zero.
     pub const fn new() -> Self {
-        Self {
-            steal: AtomicU64::new(0),
-            version: AtomicU32::new(0),
-            flags: AtomicU32::new(0),
-            preempted: AtomicU8::new(0),
-            padding: [const { AtomicU8::new(0) }; 47],
-        }
+        Self(StealTime::new())
     }
 
     /// Steal (ns), or `None` if the host kept writing, or stopped in the middle, for a thousand reads.
     pub fn steal_ns(&self) -> Option<u64> {
         for _ in 0..PATIENCE {
-            let before = self.version.load(Ordering::Acquire);
-            let steal = self.steal.load(Ordering::Relaxed);
+            let before = self.0.version.load(Ordering::Acquire);
+            let steal = self.0.steal.load(Ordering::Relaxed);
             fence(Ordering::Acquire);
-            if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
+            if before.is_multiple_of(2) && self.0.version.load(Ordering::Relaxed) == before {
                 return Some(steal);
             }
             core::hint::spin_loop();
@@ -70,40 +57,34 @@ impl Record {
 
     /// The version word as it is.
     pub fn version(&self) -> u32 {
-        self.version.load(Ordering::Acquire)
+        self.0.version.load(Ordering::Acquire)
     }
 
     /// The flags word as it is.
     pub fn flags(&self) -> u32 {
-        self.flags.load(Ordering::Acquire)
+        self.0.flags.load(Ordering::Acquire)
     }
 
     /// The byte as it is.
     pub fn preempted(&self) -> u8 {
-        self.preempted.load(Ordering::Relaxed)
+        self.0.preempted.load(Ordering::Relaxed)
     }
 
     /// Leaves the version at `version`, as a guest that took the record over from another might find it.
     pub fn set_version(&self, version: u32) {
-        self.version.store(version, Ordering::Release);
+        self.0.version.store(version, Ordering::Release);
     }
 
     /// Fills the padding with `value`.
     pub fn fill_padding(&self, value: u8) {
-        for byte in &self.padding {
+        for byte in &self.0.padding {
             byte.store(value, Ordering::Relaxed);
         }
     }
 
     /// Whether all of the padding is `value`.
     pub fn padding_is(&self, value: u8) -> bool {
-        self.padding.iter().all(|byte| byte.load(Ordering::Relaxed) == value)
-    }
-}
-
-impl Default for Record {
-    fn default() -> Self {
-        Self::new()
+        self.0.padding.iter().all(|byte| byte.load(Ordering::Relaxed) == value)
     }
 }
 
@@ -127,7 +108,7 @@ pub(crate) mod testing {
     }
 
     pub(crate) fn set_preempted(vcpu: VcpuId, value: u8) {
-        record_of(vcpu).preempted.store(value, Ordering::Relaxed);
+        record_of(vcpu).0.preempted.store(value, Ordering::Relaxed);
     }
 }
 
@@ -150,7 +131,7 @@ mod tests {
     #[test]
     fn steal_that_is_being_written_is_never_read_and_the_reader_gives_up() {
         let record = Record::new();
-        record.steal.store(7, Ordering::Relaxed);
+        record.0.steal.store(7, Ordering::Relaxed);
         assert_eq!(record.steal_ns(), Some(7));
         record.set_version(3);
         assert_eq!(record.steal_ns(), None);
@@ -162,13 +143,13 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| {
                 for round in 1..=200_000_u64 {
-                    let version = record.version.load(Ordering::Relaxed);
-                    record.version.store(version.wrapping_add(1), Ordering::Relaxed);
+                    let version = record.0.version.load(Ordering::Relaxed);
+                    record.0.version.store(version.wrapping_add(1), Ordering::Relaxed);
                     fence(Ordering::Release);
                     // Garbage in between must never be seen.
-                    record.steal.store(u64::MAX, Ordering::Relaxed);
-                    record.steal.store(round, Ordering::Relaxed);
-                    record.version.store(version.wrapping_add(2), Ordering::Release);
+                    record.0.steal.store(u64::MAX, Ordering::Relaxed);
+                    record.0.steal.store(round, Ordering::Relaxed);
+                    record.0.version.store(version.wrapping_add(2), Ordering::Release);
                 }
                 done.store(true, Ordering::Release);
             });

@@ -17,6 +17,7 @@
 
 use core::fmt;
 use core::mem::{align_of, offset_of, size_of};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 /// The steal-time MSR, `MSR_KVM_STEAL_TIME`.
 pub const MSR_STEAL_TIME: u32 = 0x4b56_4d03;
@@ -49,26 +50,40 @@ pub const FEATURE_PV_SCHED_YIELD: u32 = 1 << 13;
 
 /// One vCPU's record, as it lies in guest memory.
 ///
-/// The type gives the layout. Neither end holds a reference to it, since the other end writes it at any time: both
-/// read and write single fields, atomically, at `offset_of!`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Each end writes it while the other reads, so its fields are atomics: a reference to it stays sound whatever the other
+/// end does.
+#[derive(Debug)]
 #[repr(C, align(64))]
 pub struct StealTime {
     /// Nanoseconds this vCPU wanted to run and could not. Grows; only differences mean anything.
-    pub steal: u64,
+    pub steal: AtomicU64,
     /// Odd while the host writes `steal`; grows by 2 with each update.
-    pub version: u32,
+    pub version: AtomicU32,
     /// Always 0 today.
-    pub flags: u32,
+    pub flags: AtomicU32,
     /// Not 0 while the host has this vCPU, which wants to run, off its CPU.
-    pub preempted: u8,
+    pub preempted: AtomicU8,
     /// Left as the guest set it.
-    pub padding: [u8; 47],
+    pub padding: [AtomicU8; 47],
 }
 
 impl StealTime {
     /// The record as a guest must hand it over: all zero.
-    pub const ZERO: Self = Self { steal: 0, version: 0, flags: 0, preempted: 0, padding: [0; 47] };
+    pub const fn new() -> Self {
+        Self {
+            steal: AtomicU64::new(0),
+            version: AtomicU32::new(0),
+            flags: AtomicU32::new(0),
+            preempted: AtomicU8::new(0),
+            padding: [const { AtomicU8::new(0) }; 47],
+        }
+    }
+}
+
+impl Default for StealTime {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 const _: () = {

@@ -170,6 +170,7 @@ pub fn run(
     console: impl Write + Send + 'static,
     mut timings: Timings,
 ) -> Result<GuestRun, GuestError> {
+    timings.mark("arguments read");
     if !(1..=MAX_VCPUS).contains(&config.vcpus) {
         return Err(GuestError::VcpuCount(config.vcpus));
     }
@@ -252,7 +253,6 @@ struct Built {
 }
 
 fn build(config: &GuestConfig, timings: &mut Timings) -> Result<Built, GuestError> {
-    timings.mark("arguments read");
     let kvm = vm::open_kvm()?;
     let payload = match &config.payload {
         PayloadSource::Embedded => Payload::parse(Image::embedded("(embedded)", payload::BYTES), false)?,

@@ -3,6 +3,7 @@
 //! Of a file only what is needed is read: the headers, and then each segment straight to where it belongs. A buffer in
 //! between would cost a page fault for each page, twice, which is a tenth of the time that a guest takes to start.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -26,10 +27,8 @@ pub struct Image {
 
 #[derive(Debug)]
 enum Content {
-    /// Part of this program.
-    Embedded(&'static [u8]),
-    /// Read already: what is no plain file (a pipe, say) can be read only once.
-    Read(Vec<u8>),
+    /// In memory: part of this program, or read from what is no plain file (a pipe, say), which can be done only once.
+    Bytes(Cow<'static, [u8]>),
     /// A plain file, and its length.
     File(File, u64),
 }
@@ -37,7 +36,7 @@ enum Content {
 impl Image {
     /// Bytes that this program carries, by a name for messages.
     pub fn embedded(name: &str, bytes: &'static [u8]) -> Self {
-        Self { what: "payload", path: name.into(), content: Content::Embedded(bytes) }
+        Self { what: "payload", path: name.into(), content: Content::Bytes(bytes.into()) }
     }
 
     /// The file at `path`, which is `what`: `payload` or `initrd`.
@@ -58,8 +57,7 @@ impl Image {
     /// Its length (bytes).
     pub fn len(&self) -> u64 {
         match &self.content {
-            Content::Embedded(bytes) => bytes.len() as u64,
-            Content::Read(bytes) => bytes.len() as u64,
+            Content::Bytes(bytes) => bytes.len() as u64,
             Content::File(_, len) => *len,
         }
     }
@@ -72,8 +70,7 @@ impl Image {
     /// For reading here and there in it.
     pub(super) fn reader(&self) -> Reader<'_> {
         ReadCache::new(match &self.content {
-            Content::Embedded(bytes) => Box::new(Cursor::new(*bytes)),
-            Content::Read(bytes) => Box::new(Cursor::new(bytes.as_slice())),
+            Content::Bytes(bytes) => Box::new(Cursor::new(bytes)),
             Content::File(file, _) => Box::new(file),
         })
     }
@@ -84,8 +81,7 @@ impl Image {
     /// [`LoadError::Read`] when a file has become shorter, [`LoadError::Memory`] where it does not fit.
     pub fn load(&self, part: Range<u64>, ram: &Ram, gpa: u64) -> Result<(), LoadError> {
         let loaded = match &self.content {
-            Content::Embedded(bytes) => write(bytes, &part, ram, gpa),
-            Content::Read(bytes) => write(bytes, &part, ram, gpa),
+            Content::Bytes(bytes) => write(bytes, &part, ram, gpa),
             Content::File(file, _) => read(file, &part, ram, gpa),
         };
         loaded.map_err(|error| match error {
@@ -129,7 +125,7 @@ impl Content {
             let why = format!("it is no plain file, and gives more than {} MiB", MOST_READ >> 20);
             return Err(io::Error::other(why));
         }
-        Ok(Self::Read(bytes))
+        Ok(Self::Bytes(bytes.into()))
     }
 }
 

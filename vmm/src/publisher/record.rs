@@ -9,8 +9,7 @@
 
 #![expect(unsafe_code, reason = "sees a record in a page of bytes")]
 
-use std::mem::offset_of;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use protocol::steal_time::StealTime;
 
@@ -18,21 +17,8 @@ use super::bpf::PAGE_SIZE;
 
 /// A record in memory that others write too.
 #[derive(Debug)]
-#[repr(C, align(64))]
-pub struct Record {
-    steal: AtomicU64,
-    version: AtomicU32,
-    flags: AtomicU32,
-    preempted: AtomicU8,
-    padding: [AtomicU8; 47],
-}
-
-const _: () = {
-    assert!(size_of::<Record>() == size_of::<StealTime>());
-    assert!(offset_of!(Record, steal) == offset_of!(StealTime, steal));
-    assert!(offset_of!(Record, version) == offset_of!(StealTime, version));
-    assert!(offset_of!(Record, preempted) == offset_of!(StealTime, preempted));
-};
+#[repr(transparent)]
+pub struct Record(StealTime);
 
 impl Record {
     /// The record at `offset` of a page of the record map; `None` where none can lie.
@@ -51,21 +37,21 @@ impl Record {
     ///
     /// A guest that left the version odd finds it even afterwards, as under KVM.
     pub fn update(&self, steal_ns: u64) {
-        let before = self.version.load(Ordering::Relaxed);
+        let before = self.0.version.load(Ordering::Relaxed);
         let odd = before.wrapping_add(1 + (before & 1));
-        self.version.store(odd, Ordering::Relaxed);
-        let steal = self.steal.load(Ordering::Relaxed);
-        self.steal.store(steal.wrapping_add(steal_ns), Ordering::Release);
-        self.version.store(odd.wrapping_add(1), Ordering::Release);
-        self.preempted.store(0, Ordering::Release);
+        self.0.version.store(odd, Ordering::Relaxed);
+        let steal = self.0.steal.load(Ordering::Relaxed);
+        self.0.steal.store(steal.wrapping_add(steal_ns), Ordering::Release);
+        self.0.version.store(odd.wrapping_add(1), Ordering::Release);
+        self.0.preempted.store(0, Ordering::Release);
     }
 
     /// Clears the byte if it is set, and says whether it was. The caller is the vCPU's own thread.
     pub fn clear_preempted(&self) -> bool {
         // Read first: the line stays shared with the vCPUs that watch it.
-        let was_set = self.preempted.load(Ordering::Relaxed) != 0;
+        let was_set = self.0.preempted.load(Ordering::Relaxed) != 0;
         if was_set {
-            self.preempted.store(0, Ordering::Release);
+            self.0.preempted.store(0, Ordering::Release);
         }
         was_set
     }
@@ -76,20 +62,20 @@ mod tests {
     use super::*;
 
     fn record(steal: u64, version: u32, preempted: u8) -> Record {
-        Record {
+        Record(StealTime {
             steal: steal.into(),
             version: version.into(),
             flags: 0.into(),
             preempted: preempted.into(),
             padding: [const { AtomicU8::new(0xa5) }; 47],
-        }
+        })
     }
 
     fn parts(record: &Record) -> (u64, u32, u8) {
         (
-            record.steal.load(Ordering::Relaxed),
-            record.version.load(Ordering::Relaxed),
-            record.preempted.load(Ordering::Relaxed),
+            record.0.steal.load(Ordering::Relaxed),
+            record.0.version.load(Ordering::Relaxed),
+            record.0.preempted.load(Ordering::Relaxed),
         )
     }
 
@@ -98,8 +84,8 @@ mod tests {
         let record = record(1000, 4, 1);
         record.update(50);
         assert_eq!(parts(&record), (1050, 6, 0));
-        assert!(record.padding.iter().all(|byte| byte.load(Ordering::Relaxed) == 0xa5));
-        assert_eq!(record.flags.load(Ordering::Relaxed), 0);
+        assert!(record.0.padding.iter().all(|byte| byte.load(Ordering::Relaxed) == 0xa5));
+        assert_eq!(record.0.flags.load(Ordering::Relaxed), 0);
     }
 
     #[test]
