@@ -123,22 +123,23 @@ fn rules_of_the_msr_hold_from_inside_with_every_publisher() {
     publishers.extend(has_kvm().then_some(PublisherKind::Kernel));
     publishers.extend(has_bpf().then_some(PublisherKind::Bpf));
     for publisher in publishers {
-        let (run, result) = run(&guest(2, publisher, "job=registers"));
+        let (run, result) = run(&guest(2, publisher, "job=conformance scene=msr"));
         assert_reset(&run, &result);
-        let rules = result.rules.expect("rules were tried");
-        let broken: Vec<_> = rules.iter().filter(|rule| !rule.tried || !rule.held).collect();
+        assert!(result.findings.len() >= 12, "{:?}", result.findings);
+        let broken: Vec<_> = result.findings.iter().filter(|finding| finding.broken_at.is_some()).collect();
         assert!(broken.is_empty(), "{publisher}: {broken:?}");
     }
 }
 
 #[test]
-fn without_a_publisher_the_feature_is_not_discovered() {
+fn without_a_publisher_the_feature_is_absent() {
     if !has_kvm() {
         return;
     }
-    let (run, result) = run(&guest(1, PublisherKind::Off, "job=registers"));
+    let (run, result) = run(&guest(1, PublisherKind::Off, "job=conformance scene=absent"));
     assert_reset(&run, &result);
-    assert!(result.rules.is_some_and(|rules| rules[0].tried && !rules.iter().any(|rule| rule.held)));
+    let numbers: Vec<_> = result.findings.iter().map(|finding| (finding.number, finding.broken_at)).collect();
+    assert_eq!(numbers, [(1, None), (2, None)]);
 }
 
 #[test]

@@ -10,6 +10,7 @@ use core::mem::{align_of, size_of};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::MAX_VCPUS;
+use crate::conformance::Findings;
 use crate::histogram::{BUCKETS, bucket_of};
 
 /// Marks in a run, written to [`crate::machine::MILESTONE_PORT`].
@@ -73,10 +74,8 @@ pub struct Header {
     pub sections: AtomicU64,
     /// The first crash.
     pub crash: Crash,
-    /// Result of [`crate::words::Job::Registers`]: one bit for each rule tried, see [`RegisterRule`].
-    pub rules_tried: AtomicU32,
-    /// One bit for each rule that held.
-    pub rules_held: AtomicU32,
+    /// What [`crate::words::Job::Conformance`] found.
+    pub findings: Findings,
 }
 
 /// How the payload crashed. All zero while it has not.
@@ -97,61 +96,6 @@ pub struct Crash {
     pub rip: AtomicU64,
     /// The address that could not be accessed, for a page fault (CR2).
     pub address: AtomicU64,
-}
-
-/// The rules that [`crate::words::Job::Registers`] tries, in the order in which it tries them.
-///
-/// Source: the KVM ABI as in [`crate::steal_time`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum RegisterRule {
-    /// CPUID shows the signature and the feature bit.
-    Discovered = 0,
-    /// The MSR reads 0 before anything was written.
-    StartsAtZero = 1,
-    /// A written value reads back to the letter.
-    ReadsBack = 2,
-    /// Each reserved bit, with and without the enable bit, faults.
-    ReservedBitsFault = 3,
-    /// A refused write leaves the earlier value.
-    RefusedWriteKeepsValue = 4,
-    /// An address outside RAM is accepted, reads back, and nothing happens.
-    OutsideRamIsSilent = 5,
-    /// Registering makes the version even and not 0 before the next guest instruction.
-    UpdatesBeforeEntry = 6,
-    /// A version left odd by the guest is even after registration.
-    OddVersionIsMended = 7,
-    /// Bytes outside offsets 0 to 16 stay as the guest set them.
-    PaddingIsKept = 8,
-    /// After a move the new record is written and the old one is not.
-    MoveLeavesTheOldRecord = 9,
-    /// What else lies on a record's page is still there after the record is registered, and after it has moved away.
-    PageIsKept = 10,
-    /// After a write with bit 0 clear the record stays as it was.
-    OffStopsPublication = 11,
-}
-
-impl RegisterRule {
-    /// All rules, in order.
-    pub const ALL: &'static [Self] = &[
-        Self::Discovered,
-        Self::StartsAtZero,
-        Self::ReadsBack,
-        Self::ReservedBitsFault,
-        Self::RefusedWriteKeepsValue,
-        Self::OutsideRamIsSilent,
-        Self::UpdatesBeforeEntry,
-        Self::OddVersionIsMended,
-        Self::PaddingIsKept,
-        Self::MoveLeavesTheOldRecord,
-        Self::PageIsKept,
-        Self::OffStopsPublication,
-    ];
-
-    /// This rule's bit in [`Header::rules_tried`] and [`Header::rules_held`].
-    pub const fn bit(self) -> u32 {
-        1 << self as u32
-    }
 }
 
 /// One vCPU's figures. The vCPU alone writes them.
@@ -230,8 +174,7 @@ impl Header {
                 rip: AtomicU64::new(0),
                 address: AtomicU64::new(0),
             },
-            rules_tried: AtomicU32::new(0),
-            rules_held: AtomicU32::new(0),
+            findings: Findings::new(),
         }
     }
 }
@@ -307,13 +250,6 @@ mod tests {
         }
         assert_eq!(report.longest_wait.load(Ordering::Relaxed), 900);
         assert_eq!(report.waits.iter().map(|n| n.load(Ordering::Relaxed)).sum::<u32>(), 3);
-    }
-
-    #[test]
-    fn rules_have_distinct_bits_in_order() {
-        for (place, rule) in RegisterRule::ALL.iter().enumerate() {
-            assert_eq!(rule.bit(), 1 << place);
-        }
     }
 
     #[test]

@@ -65,13 +65,13 @@ macro_rules! named {
 
 named! {
     /// What the vCPUs do.
-    Job, "contend, watch, registers, reset, idle, panic or fault" {
+    Job, "contend, watch, conformance, reset, idle, panic or fault" {
         /// Take and release one hot lock, for a measured window.
         Contend = "contend",
         /// Spin, and sample the own byte and everybody else's.
         Watch = "watch",
-        /// Try the MSR's rules from inside: read back, reserved bits, addresses outside RAM, disable, move.
-        Registers = "registers",
+        /// Judge assertions of [`crate::conformance`] from inside, in one scene.
+        Conformance = "conformance",
         /// Reset at once: what start-up costs.
         Reset = "reset",
         /// Halt until the window ends.
@@ -80,6 +80,16 @@ named! {
         Panic = "panic",
         /// Execute an undefined instruction, to show how that ends.
         Fault = "fault",
+    }
+}
+
+named! {
+    /// What the vCPUs play to judge assertions of [`crate::conformance`].
+    Scene, "msr or absent" {
+        /// One vCPU tries the MSR and records of its own.
+        Msr = "msr",
+        /// One vCPU looks for a feature that is to be off.
+        Absent = "absent",
     }
 }
 
@@ -118,7 +128,7 @@ named! {
 }
 
 /// Every key, for messages.
-const KEYS: &str = "job, lock, wait, section_ns, think_ns, threshold_ns, warmup_ms, duration_ms, seed, steal, \
+const KEYS: &str = "job, scene, lock, wait, section_ns, think_ns, threshold_ns, warmup_ms, duration_ms, seed, steal, \
                     vcpus, tsc_khz, start";
 
 /// What the payload does, and how long.
@@ -126,6 +136,8 @@ const KEYS: &str = "job, lock, wait, section_ns, think_ns, threshold_ns, warmup_
 pub struct Workload {
     /// `job=`: what the vCPUs do.
     pub job: Job,
+    /// `scene=`: the scene of [`Job::Conformance`].
+    pub scene: Scene,
     /// `lock=`: the lock of [`Job::Contend`].
     pub lock: Lock,
     /// `wait=`: its way to wait.
@@ -150,6 +162,7 @@ impl Workload {
     /// What the payload does when no word asks for anything else.
     pub const DEFAULT: Self = Self {
         job: Job::Contend,
+        scene: Scene::Msr,
         lock: Lock::Tas,
         wait: Wait::Byte,
         section_ns: 1_000,
@@ -172,6 +185,7 @@ impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             job,
+            scene,
             lock,
             wait,
             section_ns,
@@ -182,7 +196,11 @@ impl fmt::Display for Workload {
             seed,
             register,
         } = self;
-        write!(f, "job={job} lock={lock} wait={wait} section_ns={section_ns} think_ns={think_ns} ")?;
+        write!(f, "job={job} ")?;
+        if *job == Job::Conformance {
+            write!(f, "scene={scene} ")?;
+        }
+        write!(f, "lock={lock} wait={wait} section_ns={section_ns} think_ns={think_ns} ")?;
         write!(
             f,
             "threshold_ns={threshold_ns} warmup_ms={warmup_ms} duration_ms={duration_ms} seed={seed} "
@@ -237,6 +255,7 @@ pub fn parse(line: &str) -> Result<(Workload, Boot), WordError<'_>> {
         let bad = |expected| WordError::BadValue { word, expected };
         match key {
             "job" => workload.job = Job::from_word(value).ok_or(bad(Job::EXPECTED))?,
+            "scene" => workload.scene = Scene::from_word(value).ok_or(bad(Scene::EXPECTED))?,
             "lock" => workload.lock = Lock::from_word(value).ok_or(bad(Lock::EXPECTED))?,
             "wait" => workload.wait = Wait::from_word(value).ok_or(bad(Wait::EXPECTED))?,
             "section_ns" => workload.section_ns = number(word, value)?,
@@ -287,7 +306,8 @@ mod tests {
     #[test]
     fn words_written_by_one_end_are_read_by_the_other() {
         let workload = Workload {
-            job: Job::Watch,
+            job: Job::Conformance,
+            scene: Scene::Absent,
             lock: Lock::Mutex,
             wait: Wait::Threshold,
             section_ns: 7,
@@ -309,6 +329,10 @@ mod tests {
         for job in Job::ALL {
             assert_eq!(Job::from_word(job.word()), Some(*job));
             assert!(Job::EXPECTED.contains(job.word()));
+        }
+        for scene in Scene::ALL {
+            assert_eq!(Scene::from_word(scene.word()), Some(*scene));
+            assert!(Scene::EXPECTED.contains(scene.word()));
         }
         for lock in Lock::ALL {
             assert_eq!(Lock::from_word(lock.word()), Some(*lock));

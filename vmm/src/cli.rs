@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValue, RangedI64ValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use protocol::words::{Job, Lock, Start, Wait};
+use protocol::words::{Job, Lock, Scene, Start, Wait};
 
 use crate::guest::{GuestConfig, PayloadSource};
 use crate::host::cpus::{CpuError, Cpus};
@@ -155,6 +155,9 @@ pub struct WorkloadArgs {
     /// What the vCPUs do
     #[arg(long, value_name = "JOB", value_parser = Named(Job::ALL, Job::word))]
     pub job: Option<Job>,
+    /// The scene that `--job conformance` plays
+    #[arg(long, value_name = "SCENE", value_parser = Named(Scene::ALL, Scene::word))]
+    pub scene: Option<Scene>,
     /// The lock that everybody wants
     #[arg(long, value_name = "LOCK", value_parser = Named(Lock::ALL, Lock::word))]
     pub lock: Option<Lock>,
@@ -194,6 +197,7 @@ impl WorkloadArgs {
             }
         };
         add("job", self.job.map(|job| job.to_string()));
+        add("scene", self.scene.map(|scene| scene.to_string()));
         add("lock", self.lock.map(|lock| lock.to_string()));
         add("wait", self.wait.map(|wait| wait.to_string()));
         add("section_ns", self.section_ns.map(|ns| ns.to_string()));

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Write as _};
 
 use crate::results::{LockFigures, RunResult, WindowFigures};
-use crate::table::{Table, figure};
+use crate::table::{Table, count, figure};
 
 /// What a run printed on its own is worth: a line on host and publisher, then what the payload's job gave.
 pub struct Summary<'a>(pub &'a RunResult);
@@ -33,13 +33,12 @@ impl Display for Summary<'_> {
         if let Some(why) = result.outcome.ended_early() {
             writeln!(f, "Ended early ({why}): figures are those of the time until then")?;
         }
-        for rule in result.rules.iter().flatten() {
-            let verdict = match (rule.tried, rule.held) {
-                (false, _) => "not tried",
-                (true, true) => "held",
-                (true, false) => "BROKEN",
+        for finding in &result.findings {
+            let verdict = match finding.broken_at {
+                None => format!("held {}", count(finding.held)),
+                Some(line) => format!("BROKEN (payload, line {line})"),
             };
-            writeln!(f, "{:<24} {verdict}", rule.rule)?;
+            writeln!(f, "{:>2} {:<24} {verdict}", finding.number, finding.assertion)?;
         }
         Ok(())
     }

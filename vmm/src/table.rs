@@ -56,6 +56,11 @@ pub fn figure(value: f64) -> String {
     }
 }
 
+/// A count: to the letter as long as it is short, then as [`figure`].
+pub fn count(value: u64) -> String {
+    if value < 10_000 { value.to_string() } else { figure(value as f64) }
+}
+
 fn significant(value: f64) -> String {
     match value.abs() {
         size if size < 0.000_5 => "0".to_owned(),
@@ -85,5 +90,6 @@ mod tests {
         }
         assert_eq!(figure(553_400.0), "553k");
         assert_eq!(figure(1_234_000.0), "1.23M");
+        assert_eq!((count(9_999), count(10_000)), ("9999".to_owned(), "10.0k".to_owned()));
     }
 }

@@ -5,9 +5,9 @@
 //! before its time. The last one to finish checks what can be checked, tells the figures on COM1 if nobody reads them
 //! from memory, and resets the machine.
 
+mod conformance;
 mod contend;
 mod idle;
-mod registers;
 mod report;
 mod watch;
 
@@ -63,12 +63,8 @@ pub(crate) fn run(machine: Machine, workload: Workload) -> ! {
         #[expect(clippy::panic, reason = "that is the job")]
         Job::Panic if is_boot => panic!("as asked"),
         Job::Fault if is_boot => undefined_instruction(),
-        Job::Registers if is_boot => {
-            registers::run(machine);
-            report::tell(machine, workload);
-            ports::reset()
-        }
-        Job::Reset | Job::Panic | Job::Fault | Job::Registers => sleep_for_ever(),
+        Job::Conformance => conformance::run(machine, workload),
+        Job::Reset | Job::Panic | Job::Fault => sleep_for_ever(),
         Job::Contend | Job::Watch | Job::Idle => {}
     }
     crate::register(machine, workload);

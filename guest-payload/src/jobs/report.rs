@@ -2,7 +2,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use protocol::report::{RegisterRule, VcpuReport};
+use protocol::conformance::{Assertion, Finding};
+use protocol::report::VcpuReport;
 use protocol::words::{Job, Workload};
 
 use crate::Machine;
@@ -17,7 +18,7 @@ pub(super) fn tell(machine: Machine, workload: Workload) {
     match workload.job {
         Job::Contend => tell_lock(machine, workload),
         Job::Watch => tell_byte(machine),
-        Job::Registers => tell_rules(),
+        Job::Conformance => tell_findings(),
         _ => {}
     }
 }
@@ -40,16 +41,15 @@ fn tell_byte(machine: Machine) {
     print_line!("own byte set in {own_set} of {own} samples, others' in {other_set} of {other}");
 }
 
-fn tell_rules() {
-    let tried = REPORT.header.rules_tried.load(Ordering::Relaxed);
-    let held = REPORT.header.rules_held.load(Ordering::Relaxed);
-    for rule in RegisterRule::ALL {
-        let verdict = match (tried & rule.bit(), held & rule.bit()) {
-            (0, _) => "not tried",
-            (_, 0) => "BROKEN",
-            _ => "held",
-        };
-        print_line!("{rule:?}: {verdict}");
+/// A line for each assertion, which [`protocol::conformance`] reads back where the payload runs under another monitor.
+fn tell_findings() {
+    for assertion in Assertion::ALL {
+        let number = assertion.number();
+        match REPORT.header.findings.of(*assertion) {
+            None => {}
+            Some(Finding::Held(times)) => print_line!("assertion {number} {assertion}: held {times}"),
+            Some(Finding::Broken(line)) => print_line!("assertion {number} {assertion}: BROKEN {line}"),
+        }
     }
 }
 

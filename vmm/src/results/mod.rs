@@ -10,7 +10,8 @@ use std::fmt::{Display, Write as _};
 use std::sync::atomic::Ordering;
 
 use protocol::VcpuId;
-use protocol::report::{Crash as CrashReport, RegisterRule, Report, VECTOR_PANIC};
+use protocol::conformance::{Assertion, Finding};
+use protocol::report::{Crash as CrashReport, Report, VECTOR_PANIC};
 use protocol::words::Workload;
 use serde::{Serialize, Serializer};
 
@@ -51,8 +52,8 @@ pub struct RunResult {
     pub timings: Vec<Mark>,
     /// What happened while the window was open, if it opened and closed.
     pub window: Option<WindowFigures>,
-    /// Which rules of the MSR held, for [`protocol::words::Job::Registers`].
-    pub rules: Option<Vec<RuleFigures>>,
+    /// What [`protocol::words::Job::Conformance`] judged, in the assertions' order.
+    pub findings: Vec<FindingFigures>,
     /// Each vCPU, over the whole run.
     pub vcpus: Vec<VcpuFigures>,
     /// Port bytes read that nobody answers for.
@@ -100,15 +101,17 @@ pub struct OutcomeFacts {
     pub registers: Option<String>,
 }
 
-/// A rule of the MSR.
-#[derive(Clone, Debug, Serialize)]
-pub struct RuleFigures {
-    /// The rule.
-    pub rule: String,
-    /// Whether it was tried.
-    pub tried: bool,
-    /// Whether it held.
-    pub held: bool,
+/// What the payload found of an assertion.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FindingFigures {
+    /// The assertion's number, [`Assertion::number`].
+    pub number: u8,
+    /// Its name.
+    pub assertion: &'static str,
+    /// How often it held; 0 where it is broken.
+    pub held: u64,
+    /// The line of the payload's source that found it broken.
+    pub broken_at: Option<u32>,
 }
 
 /// One vCPU, over the whole run.
@@ -176,7 +179,7 @@ impl RunResult {
                 .zip(run.workload)
                 .zip(run.window.as_ref())
                 .map(|((report, workload), window)| WindowFigures::new(report, workload, window, config)),
-            rules: report.filter(|report| report.header.rules_tried.load(Ordering::Relaxed) != 0).map(rules),
+            findings: report.map(findings).unwrap_or_default(),
             vcpus: run.vcpus.iter().map(figures).collect(),
             unclaimed_reads: run.unclaimed.reads,
             unclaimed_writes: run.unclaimed.writes,
@@ -232,17 +235,15 @@ fn describe_crash(crash: &CrashReport) -> Option<String> {
     Some(text)
 }
 
-fn rules(report: &Report) -> Vec<RuleFigures> {
-    let tried = report.header.rules_tried.load(Ordering::Relaxed);
-    let held = report.header.rules_held.load(Ordering::Relaxed);
-    let rules = RegisterRule::ALL.iter();
-    rules
-        .map(|rule| RuleFigures {
-            rule: format!("{rule:?}"),
-            tried: tried & rule.bit() != 0,
-            held: held & rule.bit() != 0,
-        })
-        .collect()
+fn findings(report: &Report) -> Vec<FindingFigures> {
+    let judged = |assertion: &Assertion| {
+        let (held, broken_at) = match report.header.findings.of(*assertion)? {
+            Finding::Held(times) => (times, None),
+            Finding::Broken(line) => (0, Some(line)),
+        };
+        Some(FindingFigures { number: assertion.number(), assertion: assertion.name(), held, broken_at })
+    };
+    Assertion::ALL.iter().filter_map(judged).collect()
 }
 
 /// A workload's words, `key=value`, as a map.

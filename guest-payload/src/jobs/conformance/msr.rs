@@ -1,0 +1,191 @@
+//! MSR: one vCPU tries the MSR, with records of its own.
+//!
+//! Each record lies on a page of its own with a guard on both sides. There are more such pages than vCPUs in a guest of
+//! two, so that a host that keeps a page for each vCPU has to give one back. A nap makes the host write: the vCPU sleeps
+//! and wakes, and steal is brought up to date on the way in.
+
+use guest_payload::steal_time::Record;
+use protocol::conformance::Assertion;
+use protocol::steal_time::{MSR_RESERVED, MSR_STEAL_TIME, Registration};
+
+use super::expect;
+use crate::Machine;
+use crate::metal::calls::{self, Faulted};
+use crate::metal::lapic;
+
+/// A record in the middle of a page, with guards.
+#[repr(C, align(4096))]
+struct Page {
+    before: Record,
+    record: Record,
+    after: Record,
+}
+
+impl Page {
+    const fn new() -> Self {
+        Self { before: Record::new(), record: Record::new(), after: Record::new() }
+    }
+
+    /// What this page's paddings are filled with: no two pages in a row with the same.
+    fn fill(&self) -> u8 {
+        0xa5 ^ core::ptr::from_ref(self).addr().to_le_bytes()[1]
+    }
+
+    fn fill_guards(&self) {
+        self.before.fill_padding(self.fill());
+        self.after.fill_padding(self.fill());
+    }
+
+    fn guards_are_filled(&self) -> bool {
+        [&self.before, &self.after].iter().all(|guard| guard.version() == 0 && guard.padding_is(self.fill()))
+    }
+
+    fn registration(&self) -> u64 {
+        Registration::At { gpa: core::ptr::from_ref(&self.record).addr() as u64 }.to_msr()
+    }
+}
+
+static FIRST: Page = Page::new();
+static SECOND: Page = Page::new();
+static THIRD: Page = Page::new();
+
+/// In ticks of the local APIC's timer: a fifth of a millisecond.
+const NAP: u32 = 200_000;
+
+pub(super) fn run(machine: Machine) {
+    expect(Assertion::FeatureOffered, crate::has_steal_time());
+    if !crate::has_steal_time() {
+        return;
+    }
+    expect(Assertion::StartsAtZero, read() == Ok(0));
+    register(&FIRST);
+    expect(Assertion::VersionGrows, is_updated(&FIRST.record));
+    refuse_reserved_bits();
+    keep_padding();
+    move_about();
+    keep_the_pages();
+    leave_ram(machine);
+    mend_odd_versions();
+    wrap_around();
+    stop_and_go_on();
+}
+
+/// Each reserved bit alone, and all together, with and without bit 0; publication goes on as if nothing had been tried.
+fn refuse_reserved_bits() {
+    for reserved in (1..=5).map(|bit| 1 << bit).chain([MSR_RESERVED]) {
+        for value in [FIRST.registration() | reserved, (FIRST.registration() & !1) | reserved] {
+            expect(Assertion::ReservedBitsFault, write(value) == Err(Faulted));
+            expect(Assertion::ReservedBitsFault, read() == Ok(FIRST.registration()));
+        }
+    }
+    expect(Assertion::ReservedBitsFault, is_written_in_a_nap(&FIRST.record));
+}
+
+fn keep_padding() {
+    FIRST.fill_guards();
+    FIRST.record.fill_padding(FIRST.fill());
+    expect(Assertion::OnlyTheWords, is_written_in_a_nap(&FIRST.record));
+    expect(Assertion::OnlyTheWords, FIRST.record.padding_is(FIRST.fill()) && FIRST.record.flags() == 0);
+    expect(Assertion::Isolated, FIRST.guards_are_filled());
+}
+
+fn move_about() {
+    register(&SECOND);
+    expect(Assertion::VersionGrows, is_updated(&SECOND.record));
+    expect(Assertion::MoveLeavesTheOld, !is_written_in_a_nap(&FIRST.record));
+    expect(Assertion::MoveLeavesTheOld, is_written_in_a_nap(&SECOND.record));
+}
+
+/// What else lies on a record's page is still there after the record is registered, and after it has moved away.
+fn keep_the_pages() {
+    let pages = [&FIRST, &SECOND, &THIRD];
+    for page in pages {
+        page.fill_guards();
+    }
+    register(&THIRD);
+    expect(Assertion::Isolated, is_written_in_a_nap(&THIRD.record));
+    for page in pages {
+        expect(Assertion::Isolated, page.guards_are_filled());
+    }
+}
+
+/// The first page behind RAM, the local APIC's, the last one below 4 GiB, and one that no processor can reach.
+fn leave_ram(machine: Machine) {
+    let last = 0xffff_ffff_ffff_ffc0;
+    for gpa in [machine.end_of_memory.next_multiple_of(4096), 0xfee0_0000, 0xffff_ffc0, last] {
+        let outside = Registration::At { gpa }.to_msr();
+        expect(Assertion::OutsideRamIsSilent, write(outside) == Ok(()));
+        expect(Assertion::OutsideRamIsSilent, read() == Ok(outside));
+        expect(Assertion::OutsideRamIsSilent, !is_written_in_a_nap(&THIRD.record));
+    }
+}
+
+fn mend_odd_versions() {
+    for odd in [1, 7, u32::MAX] {
+        FIRST.record.set_version(odd);
+        register(&FIRST);
+        let version = FIRST.record.version();
+        expect(Assertion::OddIsMended, version.is_multiple_of(2) && version != odd.wrapping_sub(1));
+    }
+}
+
+fn wrap_around() {
+    FIRST.record.set_version(u32::MAX - 1);
+    register(&FIRST);
+    let version = FIRST.record.version();
+    expect(Assertion::VersionGrows, version < 1000 && version.is_multiple_of(2));
+    expect(Assertion::VersionGrows, is_written_in_a_nap(&FIRST.record));
+}
+
+/// Off and on again at the same place: steal is what it was, or more.
+fn stop_and_go_on() {
+    for _ in 0..4 {
+        let steal = FIRST.record.steal_ns();
+        let off = FIRST.registration() & !1;
+        expect(Assertion::OffStops, write(off) == Ok(()) && read() == Ok(off));
+        let before = FIRST.record.bytes();
+        nap();
+        expect(Assertion::OffStops, FIRST.record.bytes() == before);
+        register(&FIRST);
+        expect(Assertion::StealNeverBack, FIRST.record.steal_ns() >= steal);
+        nap();
+        expect(Assertion::StealNeverBack, FIRST.record.steal_ns() >= steal);
+    }
+    expect(Assertion::OffStops, write(0) == Ok(()) && read() == Ok(0));
+    expect(Assertion::OffStops, !is_written_in_a_nap(&FIRST.record));
+}
+
+#[track_caller]
+fn register(page: &Page) {
+    expect(Assertion::ReadsBack, write(page.registration()) == Ok(()));
+    expect(Assertion::ReadsBack, read() == Ok(page.registration()));
+}
+
+fn read() -> Result<u64, Faulted> {
+    calls::read_msr(MSR_STEAL_TIME)
+}
+
+fn write(value: u64) -> Result<(), Faulted> {
+    calls::write_msr(MSR_STEAL_TIME, value)
+}
+
+/// The host has brought it up to date, and is not at it.
+fn is_updated(record: &Record) -> bool {
+    record.version() != 0
+        && record.version().is_multiple_of(2)
+        && record.flags() == 0
+        && record.preempted() == 0
+}
+
+/// Whether the host writes the record while we sleep and wake a few times.
+fn is_written_in_a_nap(record: &Record) -> bool {
+    let before = record.version();
+    nap();
+    record.version() != before
+}
+
+fn nap() {
+    for _ in 0..4 {
+        lapic::nap(NAP);
+    }
+}
