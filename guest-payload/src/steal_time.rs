@@ -44,15 +44,21 @@ impl Record {
     /// Steal (ns), or `None` if the host kept writing, or stopped in the middle, for a thousand reads.
     pub fn steal_ns(&self) -> Option<u64> {
         for _ in 0..PATIENCE {
-            let before = self.0.version.load(Ordering::Acquire);
-            let steal = self.0.steal.load(Ordering::Relaxed);
-            fence(Ordering::Acquire);
-            if before.is_multiple_of(2) && self.0.version.load(Ordering::Relaxed) == before {
+            if let Some(steal) = self.try_steal_ns() {
                 return Some(steal);
             }
             core::hint::spin_loop();
         }
         None
+    }
+
+    /// Steal (ns), or `None` if the host is writing it.
+    pub fn try_steal_ns(&self) -> Option<u64> {
+        let before = self.0.version.load(Ordering::Acquire);
+        let steal = self.0.steal.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        let is_whole = before.is_multiple_of(2) && self.0.version.load(Ordering::Relaxed) == before;
+        is_whole.then_some(steal)
     }
 
     /// The version word as it is.
@@ -68,6 +74,12 @@ impl Record {
     /// The byte as it is.
     pub fn preempted(&self) -> u8 {
         self.0.preempted.load(Ordering::Relaxed)
+    }
+
+    /// Adds `bits` to the byte if it is `expected`, as a guest does that wants something done before the vCPU runs again.
+    pub fn add_to_byte(&self, expected: u8, bits: u8) -> bool {
+        let added = expected | bits;
+        self.0.preempted.compare_exchange(expected, added, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Leaves the version at `version`, as a guest that took the record over from another might find it.
@@ -101,6 +113,22 @@ impl Record {
     /// Whether all of the padding is `value`.
     pub fn padding_is(&self, value: u8) -> bool {
         self.0.padding.iter().all(|byte| byte.load(Ordering::Relaxed) == value)
+    }
+}
+
+impl Records {
+    /// All of them, those of vCPUs that do not exist too.
+    pub fn iter(&self) -> core::slice::Iter<'_, Record> {
+        self.0.iter()
+    }
+}
+
+impl<'a> IntoIterator for &'a Records {
+    type Item = &'a Record;
+    type IntoIter = core::slice::Iter<'a, Record>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
     }
 }
 

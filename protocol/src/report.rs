@@ -126,7 +126,9 @@ pub struct VcpuReport {
     pub longest_wait: AtomicU64,
     /// Longest time that this vCPU, on being granted the lock, found no section to have ended, in the window.
     pub longest_gap: AtomicU64,
-    /// Samples taken of the own byte, by [`crate::words::Job::Watch`].
+    /// Its last sign of life, by the clock, where a scene of [`crate::words::Job::Conformance`] asks for one.
+    pub beat: AtomicU64,
+    /// Samples taken of the own byte, by [`crate::words::Job::Watch`] and [`crate::words::Job::Conformance`].
     pub own_samples: AtomicU64,
     /// Of these, how often the own byte was set.
     pub own_set: AtomicU64,
@@ -138,7 +140,8 @@ pub struct VcpuReport {
     pub steal_at_open: AtomicU64,
     /// Steal of this vCPU's own record when the window closed (ns).
     pub steal_at_close: AtomicU64,
-    /// Waits for the lock that were granted in the window, in cycles, by [`crate::histogram`] bucket.
+    /// Waits for the lock that were granted in the window, in cycles, by [`crate::histogram`] bucket; in
+    /// [`crate::words::Scene::Spin`] from another vCPU's last sign of life to its byte seen set.
     pub waits: [AtomicU32; BUCKETS],
 }
 
@@ -195,6 +198,7 @@ impl VcpuReport {
             queue_exits: AtomicU64::new(0),
             longest_wait: AtomicU64::new(0),
             longest_gap: AtomicU64::new(0),
+            beat: AtomicU64::new(0),
             own_samples: AtomicU64::new(0),
             own_set: AtomicU64::new(0),
             other_samples: AtomicU64::new(0),

@@ -68,8 +68,7 @@ pub(crate) fn run(machine: Machine, workload: Workload) -> ! {
         Job::Contend | Job::Watch | Job::Idle => {}
     }
     crate::register(machine, workload);
-    let report = &REPORT.vcpus[machine.vcpu.id.index()];
-    let part = Part { machine, workload, window: arrive(machine, workload), report };
+    let part = Part::new(machine, workload, arrive(machine, workload));
     match workload.job {
         Job::Watch => watch::run(part),
         Job::Idle => idle::run(part),
@@ -122,6 +121,17 @@ fn kick_others(machine: Machine) {
 }
 
 impl Part {
+    fn new(machine: Machine, workload: Workload, window: Window) -> Self {
+        Self { machine, workload, window, report: &REPORT.vcpus[machine.vcpu.id.index()] }
+    }
+
+    /// Shows that this vCPU runs, and gives the time.
+    fn report_life(&self) -> u64 {
+        let now = clock::now();
+        self.report.beat.store(now, Ordering::Release);
+        now
+    }
+
     /// The window opens for this vCPU.
     fn open(&self) {
         pass(Milestone::WindowOpens);

@@ -22,7 +22,7 @@ pub struct WindowFigures {
     pub guest_steal_ns: u64,
     /// The lock, for [`Job::Contend`].
     pub lock: Option<LockFigures>,
-    /// The byte, for [`Job::Watch`].
+    /// The byte, for [`Job::Watch`] and [`Job::Conformance`].
     pub byte: Option<ByteFigures>,
 }
 
@@ -102,9 +102,26 @@ pub struct ByteFigures {
     pub other_samples: u64,
     /// Of these, set.
     pub other_set: u64,
+    /// Half of the times that a byte was seen set, so long had passed since its vCPU's last sign of life; 0 where none
+    /// gives one.
+    pub seen_p50_ns: u64,
+    /// So long, 99 in 100 times.
+    pub seen_p99_ns: u64,
 }
 
 impl ByteFigures {
+    fn new(vcpus: &[VcpuReport], khz: u32) -> Self {
+        let latencies = merged_waits(vcpus);
+        Self {
+            own_samples: sum(vcpus, |vcpu| &vcpu.own_samples),
+            own_set: sum(vcpus, |vcpu| &vcpu.own_set),
+            other_samples: sum(vcpus, |vcpu| &vcpu.other_samples),
+            other_set: sum(vcpus, |vcpu| &vcpu.other_set),
+            seen_p50_ns: ns(quantile(&latencies, 0.5), khz),
+            seen_p99_ns: ns(quantile(&latencies, 0.99), khz),
+        }
+    }
+
     /// Share of samples in which another vCPU's byte was set.
     pub fn other_share(&self) -> f64 {
         ratio(self.other_set as f64, self.other_samples as f64)
@@ -135,12 +152,8 @@ impl WindowFigures {
             let cpu_time = config.cpus.count() as f64 * host.length_ns as f64;
             LockFigures::new(vcpus, khz, length_ns, workload, ratio(host.run_ns as f64, cpu_time), cpu_time)
         });
-        let byte = (workload.job == Job::Watch).then(|| ByteFigures {
-            own_samples: sum(vcpus, |vcpu| &vcpu.own_samples),
-            own_set: sum(vcpus, |vcpu| &vcpu.own_set),
-            other_samples: sum(vcpus, |vcpu| &vcpu.other_samples),
-            other_set: sum(vcpus, |vcpu| &vcpu.other_set),
-        });
+        let samples = matches!(workload.job, Job::Watch | Job::Conformance);
+        let byte = samples.then(|| ByteFigures::new(vcpus, khz));
         let closed = sum(vcpus, |vcpu| &vcpu.steal_at_close);
         let guest_steal_ns = closed.saturating_sub(sum(vcpus, |vcpu| &vcpu.steal_at_open));
         Self { length_ns, host, guest_steal_ns, lock, byte }

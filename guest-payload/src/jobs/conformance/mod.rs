@@ -1,11 +1,13 @@
 //! Conformance: what a guest may rely on, judged from inside.
 //!
 //! A scene sets up what an assertion is about and tries it, as often as it can. What it saw hold it counts
-//! ([`hold`], [`expect`]), what it saw broken it notes with its place in these sources. How many vCPUs and CPUs a scene
+//! ([`judge`], [`expect`]), what it saw broken it notes with its place in these sources. How many vCPUs and CPUs a scene
 //! plays on is the monitor's choice.
 
 mod absent;
+mod block;
 mod msr;
+mod spin;
 
 use core::panic::Location;
 
@@ -13,34 +15,56 @@ use protocol::VcpuId;
 use protocol::conformance::Assertion;
 use protocol::words::{Scene, Workload};
 
-use super::{report, sleep_for_ever};
+use super::{Part, arrive, finish, report, sleep_for_ever};
 use crate::Machine;
 use crate::metal::entry::REPORT;
 use crate::metal::ports;
 
 /// Plays the scene, and ends the run.
 pub(super) fn run(machine: Machine, workload: Workload) -> ! {
-    let is_boot = machine.vcpu.id == VcpuId::BOOT;
     match workload.scene {
-        Scene::Absent if is_boot => absent::run(),
-        Scene::Msr if is_boot => msr::run(machine),
-        Scene::Absent | Scene::Msr => sleep_for_ever(),
+        Scene::Absent | Scene::Msr => alone(machine, workload),
+        Scene::Spin | Scene::Block => together(machine, workload),
+    }
+}
+
+/// A scene of the boot vCPU alone, without any record but its own ones.
+fn alone(machine: Machine, workload: Workload) -> ! {
+    if machine.vcpu.id != VcpuId::BOOT {
+        sleep_for_ever();
+    }
+    match workload.scene {
+        Scene::Absent => absent::run(),
+        _ => msr::run(machine),
     }
     report::tell(machine, workload);
     ports::reset()
 }
 
-/// `assertion` held `times` times.
-fn hold(assertion: Assertion, times: u64) {
-    REPORT.header.findings.hold(assertion, times);
+/// A scene of all vCPUs, with a record for each.
+fn together(machine: Machine, workload: Workload) -> ! {
+    spin::prepare(machine.vcpu.id);
+    crate::register(machine, workload);
+    let part = Part::new(machine, workload, arrive(machine, workload));
+    match workload.scene {
+        Scene::Block => block::run(part),
+        _ => spin::run(part),
+    }
+    finish(part)
 }
 
-/// `assertion` holds once more if `holds`; if not, it is broken, and the caller's line says where.
+/// `assertion` was seen `times` times, and it held if `holds`. If not, it is broken, and the caller's line says where.
 #[track_caller]
-fn expect(assertion: Assertion, holds: bool) {
+fn judge(assertion: Assertion, times: u64, holds: bool) {
     if holds {
-        hold(assertion, 1);
+        REPORT.header.findings.hold(assertion, times);
     } else {
         REPORT.header.findings.refute(assertion, Location::caller().line());
     }
+}
+
+/// `assertion` was tried once more.
+#[track_caller]
+fn expect(assertion: Assertion, holds: bool) {
+    judge(assertion, 1, holds);
 }

@@ -1,0 +1,87 @@
+//! Block: one vCPU watches another that halts, and a third that is in the monitor most of the time.
+//!
+//! Neither is preempted for that: nobody has taken anything from them.
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use guest_payload::steal_time::record_of;
+use protocol::VcpuId;
+use protocol::conformance::Assertion;
+use protocol::machine::COM1;
+
+use super::{Part, judge};
+use crate::metal::{calls, clock, lapic, ports};
+
+/// 1 once the halted vCPU is to wake.
+static IS_OVER: AtomicU32 = AtomicU32::new(0);
+
+/// When the halting vCPU was about to halt, by the clock; 0 before.
+static HALTS_SINCE: AtomicU64 = AtomicU64::new(0);
+
+/// What it may take from being about to halt until it is asleep.
+const FALLING_ASLEEP_NS: u64 = 20_000_000;
+
+/// COM1's line status: reading it does nothing but leave the guest.
+const LINE_STATUS: u16 = COM1 + 5;
+
+pub(super) fn run(part: Part) {
+    match part.machine.vcpu.id.index() {
+        0 => watch(part),
+        1 => halt(part),
+        _ => stay_in_the_monitor(part),
+    }
+}
+
+fn halt(part: Part) {
+    part.open();
+    HALTS_SINCE.store(clock::now(), Ordering::Release);
+    while IS_OVER.load(Ordering::Acquire) == 0 {
+        calls::halt_while(&IS_OVER, 0);
+    }
+    part.close();
+}
+
+fn stay_in_the_monitor(part: Part) {
+    part.open();
+    let own = record_of(part.machine.vcpu.id);
+    let (mut exits, mut set) = (0, 0);
+    while !part.window.is_over(clock::now()) {
+        let _ = ports::read(LINE_STATUS);
+        exits += 1;
+        set += u64::from(own.preempted() != 0);
+    }
+    part.close();
+    judge(Assertion::OwnByteClear, exits, set == 0);
+}
+
+fn watch(part: Part) {
+    let mut vcpus = VcpuId::first(part.machine.vcpus).skip(1);
+    let (Some(halted), leaving) = (vcpus.next(), vcpus.next()) else { return };
+    let halted = record_of(halted);
+    part.open();
+    let asleep = clock::cycles(FALLING_ASLEEP_NS, part.machine.vcpu.khz);
+    let is_asleep = || {
+        let since = HALTS_SINCE.load(Ordering::Acquire);
+        since != 0 && clock::now().wrapping_sub(since) > asleep
+    };
+    while !is_asleep() && !part.window.is_over(clock::now()) {}
+    let (began, steal) = (clock::now(), halted.steal_ns().unwrap_or(0));
+    let (mut looks, mut set, mut leaving_set) = (0, 0, 0);
+    while !part.window.is_over(clock::now()) {
+        looks += 1;
+        set += u64::from(halted.preempted() != 0);
+        leaving_set += u64::from(leaving.is_some_and(|leaving| record_of(leaving).preempted() != 0));
+    }
+    part.close();
+    let ended = clock::now();
+    judge(Assertion::BlockedIsNotPreempted, looks, set == 0);
+    // The host may wake its thread for reasons of its own, once in a while, and let it wait for a CPU then.
+    let stolen = halted.steal_ns().unwrap_or(u64::MAX).saturating_sub(steal);
+    let is_little = clock::cycles(stolen, part.machine.vcpu.khz) <= ended.wrapping_sub(began) / 10;
+    judge(Assertion::HaltIsNoSteal, looks, is_little);
+    // The monitor knows how much of this is true.
+    part.report.other_samples.store(looks, Ordering::Relaxed);
+    part.report.other_set.store(leaving_set, Ordering::Relaxed);
+    IS_OVER.store(1, Ordering::Release);
+    VcpuId::first(part.machine.vcpus).skip(1).for_each(lapic::kick);
+}
