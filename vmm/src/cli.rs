@@ -46,6 +46,8 @@ pub enum Command {
         /// The file
         file: PathBuf,
     },
+    /// Try the protocol's 31 assertions on this host, publisher by publisher
+    Conformance(ConformanceArgs),
     /// Measure one thing, and print its table
     #[command(subcommand)]
     Bench(Bench),
@@ -74,6 +76,23 @@ pub struct BenchArgs {
     /// No progress bar
     #[arg(long)]
     pub quiet: bool,
+}
+
+/// `vmm conformance`.
+#[derive(Debug, Args)]
+pub struct ConformanceArgs {
+    /// Host CPUs to use, as in 0,2-3
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<Cpus>,
+    /// Try QEMU too, with KVM and without
+    #[arg(long)]
+    pub qemu: bool,
+    /// Print the Test Anything Protocol in place of the table
+    #[arg(long)]
+    pub tap: bool,
+    /// Write the verdicts to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 /// `vmm bench retention`.

@@ -3,6 +3,7 @@
 use std::error::Error as _;
 
 use crate::bench::BenchError;
+use crate::conformance::ConformanceError;
 use crate::experiment::ExperimentError;
 use crate::guest::GuestError;
 use crate::host::cpus::CpuError;
@@ -20,6 +21,9 @@ pub enum Error {
     /// A bench.
     #[error(transparent)]
     Bench(#[from] BenchError),
+    /// The conformance suite.
+    #[error(transparent)]
+    Conformance(#[from] ConformanceError),
     /// The CPUs.
     #[error(transparent)]
     Cpus(#[from] CpuError),

@@ -69,12 +69,35 @@ pub enum ExperimentError {
     Interrupted,
 }
 
+impl ExperimentError {
+    fn ended(vcpus: usize, workload: Workload, how: &str) -> Self {
+        Self::Ended { vcpus, workload: Box::new(workload), how: how.to_owned() }
+    }
+}
+
 impl Experiment {
-    /// Runs a guest of `vcpus` vCPUs that does `workload`.
+    /// Runs a guest of `vcpus` vCPUs that does `workload` and measures.
     ///
     /// # Errors
     /// [`ExperimentError`], also when the guest did not end well: its figures would mean nothing.
     pub fn run(
+        &self,
+        vcpus: usize,
+        publisher: PublisherKind,
+        workload: Workload,
+    ) -> Result<RunResult, ExperimentError> {
+        let result = self.play(vcpus, publisher, workload)?;
+        if result.window.is_none() {
+            return Err(ExperimentError::ended(vcpus, workload, "its window did not open and close"));
+        }
+        Ok(result)
+    }
+
+    /// Runs a guest of `vcpus` vCPUs that does `workload`, whether that measures anything or not.
+    ///
+    /// # Errors
+    /// [`ExperimentError`], also when the guest did not end well.
+    pub fn play(
         &self,
         vcpus: usize,
         publisher: PublisherKind,
@@ -95,13 +118,13 @@ impl Experiment {
         };
         let run = guest::run(&config, io::sink(), Timings::since(Instant::now()))?;
         let result = RunResult::new(self.host.clone(), &config, &run);
-        let ended =
-            |how: &str| ExperimentError::Ended { vcpus, workload: Box::new(workload), how: how.to_owned() };
         match run.outcome {
-            Outcome::Reset if result.window.is_some() => Ok(result),
-            Outcome::Reset => Err(ended("its window did not open and close")),
+            Outcome::Reset => Ok(result),
             Outcome::Interrupted => Err(ExperimentError::Interrupted),
-            _ => Err(ended(result.outcome.crash.as_deref().unwrap_or(result.outcome.kind))),
+            _ => {
+                let how = result.outcome.crash.as_deref().unwrap_or(result.outcome.kind);
+                Err(ExperimentError::ended(vcpus, workload, how))
+            }
         }
     }
 

@@ -11,11 +11,12 @@
 //! 6. [`event_loop`], [`progress`], [`measure`], [`host`]: the main thread, a guest under way, and what the host has
 //!    counted.
 //! 7. [`results`], [`render`], [`table`], [`output`]: a run as a document, and what is printed of it.
-//! 8. [`experiment`], [`demo`], [`mod@bench`], [`doctor`]: what is made of all that.
+//! 8. [`experiment`], [`demo`], [`mod@bench`], [`conformance`], [`doctor`]: what is made of all that.
 
 pub mod bench;
 pub mod boot;
 pub mod cli;
+pub mod conformance;
 pub mod cpuid;
 pub mod demo;
 pub mod doctor;

@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use clap::Parser;
 use vmm::bench;
-use vmm::cli::{Cli, Command, RunArgs, usable_cpus};
+use vmm::cli::{Cli, Command, ConformanceArgs, RunArgs, usable_cpus};
+use vmm::conformance::report::Tap;
+use vmm::conformance::{self, Plan, Subject};
 use vmm::demo;
 use vmm::doctor;
 use vmm::error::Error;
@@ -17,6 +19,7 @@ use vmm::host::facts::HostFacts;
 use vmm::output::JsonFile;
 use vmm::payload;
 use vmm::progress::Outcome;
+use vmm::publisher::PublisherKind;
 use vmm::render::{self, Summary};
 use vmm::results::RunResult;
 use vmm::timings::Timings;
@@ -58,6 +61,7 @@ fn run(cli: Cli, began: Instant) -> Result<u8, Error> {
             print(&bench)?;
             return Ok(status(bench.was_interrupted()));
         }
+        Some(Command::Conformance(args)) => return conform(&args),
         None if cli.run.is_demo() => return demonstrate(&cli.run),
         None => return run_guest(&cli.run, began),
     }
@@ -74,6 +78,28 @@ fn demonstrate(args: &RunArgs) -> Result<u8, Error> {
         print(&demo)?;
     }
     Ok(status(demo.interrupted))
+}
+
+/// Tries the protocol's assertions; status 1 when one is broken that is ours to keep.
+fn conform(args: &ConformanceArgs) -> Result<u8, Error> {
+    let json = args.json.as_deref().map(JsonFile::at).transpose()?;
+    let publishers = [PublisherKind::Bpf, PublisherKind::Kernel].map(Subject::Publisher);
+    let qemu = [Subject::QemuKvm, Subject::QemuTcg].into_iter().filter(|_| args.qemu);
+    let plan = Plan {
+        host: HostFacts::probe(),
+        cpus: usable_cpus(args.cpus.as_ref())?,
+        subjects: publishers.into_iter().chain(qemu).collect(),
+    };
+    let conformance = conformance::run(&plan, |subject| eprintln!("Trying {subject} ..."))?;
+    if let Some(json) = json {
+        json.write(&conformance)?;
+    }
+    if args.tap {
+        print(&Tap(&conformance))?;
+    } else {
+        print(&conformance)?;
+    }
+    Ok(if conformance.is_kept() { 0 } else { 1 })
 }
 
 /// The exit status of work that the user may have ended before it was done.

@@ -5,15 +5,15 @@ use std::fmt::{self, Write as _};
 /// A table of text.
 #[derive(Clone, Debug)]
 pub struct Table {
-    header: Vec<&'static str>,
+    header: Vec<String>,
     rows: Vec<Vec<String>>,
     left: usize,
 }
 
 impl Table {
     /// A table with these column heads, of which the first `left` are aligned to the left.
-    pub fn new(header: &[&'static str], left: usize) -> Self {
-        Self { header: header.to_vec(), rows: Vec::new(), left }
+    pub fn new(header: &[&str], left: usize) -> Self {
+        Self { header: header.iter().map(ToString::to_string).collect(), rows: Vec::new(), left }
     }
 
     /// Adds a row. Cells that are missing are empty.
@@ -25,12 +25,11 @@ impl Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cell = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |cell| cell.chars().count());
-        let width = |(column, head): (usize, &&str)| {
+        let width = |(column, head): (usize, &String)| {
             self.rows.iter().map(|row| cell(row, column)).chain([head.len()]).max().unwrap_or(0)
         };
         let widths: Vec<usize> = self.header.iter().enumerate().map(width).collect();
-        let header: Vec<String> = self.header.iter().map(ToString::to_string).collect();
-        for row in [&header].into_iter().chain(&self.rows) {
+        for row in [&self.header].into_iter().chain(&self.rows) {
             let mut line = String::new();
             for (column, width) in widths.iter().enumerate() {
                 let cell = row.get(column).map_or("", String::as_str);

@@ -187,6 +187,13 @@ impl RunResult {
     }
 }
 
+impl RunResult {
+    /// What the payload found of `assertion`, if it tried it.
+    pub fn finding(&self, assertion: Assertion) -> Option<&FindingFigures> {
+        self.findings.iter().find(|finding| finding.number == assertion.number())
+    }
+}
+
 impl OutcomeFacts {
     /// Why the run ended before the guest would have ended it, if it did.
     pub fn ended_early(&self) -> Option<&'static str> {
