@@ -24,7 +24,7 @@ use vmm::publisher::{Counts, MsrOwner, Publication, PublisherError};
 use vmm::steal_time::msr::StealTimeMsr;
 use vmm::vcpu::run::Vcpu;
 use vmm::vcpu::{Ending, Message, Outbox, Shared};
-use vmm::vm::{self, Interrupts, Vm};
+use vmm::vm::machine::{self, Interrupts, Machine};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Counts entries.
@@ -32,10 +32,14 @@ use vmm_sys_util::eventfd::EventFd;
 struct Entries<'t>(&'t AtomicU64);
 
 impl Publication for Entries<'_> {
-    fn publish(&mut self, _gpa: u64) -> Result<(), PublisherError> {
+    fn publish(&mut self, _gpa: u64, _least_ns: u64) -> Result<(), PublisherError> {
         Ok(())
     }
     fn withdraw(&mut self) {}
+    fn rest(&mut self) {}
+    fn rise(&mut self) -> Result<(), PublisherError> {
+        Ok(())
+    }
     fn before_entry(&mut self) {
         self.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -52,8 +56,8 @@ fn publisher_is_told_before_each_entry() {
     if !has_kvm() {
         return;
     }
-    let kvm = vm::open_kvm().unwrap();
-    let vm = Vm::new(&kvm, Ram::new(2).unwrap(), 1).unwrap();
+    let kvm = machine::open_kvm().unwrap();
+    let vm = Machine::new(&kvm, Ram::new(2).unwrap(), 1).unwrap();
     vm.add_interrupt_controllers(Interrupts::LocalOnly).unwrap();
     boot::write_tables(vm.ram(), 1).unwrap();
     vm.ram().write(START, &CODE).unwrap();
@@ -63,12 +67,14 @@ fn publisher_is_told_before_each_entry() {
 
     let mut ports = PortBus::new();
     ports.attach(EXIT_PORT, 1, ExitPort).unwrap();
-    let shared = Shared { ports, gate: Arc::new(Gate::new()), cpus: support::cpus() };
+    let shared = Shared { ports, gate: Arc::new(Gate::new()), cpus: support::cpus(), ram: vm.ram().clone() };
     let (sender, told) = mpsc::channel();
     let outbox = Outbox::new(sender, EventFd::new(0).unwrap());
     let entries = AtomicU64::new(0);
     let steal_time = StealTimeMsr::new(Some(Box::new(Entries(&entries))));
-    let remains = Vcpu::new(VcpuId::BOOT, fd, Arc::new(shared), steal_time, outbox).run();
+    let (_errands, inbox) = mpsc::channel();
+    let steal_time = (steal_time, MsrOwner::Monitor);
+    let remains = Vcpu::new(VcpuId::BOOT, fd, Arc::new(shared), steal_time, outbox, inbox).run();
 
     let message = told.recv().expect("the vCPU tells how it ended");
     assert!(matches!(message, Message::Ended { ending: Ending::Exit(7), .. }), "{message:?}");

@@ -3,7 +3,7 @@
 //! One array, a record per vCPU, on pages that hold nothing else: the host lays its own pages over them, and 64
 //! records share one. A vCPU's record is found as Linux finds per-CPU data, by an offset from that of vCPU 0.
 
-use core::mem::{offset_of, size_of};
+use core::mem::size_of;
 use core::sync::atomic::{Ordering, fence};
 
 use protocol::steal_time::StealTime;
@@ -94,20 +94,9 @@ impl Record {
         }
     }
 
-    /// All of it, a word at a time. Of a record that is being written it is nothing that ever was.
+    /// All of it, as [`StealTime::bytes`].
     pub fn bytes(&self) -> [u8; size_of::<StealTime>()] {
-        let mut bytes = [0; size_of::<StealTime>()];
-        let (words, padding) = bytes.split_at_mut(offset_of!(StealTime, padding));
-        let [steal, version, flags] =
-            [self.0.steal.load(Ordering::Acquire), self.version().into(), self.flags().into()];
-        words[..8].copy_from_slice(&steal.to_le_bytes());
-        words[8..12].copy_from_slice(&version.to_le_bytes()[..4]);
-        words[12..16].copy_from_slice(&flags.to_le_bytes()[..4]);
-        words[16] = self.preempted();
-        for (byte, place) in padding.iter_mut().zip(&self.0.padding) {
-            *byte = place.load(Ordering::Relaxed);
-        }
-        bytes
+        self.0.bytes()
     }
 
     /// Whether all of the padding is `value`.

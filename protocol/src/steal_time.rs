@@ -17,7 +17,7 @@
 
 use core::fmt;
 use core::mem::{align_of, offset_of, size_of};
-use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// The steal-time MSR, `MSR_KVM_STEAL_TIME`.
 pub const MSR_STEAL_TIME: u32 = 0x4b56_4d03;
@@ -77,6 +77,21 @@ impl StealTime {
             preempted: AtomicU8::new(0),
             padding: [const { AtomicU8::new(0) }; 47],
         }
+    }
+
+    /// All of it, word by word. Where the other end writes meanwhile it is nothing that ever was.
+    pub fn bytes(&self) -> [u8; size_of::<Self>()] {
+        let mut bytes = [0; size_of::<Self>()];
+        let mut put =
+            |offset: usize, field: &[u8]| bytes[offset..offset + field.len()].copy_from_slice(field);
+        put(offset_of!(Self, steal), &self.steal.load(Ordering::Acquire).to_le_bytes());
+        put(offset_of!(Self, version), &self.version.load(Ordering::Acquire).to_le_bytes());
+        put(offset_of!(Self, flags), &self.flags.load(Ordering::Acquire).to_le_bytes());
+        put(offset_of!(Self, preempted), &[self.preempted.load(Ordering::Acquire)]);
+        for (offset, byte) in (offset_of!(Self, padding)..).zip(&self.padding) {
+            put(offset, &[byte.load(Ordering::Relaxed)]);
+        }
+        bytes
     }
 }
 
@@ -152,6 +167,19 @@ impl Registration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_the_record_as_it_lies_in_memory() {
+        let record = StealTime {
+            steal: 0x0807_0605_0403_0201.into(),
+            version: 0x0c0b_0a09.into(),
+            flags: 0x100f_0e0d.into(),
+            preempted: 17.into(),
+            padding: core::array::from_fn(|place| AtomicU8::new(u8::try_from(18 + place).unwrap())),
+        };
+        let expected: [u8; 64] = core::array::from_fn(|place| u8::try_from(1 + place).unwrap());
+        assert_eq!(record.bytes(), expected);
+    }
 
     #[test]
     fn msr_value_with_enable_bit_names_the_record() {

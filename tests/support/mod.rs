@@ -214,11 +214,17 @@ pub(crate) fn guest(vcpus: usize, publisher: PublisherKind, words: &str) -> Gues
     }
 }
 
-/// Runs a guest in this process, and makes its document. One at a time: each would take the other's CPUs.
-pub(crate) fn run(config: &GuestConfig) -> (GuestRun, RunResult) {
+/// Does what needs the CPUs, one test at a time: each would take the other's.
+pub(crate) fn alone<R>(act: impl FnOnce() -> R) -> R {
     static CPUS: Mutex<()> = Mutex::new(());
     let _guard = CPUS.lock().unwrap_or_else(PoisonError::into_inner);
-    let run = guest::run(config, io::sink(), Timings::since(Instant::now())).expect("the guest can be run");
+    act()
+}
+
+/// Runs a guest in this process, and makes its document.
+pub(crate) fn run(config: &GuestConfig) -> (GuestRun, RunResult) {
+    let run = alone(|| guest::run(config, io::sink(), Timings::since(Instant::now())));
+    let run = run.expect("the guest can be run");
     let result = RunResult::new(HostFacts::probe(), config, &run);
     (run, result)
 }

@@ -19,7 +19,7 @@ use crate::publisher::{Choice, PublisherKind};
 use crate::render::lock_cells;
 use crate::results::{RunResult, SCHEMA};
 use crate::table::Table;
-use crate::vm::{self, VmError};
+use crate::vm::machine::{self, MachineError};
 
 /// vCPUs for each CPU: what is compared with, and what is compared.
 const OVERCOMMITS: [usize; 2] = [1, 4];
@@ -78,11 +78,11 @@ pub fn run(host: HostFacts, cpus: Cpus, choice: Choice, quiet: bool) -> Result<D
     Ok(demo)
 }
 
-fn kernel_has_steal_time() -> Result<bool, VmError> {
-    let supported = Supported::read(&vm::open_kvm()?);
+fn kernel_has_steal_time() -> Result<bool, MachineError> {
+    let supported = Supported::read(&machine::open_kvm()?);
     supported
         .map(|supported| supported.has_steal_time())
-        .map_err(|source| VmError::Make { what: "tell the CPUID that it supports", source })
+        .map_err(|source| MachineError::Make { what: "tell the CPUID that it supports", source })
 }
 
 /// A bar on a terminal; nothing elsewhere.

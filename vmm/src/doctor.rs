@@ -20,7 +20,7 @@ use crate::publisher::PublisherKind;
 use crate::publisher::bpf::Program;
 use crate::results::RunResult;
 use crate::table::figure;
-use crate::vm;
+use crate::vm::machine;
 
 /// How long two vCPUs sample each other's byte, for each publisher.
 const SAMPLING_MS: u32 = 200;
@@ -43,7 +43,7 @@ struct Finding {
 /// Tries everything.
 pub fn examine() -> Diagnosis {
     let mut diagnosis = Diagnosis { host: Some(HostFacts::probe()), ..Diagnosis::default() };
-    match vm::open_kvm() {
+    match machine::open_kvm() {
         Ok(kvm) => diagnosis.examine_kvm(&kvm),
         Err(error) => diagnosis.bad("KVM", format!("{error}; nothing runs without it")),
     }

@@ -26,13 +26,14 @@ use crate::measure::Window;
 use crate::memory::{MemoryError, Ram, ReportView};
 use crate::payload;
 use crate::progress::{Outcome, Progress, ProgressError};
-use crate::publisher::{Choice, MsrOwner, PublisherError, PublisherKind};
+use crate::publisher::{Choice, MsrOwner, PublisherError, PublisherKind, Selection};
 use crate::steal_time::msr::{self, MsrFilterError};
 use crate::timings::{GuestClock, Timings};
 use crate::vcpu::Shared;
 use crate::vcpu::run::Remains;
 use crate::vcpu::threads::{Common, Threads};
-use crate::vm::{self, Interrupts, Vm, VmError};
+use crate::vm::machine::{self, Interrupts, Machine, MachineError};
+use crate::vm::{Paused, Vm};
 
 /// A guest that is to be run.
 #[derive(Clone, Debug)]
@@ -93,7 +94,7 @@ pub enum GuestError {
     Memory(#[from] MemoryError),
     /// The virtual machine.
     #[error(transparent)]
-    Vm(#[from] VmError),
+    Machine(#[from] MachineError),
     /// The MSR filter.
     #[error(transparent)]
     MsrFilter(#[from] MsrFilterError),
@@ -131,7 +132,7 @@ impl GuestError {
                 | Self::Word(_)
                 | Self::ForeignOptions(_)
                 | Self::Memory(MemoryError::Size(_))
-                | Self::Vm(VmError::TooManyVcpus { .. })
+                | Self::Machine(MachineError::TooManyVcpus { .. })
         )
     }
 }
@@ -168,75 +169,145 @@ pub struct GuestRun {
 pub fn run(
     config: &GuestConfig,
     console: impl Write + Send + 'static,
-    mut timings: Timings,
+    timings: Timings,
 ) -> Result<GuestRun, GuestError> {
-    timings.mark("arguments read");
-    if !(1..=MAX_VCPUS).contains(&config.vcpus) {
-        return Err(GuestError::VcpuCount(config.vcpus));
-    }
-    event_loop::block_signals()?;
-    kick::block().map_err(GuestError::Kick)?;
-    let mut event_loop = EventLoop::new(config.timeout)?;
+    Guest::start(config, console, timings)?.wait()
+}
 
-    let loading = config.publisher.begin_loading(config.vcpus);
-    let built = build(config, &mut timings);
-    let loaded = loading.finish();
-    timings.mark_at("publisher loaded", loaded.at());
-    let Built { vm, boot_vcpu, entry, workload, report } = built?;
-    let selection = loaded.settle(vm.supported().has_steal_time())?;
-    let owner = selection.kind().msr_owner();
-    if owner == MsrOwner::Kernel && !kernel_is_asked_for(config) {
-        msr::hand_back(vm.fd())?;
+/// A guest under way.
+pub struct Guest {
+    /// It ends first: its threads use all else.
+    vm: Vm,
+    event_loop: EventLoop,
+    shared: Arc<Shared>,
+    entry: Entry,
+    workload: Option<Workload>,
+    report: Option<ReportView>,
+    selection: Selection,
+    timings: Timings,
+}
+
+impl Guest {
+    /// Starts a guest. What it sends on COM1 goes to `console`.
+    ///
+    /// # Errors
+    /// [`GuestError`]; nothing is left behind.
+    pub fn start(
+        config: &GuestConfig,
+        console: impl Write + Send + 'static,
+        timings: Timings,
+    ) -> Result<Self, GuestError> {
+        Self::start_at(Gate::new(), config, console, timings)
     }
 
-    let gate = Arc::new(Gate::new());
-    let shared =
-        Shared { ports: port_bus(&vm, console)?, gate: Arc::clone(&gate), cpus: config.cpus.clone() };
-    let shared = Arc::new(shared);
-    let publisher = selection.publisher(vm.ram().clone(), Arc::clone(&gate));
-    let mut threads = Threads::new(Arc::clone(&gate));
-    let common = Common {
-        entry,
-        owner,
-        supported: vm.supported().clone(),
-        shared: Arc::clone(&shared),
-        publisher: Arc::clone(&publisher),
-    };
-    // All are made before the first one runs: an INIT or SIPI to a vCPU that does not exist yet is lost.
-    let mut vcpus = vec![(VcpuId::BOOT, boot_vcpu)];
-    for vcpu in VcpuId::first(config.vcpus).skip(1) {
-        vcpus.push((vcpu, vm.create_vcpu(vcpu)?));
+    /// Makes a guest whose vCPUs have not executed any instruction yet: it stands still until it is resumed.
+    ///
+    /// # Errors
+    /// [`GuestError`]; nothing is left behind.
+    pub fn start_paused(
+        config: &GuestConfig,
+        console: impl Write + Send + 'static,
+        timings: Timings,
+    ) -> Result<(Self, Paused), GuestError> {
+        let guest = Self::start_at(Gate::paused(), config, console, timings)?;
+        Ok((guest, Paused::from_the_start()))
     }
-    for (vcpu, fd) in vcpus {
-        let started = threads.start(vcpu, fd, common.clone(), event_loop.outbox()?);
-        started.map_err(|source| GuestError::Thread { vcpu, source })?;
-    }
-    timings.mark("vCPU threads started");
 
-    let mut progress = Progress::new(timings);
-    let outcome = progress.watch(&mut event_loop, report.as_ref());
-    progress.timings.mark("guest ended");
-    let vcpus = threads.finish();
-    progress.timings.mark("vCPU threads home");
-    let outcome = outcome?;
-    let (window, mut timings) = progress.finish(event_loop);
-    if let Some((_, Remains { clock: Some(clock), .. })) = vcpus.first()
-        && let Some(moment) = report.as_ref().and_then(|report| first_instruction(report, clock))
-    {
-        timings.mark_at("first guest instruction", moment);
+    fn start_at(
+        gate: Gate,
+        config: &GuestConfig,
+        console: impl Write + Send + 'static,
+        mut timings: Timings,
+    ) -> Result<Self, GuestError> {
+        timings.mark("arguments read");
+        if !(1..=MAX_VCPUS).contains(&config.vcpus) {
+            return Err(GuestError::VcpuCount(config.vcpus));
+        }
+        event_loop::block_signals()?;
+        kick::block().map_err(GuestError::Kick)?;
+        let event_loop = EventLoop::new(config.timeout)?;
+
+        let loading = config.publisher.begin_loading(config.vcpus);
+        let built = build(config, &mut timings);
+        let loaded = loading.finish();
+        timings.mark_at("publisher loaded", loaded.at());
+        let Built { machine, boot_vcpu, entry, workload, report } = built?;
+        let selection = loaded.settle(machine.supported().has_steal_time())?;
+        let owner = selection.kind().msr_owner();
+        if owner == MsrOwner::Kernel && !kernel_is_asked_for(config) {
+            msr::hand_back(machine.fd())?;
+        }
+
+        let gate = Arc::new(gate);
+        let shared = Arc::new(Shared {
+            ports: port_bus(&machine, console)?,
+            gate: Arc::clone(&gate),
+            cpus: config.cpus.clone(),
+            ram: machine.ram().clone(),
+        });
+        let publisher = selection.publisher(machine.ram().clone(), Arc::clone(&gate));
+        let common = Common {
+            entry,
+            owner,
+            supported: machine.supported().clone(),
+            shared: Arc::clone(&shared),
+            publisher: Arc::clone(&publisher),
+        };
+        // All are made before the first one runs: an INIT or SIPI to a vCPU that does not exist yet is lost.
+        let mut vcpus = vec![(VcpuId::BOOT, boot_vcpu)];
+        for vcpu in VcpuId::first(config.vcpus).skip(1) {
+            vcpus.push((vcpu, machine.create_vcpu(vcpu)?));
+        }
+        let mut threads = Threads::new(Arc::clone(&gate));
+        for (vcpu, fd) in vcpus {
+            let started = threads.start(vcpu, fd, common.clone(), event_loop.outbox()?);
+            started.map_err(|source| GuestError::Thread { vcpu, source })?;
+        }
+        timings.mark("vCPU threads started");
+        let vm = Vm::new(machine, gate, publisher, threads);
+        Ok(Self { vm, event_loop, shared, entry, workload, report, selection, timings })
     }
-    Ok(GuestRun {
-        outcome,
-        entry,
-        workload,
-        report,
-        publisher: selection.kind(),
-        publisher_why: selection.why().to_owned(),
-        window,
-        vcpus,
-        unclaimed: shared.ports.unclaimed(),
-        timings,
-    })
+
+    /// The machine, to be paused, looked at, saved and restored.
+    pub fn vm(&self) -> &Vm {
+        &self.vm
+    }
+
+    /// Our payload's report; `None` for a foreign one.
+    pub fn report(&self) -> Option<&ReportView> {
+        self.report.as_ref()
+    }
+
+    /// Waits until it ends.
+    ///
+    /// # Errors
+    /// [`GuestError`]; nothing is left behind.
+    pub fn wait(mut self) -> Result<GuestRun, GuestError> {
+        let mut progress = Progress::new(self.timings);
+        let outcome = progress.watch(&mut self.event_loop, self.report.as_ref());
+        progress.timings.mark("guest ended");
+        let vcpus = self.vm.finish();
+        progress.timings.mark("vCPU threads home");
+        let outcome = outcome?;
+        let (window, mut timings) = progress.finish(self.event_loop);
+        if let Some((_, Remains { clock: Some(clock), .. })) = vcpus.first()
+            && let Some(moment) = self.report.as_ref().and_then(|report| first_instruction(report, clock))
+        {
+            timings.mark_at("first guest instruction", moment);
+        }
+        Ok(GuestRun {
+            outcome,
+            entry: self.entry,
+            workload: self.workload,
+            report: self.report,
+            publisher: self.selection.kind(),
+            publisher_why: self.selection.why().to_owned(),
+            window,
+            vcpus,
+            unclaimed: self.shared.ports.unclaimed(),
+            timings,
+        })
+    }
 }
 
 fn kernel_is_asked_for(config: &GuestConfig) -> bool {
@@ -245,7 +316,7 @@ fn kernel_is_asked_for(config: &GuestConfig) -> bool {
 
 /// A machine with its payload loaded.
 struct Built {
-    vm: Vm,
+    machine: Machine,
     boot_vcpu: VcpuFd,
     entry: Entry,
     workload: Option<Workload>,
@@ -253,7 +324,7 @@ struct Built {
 }
 
 fn build(config: &GuestConfig, timings: &mut Timings) -> Result<Built, GuestError> {
-    let kvm = vm::open_kvm()?;
+    let kvm = machine::open_kvm()?;
     let payload = match &config.payload {
         PayloadSource::Embedded => Payload::parse(Image::embedded("(embedded)", payload::BYTES), false)?,
         PayloadSource::File { path, flat } => Payload::parse(Image::open("payload", path)?, *flat)?,
@@ -265,13 +336,13 @@ fn build(config: &GuestConfig, timings: &mut Timings) -> Result<Built, GuestErro
         Entry::Direct(_) => Interrupts::LocalOnly,
         Entry::Pvh(_) | Entry::Long(_) => Interrupts::Full,
     };
-    let vm = Vm::new(&kvm, ram, config.vcpus)?;
+    let machine = Machine::new(&kvm, ram, config.vcpus)?;
     // Who will publish is not known yet, unless it was asked for; to filter later takes much longer.
     if !kernel_is_asked_for(config) {
-        msr::filter(vm.fd())?;
+        msr::filter(machine.fd())?;
     }
-    vm.add_interrupt_controllers(interrupts)?;
-    let boot_vcpu = vm.create_vcpu(VcpuId::BOOT)?;
+    machine.add_interrupt_controllers(interrupts)?;
+    let boot_vcpu = machine.create_vcpu(VcpuId::BOOT)?;
     timings.mark("machine made");
 
     let (cmdline, workload) = match payload.note() {
@@ -284,13 +355,13 @@ fn build(config: &GuestConfig, timings: &mut Timings) -> Result<Built, GuestErro
         None if !config.options.is_empty() => return Err(GuestError::ForeignOptions(config.options.clone())),
         None => (config.cmdline.clone(), None),
     };
-    payload.load(vm.ram(), config.vcpus, &cmdline, initrd.as_ref())?;
-    let report = payload.note().and_then(|note| vm.ram().report(note.report));
+    payload.load(machine.ram(), config.vcpus, &cmdline, initrd.as_ref())?;
+    let report = payload.note().and_then(|note| machine.ram().report(note.report));
     if let Some(report) = &report {
         report.header.has_reader.store(1, Ordering::Relaxed);
     }
     timings.mark("payload loaded");
-    Ok(Built { vm, boot_vcpu, entry, workload, report })
+    Ok(Built { machine, boot_vcpu, entry, workload, report })
 }
 
 /// What our payload is asked to do: its command line, then the typed options, which count more.
@@ -299,9 +370,9 @@ fn workload(config: &GuestConfig) -> Result<Workload, GuestError> {
     words::parse(&line).map(|(workload, _)| workload).map_err(|error| GuestError::Word(error.to_string()))
 }
 
-fn port_bus(vm: &Vm, console: impl Write + Send + 'static) -> Result<PortBus, GuestError> {
+fn port_bus(machine: &Machine, console: impl Write + Send + 'static) -> Result<PortBus, GuestError> {
     let mut ports = PortBus::new();
-    ports.attach(COM1, 8, Serial::new(vm.com1_line()?, console))?;
+    ports.attach(COM1, 8, Serial::new(machine.com1_line()?, console))?;
     ports.attach(I8042_PORTS, I8042_COMMAND - I8042_PORTS + 1, I8042::new())?;
     ports.attach(EXIT_PORT, 1, ExitPort)?;
     ports.attach(MILESTONE_PORT, 1, MilestonePort)?;

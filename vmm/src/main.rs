@@ -99,7 +99,7 @@ fn conform(args: &ConformanceArgs) -> Result<u8, Error> {
     } else {
         print(&conformance)?;
     }
-    Ok(if conformance.is_kept() { 0 } else { 1 })
+    Ok(u8::from(!conformance.is_kept()))
 }
 
 /// The exit status of work that the user may have ended before it was done.

@@ -21,7 +21,10 @@ use vm_memory::{
 };
 
 /// Size of a guest page, and of a page of the record map.
-pub const PAGE: u64 = 4096;
+pub const PAGE_SIZE: usize = 4096;
+
+/// The same, for addresses.
+pub const PAGE: u64 = PAGE_SIZE as u64;
 
 /// What fits under 46 bits of physical address, as the smallest of the processors we know has them.
 const MOST_MIB: u64 = 1 << (46 - 20 - 1);
@@ -115,7 +118,7 @@ impl Ram {
                 userspace_addr: MmapRegion::as_ptr(region) as u64,
             };
             // SAFETY: the region is mapped for `memory_size` bytes, and stays so for the life of the VM: whoever
-            // holds the VM holds a clone of this `Ram` (see `Vm`).
+            // holds the VM holds a clone of this `Ram` (see `Machine`).
             unsafe { vm.set_user_memory_region(memslot) }
                 .map_err(|source| MemoryError::Memslot { gpa, source })?;
         }

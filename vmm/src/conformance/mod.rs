@@ -23,6 +23,7 @@ use crate::guest::GuestError;
 use crate::host::cpus::Cpus;
 use crate::host::facts::HostFacts;
 use crate::publisher::PublisherKind;
+use crate::vm::StateError;
 pub use verdict::{Verdict, Verdicts};
 
 /// Version of the document.
@@ -37,6 +38,12 @@ pub enum ConformanceError {
     /// A scene could not be played.
     #[error(transparent)]
     Scene(#[from] ExperimentError),
+    /// The state of a guest could not be had, or not be set.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A guest that was to be judged from outside did not do its part.
+    #[error("Cannot judge from outside: {0}")]
+    Outside(&'static str),
     /// QEMU could not be run.
     #[error("Cannot play scene {scene} under QEMU ({accelerator}): {how}")]
     Qemu {

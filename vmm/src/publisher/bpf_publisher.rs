@@ -44,7 +44,12 @@ impl Publisher for BpfPublisher {
             overlay: &self.overlay,
             cleared_at_entry: 0,
             site: None,
+            rests: false,
         })))
+    }
+
+    fn unlogged_pages(&self) -> Vec<u64> {
+        self.overlay.pages()
     }
 }
 
@@ -55,18 +60,29 @@ struct BpfPublication<'p> {
     overlay: &'p Overlay,
     cleared_at_entry: u64,
     site: Option<Site>,
+    /// The program is not to write.
+    rests: bool,
+}
+
+impl BpfPublication<'_> {
+    /// Takes all run delay of this thread so far for published, and gives what of it was not.
+    fn account(&self) -> Result<u64, PublisherError> {
+        let run_delay_ns = account::own_run_delay_ns().map_err(PublisherError::RunDelay)?;
+        Ok(self.enrolled.account(run_delay_ns))
+    }
 }
 
 impl Publication for BpfPublication<'_> {
-    fn publish(&mut self, gpa: u64) -> Result<(), PublisherError> {
+    fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), PublisherError> {
         let Some(site) = self.overlay.take(gpa)? else { return Ok(()) };
         self.site = Some(site);
         // Steal counts from the vCPU's first moment on, whether it was published or not, as KVM's does. A switch
         // between this reading and the hand-over is not lost: the program continues from what is accounted here.
-        let run_delay_ns = account::own_run_delay_ns().map_err(PublisherError::RunDelay)?;
-        let unpublished_ns = self.enrolled.account(run_delay_ns);
+        let unpublished_ns = self.account()?;
         if let Some(record) = self.overlay.record(site) {
-            record.update(unpublished_ns);
+            record.update(least_ns, unpublished_ns);
+        }
+        if !self.rests {
             self.enrolled.publish(site);
         }
         Ok(())
@@ -77,6 +93,20 @@ impl Publication for BpfPublication<'_> {
         if let Some(site) = self.site.take() {
             self.overlay.give_back(site);
         }
+    }
+
+    fn rest(&mut self) {
+        self.rests = true;
+        self.enrolled.withdraw();
+    }
+
+    fn rise(&mut self) -> Result<(), PublisherError> {
+        self.rests = false;
+        if let Some(site) = self.site {
+            self.account()?;
+            self.enrolled.publish(site);
+        }
+        Ok(())
     }
 
     fn before_entry(&mut self) {

@@ -16,7 +16,6 @@ pub mod bpf;
 mod bpf_publisher;
 mod choice;
 pub mod overlay;
-pub mod record;
 
 use std::fmt;
 
@@ -100,20 +99,35 @@ pub trait Publisher: fmt::Debug + Send + Sync {
     /// # Errors
     /// The host's refusal.
     fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError>;
+
+    /// Guest pages (GPA) that may have been written without KVM's dirty log telling of it: for a snapshot they are dirty.
+    fn unlogged_pages(&self) -> Vec<u64> {
+        Vec::new()
+    }
 }
 
 /// Publication for one vCPU, from its own thread.
 pub trait Publication: fmt::Debug {
     /// Publishes into the record at `gpa` (64-byte aligned) from now on; nothing is published yet.
     ///
-    /// The record has been updated once when this returns. Outside RAM it does nothing, in silence.
+    /// The record has been updated once when this returns, and its steal is `least_ns` at least. Outside RAM it does
+    /// nothing, in silence.
     ///
     /// # Errors
     /// The host's refusal; nothing is published then.
-    fn publish(&mut self, gpa: u64) -> Result<(), PublisherError>;
+    fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), PublisherError>;
 
     /// Stops publishing. When this returns the record is not written again.
     fn withdraw(&mut self);
+
+    /// The guest is paused: nothing is written until [`rise`](Self::rise), whatever becomes of the thread.
+    fn rest(&mut self);
+
+    /// The guest goes on. What the thread has waited for a CPU meanwhile is not the guest's, and is forgotten.
+    ///
+    /// # Errors
+    /// The host's refusal; nothing is published then.
+    fn rise(&mut self) -> Result<(), PublisherError>;
 
     /// The guest is about to be entered: a byte that says preempted is false.
     fn before_entry(&mut self);

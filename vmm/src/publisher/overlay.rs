@@ -17,10 +17,10 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::bpf::{PAGE_SIZE, Program, Site};
-use super::record::Record;
+use super::bpf::{Program, Site};
 use crate::gate::{AllParked, Gate};
-use crate::memory::{PAGE, Ram};
+use crate::memory::{PAGE, PAGE_SIZE, Ram};
+use crate::steal_time::record::Record;
 
 /// The host would not map a page.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +82,11 @@ impl Overlay {
     /// The record at `site`.
     pub fn record(&self, site: Site) -> Option<&Record> {
         Record::in_page(self.program.pages().page(site.page())?, site.offset())
+    }
+
+    /// The guest pages that are laid over (GPA): what the program writes there no dirty log of KVM's tells of.
+    pub fn pages(&self) -> Vec<u64> {
+        self.lock().iter().filter_map(|element| element.page_gpa).collect()
     }
 
     fn find_and_count(&self, page_gpa: u64) -> Option<usize> {

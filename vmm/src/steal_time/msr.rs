@@ -105,18 +105,44 @@ impl<'p> StealTimeMsr<'p> {
     /// # Errors
     /// The publisher's, when the host refuses what registration takes; publication is off then.
     pub fn write(&mut self, index: u32, value: u64) -> Result<Access<()>, PublisherError> {
-        let Some(publication) = self.publication.as_mut().filter(|_| index == MSR_STEAL_TIME) else {
-            return Ok(Access::Fault);
-        };
+        if index == MSR_STEAL_TIME { self.set(value, 0) } else { Ok(Access::Fault) }
+    }
+
+    /// What the guest would read; `None` where it would fault.
+    pub fn value(&self) -> Option<u64> {
+        self.publication.as_ref().map(|_| self.value)
+    }
+
+    /// As a write of `value`, after which the record's steal is `least_ns` at least: it was so much when it was saved.
+    ///
+    /// # Errors
+    /// As for [`write`](Self::write).
+    pub fn set(&mut self, value: u64, least_ns: u64) -> Result<Access<()>, PublisherError> {
+        let Some(publication) = &mut self.publication else { return Ok(Access::Fault) };
         let Ok(registration) = Registration::from_msr(value) else {
             return Ok(Access::Fault);
         };
         self.value = value;
         publication.withdraw();
         if let Registration::At { gpa } = registration {
-            publication.publish(gpa)?;
+            publication.publish(gpa, least_ns)?;
         }
         Ok(Access::Done(()))
+    }
+
+    /// The guest is paused: its record is not written until [`rise`](Self::rise).
+    pub fn rest(&mut self) {
+        if let Some(publication) = &mut self.publication {
+            publication.rest();
+        }
+    }
+
+    /// The guest goes on.
+    ///
+    /// # Errors
+    /// The publisher's, when the host refuses; publication is off then.
+    pub fn rise(&mut self) -> Result<(), PublisherError> {
+        self.publication.as_mut().map_or(Ok(()), |publication| publication.rise())
     }
 
     /// What the publisher counted for this vCPU; `None` where nobody counts.
@@ -143,13 +169,19 @@ mod tests {
     struct Notes(Arc<Mutex<Vec<Option<u64>>>>);
 
     impl Publication for Notes {
-        fn publish(&mut self, gpa: u64) -> Result<(), PublisherError> {
+        fn publish(&mut self, gpa: u64, _least_ns: u64) -> Result<(), PublisherError> {
             self.0.lock().unwrap().push(Some(gpa));
             Ok(())
         }
 
         fn withdraw(&mut self) {
             self.0.lock().unwrap().push(None);
+        }
+
+        fn rest(&mut self) {}
+
+        fn rise(&mut self) -> Result<(), PublisherError> {
+            Ok(())
         }
 
         fn before_entry(&mut self) {}

@@ -32,6 +32,13 @@ pub enum Exit<'a> {
     Crashed(CrashReason),
 }
 
+impl Exit<'_> {
+    /// Whether KVM completes the guest's instruction only when it is entered again.
+    pub fn is_owed(&self) -> bool {
+        !matches!(self, Self::Interrupted | Self::Crashed(_))
+    }
+}
+
 /// A port access: one unit, or several for a string instruction.
 #[derive(Debug)]
 pub struct PortData<'a> {

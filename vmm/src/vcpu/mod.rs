@@ -3,10 +3,14 @@
 //! - [`threads`]: all of a guest's, from their start to what is left of them.
 //! - [`run`]: the thread's life, a loop over three states.
 //! - [`exit`]: why the guest was left, parsed once.
+//! - [`errand`]: what a thread does for others while the guest is paused.
+//! - [`msrs`]: KVM's own copies of MSRs.
 //!
 //! How a thread is made to leave the guest, and where it stops, alone or for all: [`crate::kick`], [`crate::gate`].
 
+pub mod errand;
 pub mod exit;
+pub mod msrs;
 pub mod run;
 pub mod threads;
 
@@ -22,6 +26,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::gate::Gate;
 use crate::host::cpus::Cpus;
 use crate::measure::Snapshot;
+use crate::memory::Ram;
 use exit::CrashReason;
 
 /// How a vCPU thread ended the run, or that it was sent home.
@@ -82,6 +87,8 @@ pub struct Shared {
     pub gate: Arc<Gate>,
     /// Host CPUs that their threads may use.
     pub cpus: Cpus,
+    /// Where their records lie.
+    pub ram: Ram,
 }
 
 /// What a vCPU thread tells the event loop.

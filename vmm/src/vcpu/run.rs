@@ -1,25 +1,28 @@
-//! The life of a vCPU thread: running, parked, finished.
+//! The life of a vCPU thread: running, parked, resting, finished.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use devices::Request;
-use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
 use protocol::report::Milestone;
+use protocol::steal_time::{MSR_STEAL_TIME, Registration};
 
+use super::errand::{Errand, Look};
 use super::exit::{self, CrashReason, Exit, PortData};
-use super::{Crash, Ending, ExitCounts, Mark, Message, Outbox, Registers, Shared};
+use super::{Crash, Ending, ExitCounts, Mark, Message, Outbox, Registers, Shared, msrs};
 use crate::gate::Wanted;
 use crate::host::account::{self, ThreadAccount};
 use crate::host::cpus::CpuError;
 use crate::host::thread::own_tid;
 use crate::kick;
 use crate::measure::Snapshot;
-use crate::publisher::{Counts, PublisherError};
+use crate::publisher::{Counts, MsrOwner, PublisherError};
 use crate::steal_time::msr::{Access, StealTimeMsr};
+use crate::steal_time::record::GuestRecord;
+use crate::steal_time::saved::SavedVcpu;
 use crate::timings::GuestClock;
 
 /// A guest may set marks as long as it likes; so many from one vCPU are told.
@@ -63,6 +66,22 @@ pub enum VcpuError {
         /// The host's reason.
         source: CpuError,
     },
+    /// KVM does not note that the guest was paused.
+    #[error("KVM cannot tell the guest that it was paused, at vCPU {vcpu}")]
+    TellPaused {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// KVM's reason.
+        source: kvm_ioctls::Error,
+    },
+    /// KVM does not take its MSR back.
+    #[error("KVM refuses {msr:#x} for the steal-time MSR of vCPU {vcpu}")]
+    Restore {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// The value.
+        msr: u64,
+    },
     /// The publisher failed.
     #[error("Cannot publish steal time of vCPU {vcpu}")]
     Publish {
@@ -80,8 +99,13 @@ pub struct Vcpu<'p> {
     fd: VcpuFd,
     shared: Arc<Shared>,
     steal_time: StealTimeMsr<'p>,
+    /// Who keeps the steal-time MSR.
+    owner: MsrOwner,
     outbox: Outbox,
+    errands: mpsc::Receiver<Errand>,
     exits: ExitCounts,
+    /// KVM has an exit to complete, when it is next entered: until then the registers are those of before it.
+    owes: bool,
     marks: u32,
     /// How often its thread had been preempted when it began.
     preempted_before: u64,
@@ -102,23 +126,17 @@ pub struct Remains {
     pub clock: Option<GuestClock>,
 }
 
-/// What `IA32_TIME_STAMP_COUNTER` is called.
-const MSR_TSC: u32 = 0x10;
-
 /// The guest's TSC now, where KVM tells it.
 fn guest_clock(fd: &VcpuFd) -> Option<GuestClock> {
-    let entry = kvm_msr_entry { index: MSR_TSC, ..kvm_msr_entry::default() };
-    let mut tsc = Msrs::from_entries(&[entry]).ok()?;
     let khz = fd.get_tsc_khz().ok()?;
     let at = Instant::now();
-    let read = fd.get_msrs(&mut tsc).ok()?;
-    let tsc = tsc.as_slice().first()?.data;
-    (read == 1).then_some(GuestClock { at, tsc, khz })
+    Some(GuestClock { at, tsc: msrs::read(fd, msrs::TSC)?, khz })
 }
 
 enum State {
     Running,
     Parked,
+    Resting,
     Finished(Ending),
 }
 
@@ -136,11 +154,24 @@ impl<'p> Vcpu<'p> {
         id: VcpuId,
         fd: VcpuFd,
         shared: Arc<Shared>,
-        steal_time: StealTimeMsr<'p>,
+        (steal_time, owner): (StealTimeMsr<'p>, MsrOwner),
         outbox: Outbox,
+        errands: mpsc::Receiver<Errand>,
     ) -> Self {
         let exits = ExitCounts::default();
-        Self { id, fd, shared, steal_time, outbox, exits, marks: 0, preempted_before: 0 }
+        Self {
+            id,
+            fd,
+            shared,
+            steal_time,
+            owner,
+            outbox,
+            errands,
+            exits,
+            owes: false,
+            marks: 0,
+            preempted_before: 0,
+        }
     }
 
     /// Runs until the guest ends or the thread is sent home; tells the event loop which, and how it went.
@@ -172,6 +203,7 @@ impl<'p> Vcpu<'p> {
             state = match state {
                 State::Running => self.running()?,
                 State::Parked => self.parked(),
+                State::Resting => self.resting()?,
                 State::Finished(ending) => return Ok(ending),
             };
         }
@@ -181,6 +213,7 @@ impl<'p> Vcpu<'p> {
         match self.shared.gate.wanted() {
             Wanted::Nothing => {}
             Wanted::Park => return Ok(State::Parked), // running -> parked: another vCPU needs to be alone
+            Wanted::Rest => return Ok(State::Resting), // running -> resting: the guest is paused
             Wanted::End => return Ok(State::Finished(Ending::SentHome)), // running -> finished: the run is over
         }
         self.steal_time.before_entry();
@@ -195,10 +228,110 @@ impl<'p> Vcpu<'p> {
         State::Running // parked -> running: the other one is done
     }
 
+    /// Completes what KVM owes, rests, and runs errands, until the guest goes on.
+    fn resting(&mut self) -> Result<State, VcpuError> {
+        self.fd.set_kvm_immediate_exit(1);
+        while self.owes {
+            if let Step::Ended(ending) = self.step()? {
+                return Ok(State::Finished(ending)); // resting -> finished: what was owed ended the guest
+            }
+        }
+        self.fd.set_kvm_immediate_exit(0);
+        self.steal_time.rest();
+        self.shared.gate.begin_rest();
+        while self.shared.gate.wanted() == Wanted::Rest {
+            match self.errands.recv() {
+                Ok(errand) => self.run_errand(errand),
+                Err(mpsc::RecvError) => return Ok(State::Finished(Ending::SentHome)), // nobody is left to resume it
+            }
+        }
+        self.shared.gate.end_rest();
+        self.steal_time.rise().map_err(|source| VcpuError::Publish { vcpu: self.id, source })?;
+        self.tell_paused()?;
+        Ok(State::Running) // resting -> running: the guest goes on
+    }
+
+    fn run_errand(&mut self, errand: Errand) {
+        // Who does not wait for the answer any more does not need it.
+        match errand {
+            Errand::Rise => {}
+            Errand::Look(answer) => drop(answer.send(self.look())),
+            Errand::Save(answer) => drop(answer.send(self.save())),
+            Errand::Restore(saved, answer) => drop(answer.send(self.restore(saved))),
+        }
+    }
+
+    /// Has KVM note in the guest's own clock that it was paused: its watchdogs look there. A guest may have no such clock.
+    fn tell_paused(&self) -> Result<(), VcpuError> {
+        match self.fd.kvmclock_ctrl() {
+            Err(error) if error.errno() != libc::EINVAL => {
+                Err(VcpuError::TellPaused { vcpu: self.id, source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn look(&self) -> Look {
+        Look {
+            vcpu: self.id,
+            msr: self.msr(),
+            kernel_msr: msrs::read(&self.fd, MSR_STEAL_TIME),
+            record: self.record().map(|record| record.bytes()),
+            account: ThreadAccount::read(own_tid()).unwrap_or_default(),
+            exits: self.exits,
+            registers: self.fd.get_regs().ok(),
+        }
+    }
+
+    /// The steal-time MSR as the guest would read it.
+    fn msr(&self) -> Option<u64> {
+        match self.owner {
+            MsrOwner::Monitor => self.steal_time.value(),
+            MsrOwner::Kernel => msrs::read(&self.fd, MSR_STEAL_TIME),
+            MsrOwner::Nobody => None,
+        }
+    }
+
+    fn record(&self) -> Option<GuestRecord> {
+        match Registration::from_msr(self.msr()?) {
+            Ok(Registration::At { gpa }) => GuestRecord::at(&self.shared.ram, gpa),
+            _ => None,
+        }
+    }
+
+    fn save(&self) -> SavedVcpu {
+        let steal_ns = self.record().map_or(0, |record| record.steal_ns());
+        SavedVcpu { msr: self.msr().unwrap_or(0), steal_ns }
+    }
+
+    /// Takes `saved` for this vCPU's steal time. Its MSR value is one that a guest may write.
+    fn restore(&mut self, saved: SavedVcpu) -> Result<(), VcpuError> {
+        let (vcpu, SavedVcpu { msr, steal_ns }) = (self.id, saved);
+        match self.owner {
+            MsrOwner::Nobody => {}
+            MsrOwner::Monitor => {
+                let set = self.steal_time.set(msr, steal_ns);
+                set.map_err(|source| VcpuError::Publish { vcpu, source })?;
+            }
+            MsrOwner::Kernel => {
+                // KVM adds to what it finds, and writes nothing before the next entry; until then we may.
+                let taken = msrs::write(&self.fd, MSR_STEAL_TIME, msr);
+                if !taken {
+                    return Err(VcpuError::Restore { vcpu, msr });
+                }
+                if let Some(record) = self.record() {
+                    record.update(steal_ns, 0);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Enters the guest, and deals with why it left.
     fn step(&mut self) -> Result<Step, VcpuError> {
         let vcpu = self.id;
         let exit = exit::run(&mut self.fd).map_err(|source| VcpuError::Run { vcpu, source })?;
+        self.owes = exit.is_owed();
         match exit {
             Exit::PortIn(PortData { port, width, data }) => {
                 self.exits.port += 1;

@@ -1,14 +1,15 @@
 //! The vCPU threads of a guest: each prepares its vCPU, runs it, and says what is left of it.
 //!
-//! However a run ends, all of them are sent home and waited for.
+//! However a run ends, all of them are sent home and waited for. While the guest is paused they run errands.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
 
+use super::errand::Errand;
 use super::run::{Remains, Vcpu, VcpuError};
 use super::{Message, Outbox, Shared};
 use crate::boot::{self, Entry};
@@ -40,13 +41,20 @@ pub struct Common {
 #[derive(Debug)]
 pub struct Threads {
     gate: Arc<Gate>,
-    handles: Vec<(VcpuId, JoinHandle<Remains>)>,
+    threads: Vec<Thread>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    vcpu: VcpuId,
+    errands: mpsc::Sender<Errand>,
+    handle: JoinHandle<Remains>,
 }
 
 impl Threads {
     /// None yet. They will stop at `gate`.
     pub fn new(gate: Arc<Gate>) -> Self {
-        Self { gate, handles: Vec::new() }
+        Self { gate, threads: Vec::new() }
     }
 
     /// Starts the thread of `vcpu`, which enters the guest and sends what happens to `outbox`.
@@ -54,16 +62,46 @@ impl Threads {
     /// # Errors
     /// The host's reason for giving no thread.
     pub fn start(&mut self, vcpu: VcpuId, fd: VcpuFd, common: Common, outbox: Outbox) -> io::Result<()> {
+        let (errands, inbox) = mpsc::channel();
         let thread = thread::Builder::new().name(format!("vcpu{vcpu}")).stack_size(THREAD_STACK);
-        let handle = thread.spawn(move || live(vcpu, fd, &common, outbox))?;
-        self.handles.push((vcpu, handle));
+        let handle = thread.spawn(move || live(vcpu, fd, &common, outbox, inbox))?;
+        self.threads.push(Thread { vcpu, errands, handle });
         Ok(())
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.threads.len()
+    }
+
+    /// Has each thread, in the vCPUs' order, run the errand that `errand` makes for it, and gives the answers. `None` for
+    /// one that has ended. The guest is paused.
+    pub fn ask<T>(
+        &self,
+        mut errand: impl FnMut(VcpuId, mpsc::Sender<T>) -> Errand,
+    ) -> Vec<(VcpuId, Option<T>)> {
+        let mut ask = |thread: &Thread| {
+            let (sender, answer) = mpsc::channel();
+            thread.errands.send(errand(thread.vcpu, sender)).ok()?;
+            answer.recv().ok()
+        };
+        self.threads.iter().map(|thread| (thread.vcpu, ask(thread))).collect()
+    }
+
+    /// Has all threads that rest look at the gate again.
+    pub fn rise(&self) {
+        for thread in &self.threads {
+            // One that has ended needs not be told.
+            let _ = thread.errands.send(Errand::Rise);
+        }
     }
 
     /// Sends all of them home, and waits for them.
     pub fn finish(&mut self) -> Vec<(VcpuId, Remains)> {
         self.gate.end();
-        self.handles.drain(..).map(|(vcpu, handle)| (vcpu, handle.join().unwrap_or_default())).collect()
+        self.rise();
+        let home = |thread: Thread| (thread.vcpu, thread.handle.join().unwrap_or_default());
+        self.threads.drain(..).map(home).collect()
     }
 }
 
@@ -73,9 +111,18 @@ impl Drop for Threads {
     }
 }
 
-fn live(vcpu: VcpuId, fd: VcpuFd, common: &Common, outbox: Outbox) -> Remains {
+fn live(
+    vcpu: VcpuId,
+    fd: VcpuFd,
+    common: &Common,
+    outbox: Outbox,
+    errands: mpsc::Receiver<Errand>,
+) -> Remains {
     match prepare(vcpu, &fd, common) {
-        Ok(steal_time) => Vcpu::new(vcpu, fd, Arc::clone(&common.shared), steal_time, outbox).run(),
+        Ok(steal_time) => {
+            let steal_time = (steal_time, common.owner);
+            Vcpu::new(vcpu, fd, Arc::clone(&common.shared), steal_time, outbox, errands).run()
+        }
         Err(error) => {
             outbox.send(Message::Failed { vcpu, error });
             Remains::default()

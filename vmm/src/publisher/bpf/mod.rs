@@ -43,7 +43,7 @@ pub use kernel_btf::KernelBtfError;
 use kernel_btf::KernelLayout;
 use mapping::Mapping;
 use object::{BpfObject, HEAL, PAGES, SLOTS, SWITCH, VCPU_OF_TASK};
-pub use pages::{PAGE_SIZE, RecordPages};
+pub use pages::RecordPages;
 pub use slot::{Counts, Site, Slot};
 use syscall::NewProgram;
 

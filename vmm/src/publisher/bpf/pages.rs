@@ -8,9 +8,7 @@ use protocol::steal_time::StealTime;
 
 use super::mapping::Mapping;
 use super::slot::Site;
-
-/// Bytes in an element of the page map, and in a guest page.
-pub const PAGE_SIZE: usize = 4096;
+use crate::memory::PAGE_SIZE;
 
 /// The page map: memory for guest pages that hold records, which the program can write.
 ///

@@ -7,13 +7,18 @@
 //! One writer at a time: while the BPF program publishes, it alone writes version and steal, and the vCPU's thread
 //! stores single bytes. The thread makes a whole update only before it hands the record to the program.
 
-#![expect(unsafe_code, reason = "sees a record in a page of bytes")]
+#![expect(unsafe_code, reason = "sees a record in a page of bytes, or of guest memory")]
 
+use std::ops::Deref;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use protocol::steal_time::StealTime;
 
-use super::bpf::PAGE_SIZE;
+use crate::memory::{PAGE, PAGE_SIZE, Ram};
+
+/// Bytes in a record.
+pub const RECORD_SIZE: usize = size_of::<StealTime>();
 
 /// A record in memory that others write too.
 #[derive(Debug)]
@@ -33,17 +38,27 @@ impl Record {
         Some(unsafe { &*place })
     }
 
-    /// Adds `steal_ns` to steal and clears the byte. The caller is the only writer.
+    /// Raises steal to `least_ns` if it is less, adds `more_ns`, and clears the byte. The caller is the only writer.
     ///
     /// A guest that left the version odd finds it even afterwards, as under KVM.
-    pub fn update(&self, steal_ns: u64) {
+    pub fn update(&self, least_ns: u64, more_ns: u64) {
         let before = self.0.version.load(Ordering::Relaxed);
         let odd = before.wrapping_add(1 + (before & 1));
         self.0.version.store(odd, Ordering::Relaxed);
-        let steal = self.0.steal.load(Ordering::Relaxed);
-        self.0.steal.store(steal.wrapping_add(steal_ns), Ordering::Release);
+        let steal = self.0.steal.load(Ordering::Relaxed).max(least_ns);
+        self.0.steal.store(steal.wrapping_add(more_ns), Ordering::Release);
         self.0.version.store(odd.wrapping_add(1), Ordering::Release);
         self.0.preempted.store(0, Ordering::Release);
+    }
+
+    /// Steal (ns) as it is; whole where nobody writes.
+    pub fn steal_ns(&self) -> u64 {
+        self.0.steal.load(Ordering::Acquire)
+    }
+
+    /// All of it; as it is at one moment where nobody writes.
+    pub fn bytes(&self) -> [u8; RECORD_SIZE] {
+        self.0.bytes()
     }
 
     /// Clears the byte if it is set, and says whether it was. The caller is the vCPU's own thread.
@@ -54,6 +69,37 @@ impl Record {
             self.0.preempted.store(0, Ordering::Release);
         }
         was_set
+    }
+}
+
+/// A record where it lies in guest memory, whoever writes it there.
+#[derive(Debug)]
+pub struct GuestRecord {
+    record: NonNull<Record>,
+    _ram: Ram,
+}
+
+impl GuestRecord {
+    /// The record at `gpa` of `ram`; `None` where none can lie, or there is no RAM.
+    pub fn at(ram: &Ram, gpa: u64) -> Option<Self> {
+        if !gpa.is_multiple_of(RECORD_SIZE as u64) {
+            return None;
+        }
+        let page = ram.page_hva(gpa & !(PAGE - 1))?;
+        let offset = usize::try_from(gpa % PAGE).ok()?;
+        // SAFETY: the offset lies within the page, which is mapped.
+        let record = unsafe { page.add(offset) };
+        Some(Self { record: record.cast(), _ram: ram.clone() })
+    }
+}
+
+impl Deref for GuestRecord {
+    type Target = Record;
+
+    fn deref(&self) -> &Record {
+        // SAFETY: 64 aligned bytes of RAM, which `_ram` keeps mapped; any bytes are a record, whose fields are atomics, as
+        // which guest, program and KVM write them.
+        unsafe { self.record.as_ref() }
     }
 }
 
@@ -82,8 +128,9 @@ mod tests {
     #[test]
     fn update_adds_to_the_guest_s_own_steal_and_clears_the_byte() {
         let record = record(1000, 4, 1);
-        record.update(50);
+        record.update(0, 50);
         assert_eq!(parts(&record), (1050, 6, 0));
+        assert_eq!(record.steal_ns(), 1050);
         assert!(record.0.padding.iter().all(|byte| byte.load(Ordering::Relaxed) == 0xa5));
         assert_eq!(record.0.flags.load(Ordering::Relaxed), 0);
     }
@@ -91,15 +138,35 @@ mod tests {
     #[test]
     fn version_left_odd_by_the_guest_ends_even() {
         let record = record(0, 7, 0);
-        record.update(0);
+        record.update(0, 0);
         assert_eq!(parts(&record), (0, 10, 0));
     }
 
     #[test]
     fn version_and_steal_wrap_around() {
         let record = record(u64::MAX, u32::MAX - 1, 0);
-        record.update(2);
+        record.update(0, 2);
         assert_eq!(parts(&record), (1, 0, 0));
+    }
+
+    #[test]
+    fn steal_that_was_more_once_is_raised_and_never_lowered() {
+        let record = record(1000, 4, 1);
+        record.update(5000, 7);
+        assert_eq!(parts(&record), (5007, 6, 0));
+        record.update(100, 1);
+        assert_eq!(parts(&record), (5008, 8, 0));
+    }
+
+    #[test]
+    fn record_in_guest_memory_is_found_where_it_can_lie() {
+        let ram = Ram::new(1).unwrap();
+        let record = GuestRecord::at(&ram, 0xf_ffc0).expect("the last 64 bytes");
+        record.update(0, 9);
+        assert_eq!(GuestRecord::at(&ram, 0xf_ffc0).unwrap().steal_ns(), 9);
+        for gpa in [0x10_0000, 0xf_ffc8, !0x3f] {
+            assert!(GuestRecord::at(&ram, gpa).is_none(), "{gpa:#x}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The virtual machine: KVM's side of it, in the order in which it is quick to make.
+//! The machine: KVM's side of a guest, without the threads of its vCPUs, in the order in which it is quick to make.
 //!
 //! Memslots and the MSR filter come before the interrupt controllers: their creation defers a callback, and whatever
 //! waits for readers of these tables while it is pending waits for it too, 6 to 20 ms. A payload that needs no
@@ -24,7 +24,7 @@ const KVM_API_VERSION: i32 = 12;
 
 /// KVM does not give us a virtual machine.
 #[derive(Debug, thiserror::Error)]
-pub enum VmError {
+pub enum MachineError {
     /// There is no KVM.
     #[error(
         "Cannot open /dev/kvm: it does not exist (is the KVM module loaded, and virtualization enabled?)"
@@ -77,22 +77,22 @@ pub enum Interrupts {
 /// Opens `/dev/kvm`.
 ///
 /// # Errors
-/// [`VmError`]: why not.
-pub fn open_kvm() -> Result<Kvm, VmError> {
+/// [`MachineError`]: why not.
+pub fn open_kvm() -> Result<Kvm, MachineError> {
     let kvm = Kvm::new().map_err(|error| match error.errno() {
-        libc::ENOENT | libc::ENODEV | libc::ENXIO => VmError::NoKvm,
-        libc::EACCES | libc::EPERM => VmError::NoPermission,
-        _ => VmError::Open(error),
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => MachineError::NoKvm,
+        libc::EACCES | libc::EPERM => MachineError::NoPermission,
+        _ => MachineError::Open(error),
     })?;
     match kvm.get_api_version() {
         KVM_API_VERSION => Ok(kvm),
-        version => Err(VmError::ApiVersion(version)),
+        version => Err(MachineError::ApiVersion(version)),
     }
 }
 
 /// A virtual machine, without interrupt controllers and vCPUs at first.
 #[derive(Debug)]
-pub struct Vm {
+pub struct Machine {
     /// Closed before the memory goes: KVM uses it as long as the machine exists.
     fd: VmFd,
     ram: Ram,
@@ -100,17 +100,17 @@ pub struct Vm {
     com1_line: EventFd,
 }
 
-impl Vm {
+impl Machine {
     /// Makes a machine of `ram` for `vcpus` vCPUs.
     ///
     /// # Errors
-    /// [`VmError`].
-    pub fn new(kvm: &Kvm, ram: Ram, vcpus: usize) -> Result<Self, VmError> {
+    /// [`MachineError`].
+    pub fn new(kvm: &Kvm, ram: Ram, vcpus: usize) -> Result<Self, MachineError> {
         let most = kvm.get_max_vcpus().min(protocol::MAX_VCPUS);
         if vcpus > most {
-            return Err(VmError::TooManyVcpus { asked: vcpus, most });
+            return Err(MachineError::TooManyVcpus { asked: vcpus, most });
         }
-        let failed = |what| move |source| VmError::Make { what, source };
+        let failed = |what| move |source| MachineError::Make { what, source };
         let fd = kvm.create_vm().map_err(failed("make a virtual machine"))?;
         ram.give_to(&fd)?;
         fd.set_tss_address(TSS_ADDRESS).map_err(failed("place the task state segment"))?;
@@ -120,16 +120,16 @@ impl Vm {
             enable(&fd, KVM_CAP_HALT_POLL, 0).map_err(failed("switch halt polling off"))?;
         }
         let supported = Supported::read(kvm).map_err(failed("tell the CPUID that it supports"))?;
-        let com1_line = EventFd::new(libc::EFD_NONBLOCK).map_err(VmError::Line)?;
+        let com1_line = EventFd::new(libc::EFD_NONBLOCK).map_err(MachineError::Line)?;
         Ok(Self { fd, ram, supported, com1_line })
     }
 
     /// Adds the interrupt controllers: after memory and MSR filter, before the first vCPU.
     ///
     /// # Errors
-    /// [`VmError::Make`].
-    pub fn add_interrupt_controllers(&self, interrupts: Interrupts) -> Result<(), VmError> {
-        let failed = |what| move |source| VmError::Make { what, source };
+    /// [`MachineError::Make`].
+    pub fn add_interrupt_controllers(&self, interrupts: Interrupts) -> Result<(), MachineError> {
+        let failed = |what| move |source| MachineError::Make { what, source };
         if interrupts == Interrupts::LocalOnly && self.fd.check_extension(Cap::SplitIrqchip) {
             // No line is routed: there is no I/O APIC to which one could lead.
             enable(&self.fd, KVM_CAP_SPLIT_IRQCHIP, 0).map_err(failed("make the local APICs"))
@@ -158,17 +158,17 @@ impl Vm {
     ///
     /// # Errors
     /// The host's reason, out of file descriptors most likely.
-    pub fn com1_line(&self) -> Result<EventFd, VmError> {
-        self.com1_line.try_clone().map_err(VmError::Line)
+    pub fn com1_line(&self) -> Result<EventFd, MachineError> {
+        self.com1_line.try_clone().map_err(MachineError::Line)
     }
 
     /// Makes a vCPU.
     ///
     /// # Errors
-    /// [`VmError::Make`].
-    pub fn create_vcpu(&self, vcpu: VcpuId) -> Result<VcpuFd, VmError> {
+    /// [`MachineError::Make`].
+    pub fn create_vcpu(&self, vcpu: VcpuId) -> Result<VcpuFd, MachineError> {
         let made = self.fd.create_vcpu(vcpu.apic_id().into());
-        made.map_err(|source| VmError::Make { what: "make a vCPU", source })
+        made.map_err(|source| MachineError::Make { what: "make a vCPU", source })
     }
 }
 

@@ -1,0 +1,124 @@
+//! The virtual machine under way: KVM's side of it, the threads of its vCPUs, and who publishes for them.
+//!
+//! It can be made to stand still ([`Vm::pause`]). Then no vCPU is in the guest, every instruction that the monitor had a
+//! part in is complete, nothing is written to any record, and each byte is 0: the threads sleep, and a thread that sleeps
+//! has not lost its CPU to anybody. What is only to be had while it stands still takes the proof of that, [`Paused`].
+
+pub mod machine;
+
+use std::sync::Arc;
+
+use protocol::VcpuId;
+
+use crate::gate::{AlreadyPaused, Gate};
+use crate::publisher::{MsrOwner, Publisher};
+use crate::steal_time::saved::{SavedError, SavedStealTime, VERSION};
+use crate::vcpu::errand::{Errand, Look};
+use crate::vcpu::run::{Remains, VcpuError};
+use crate::vcpu::threads::Threads;
+use machine::Machine;
+
+/// Proof that a machine stands still, until it is resumed with it.
+#[derive(Debug)]
+#[must_use = "the machine stands still until it is resumed"]
+pub struct Paused(());
+
+impl Paused {
+    /// The proof for a machine whose gate was made by [`Gate::paused`].
+    pub(crate) fn from_the_start() -> Self {
+        Self(())
+    }
+}
+
+/// The state of a machine cannot be had, or not be set.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A vCPU has ended the run, or failed.
+    #[error("vCPU {0} has ended, and its state with it")]
+    Ended(VcpuId),
+    /// What was saved does not belong here.
+    #[error(transparent)]
+    Saved(#[from] SavedError),
+    /// A vCPU cannot take it.
+    #[error(transparent)]
+    Vcpu(#[from] VcpuError),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Vm {
+    /// They end first: they use all else.
+    threads: Threads,
+    gate: Arc<Gate>,
+    publisher: Arc<dyn Publisher>,
+    machine: Machine,
+}
+
+impl Vm {
+    /// A machine whose vCPUs' threads are started, and stop at `gate`.
+    pub fn new(machine: Machine, gate: Arc<Gate>, publisher: Arc<dyn Publisher>, threads: Threads) -> Self {
+        Self { threads, gate, publisher, machine }
+    }
+
+    /// KVM's side of it.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Makes it stand still, and waits until it does. Time passes for the guest all the same, and none of it is steal.
+    ///
+    /// # Errors
+    /// [`AlreadyPaused`].
+    pub fn pause(&self) -> Result<Paused, AlreadyPaused> {
+        self.gate.pause().map(|()| Paused(()))
+    }
+
+    /// Lets it go on. A guest that keeps time by kvmclock finds noted there that it was paused.
+    pub fn resume(&self, _paused: Paused) {
+        self.gate.resume();
+        self.threads.rise();
+    }
+
+    /// The steal time of all vCPUs, to be saved beside guest memory.
+    ///
+    /// # Errors
+    /// [`StateError::Ended`].
+    pub fn save_steal_time(&self, _paused: &Paused) -> Result<SavedStealTime, StateError> {
+        let saved = self.threads.ask(|_, answer| Errand::Save(answer));
+        let vcpus = saved.into_iter().map(|(vcpu, saved)| saved.ok_or(StateError::Ended(vcpu)));
+        Ok(SavedStealTime {
+            version: VERSION,
+            vcpus: vcpus.collect::<Result<_, _>>()?,
+            unlogged_pages: self.publisher.unlogged_pages(),
+        })
+    }
+
+    /// Takes `saved` for the steal time of all vCPUs. Guest memory holds what was saved of it already.
+    ///
+    /// Each record is true when this returns: steal is no less than it was, and goes on from there; the byte is 0.
+    ///
+    /// # Errors
+    /// [`StateError`]. Unless a vCPU could not take it, nothing has changed then.
+    pub fn restore_steal_time(&self, _paused: &Paused, saved: &SavedStealTime) -> Result<(), StateError> {
+        let exists = self.publisher.kind().msr_owner() != MsrOwner::Nobody;
+        saved.check(self.threads.count(), exists)?;
+        let mut vcpus = saved.vcpus.iter().copied();
+        let restored =
+            self.threads.ask(|_, answer| Errand::Restore(vcpus.next().unwrap_or_default(), answer));
+        for (vcpu, restored) in restored {
+            restored.ok_or(StateError::Ended(vcpu))??;
+        }
+        Ok(())
+    }
+
+    /// What there is to see of each vCPU that has not ended.
+    pub fn look(&self, _paused: &Paused) -> Vec<Look> {
+        let looks = self.threads.ask(|_, answer| Errand::Look(answer));
+        looks.into_iter().filter_map(|(_, look)| look).collect()
+    }
+
+    /// Sends the threads home, whether it stands still or not, and gives what is left of each vCPU.
+    pub fn finish(&mut self) -> Vec<(VcpuId, Remains)> {
+        self.threads.finish()
+    }
+}
