@@ -24,7 +24,11 @@ use core::mem::offset_of;
 use protocol::VcpuId;
 use protocol::steal_time::StealTime;
 
+use crate::differential::Form;
 use crate::steal_time::{PER_VCPU_OFFSET, RECORDS};
+
+/// All forms of the check that there are.
+pub const FORMS: [Form; 1] = [Form { name: "landed", code: __vcpu_is_preempted }];
 
 global_asm!(
     ".pushsection .text.vcpu_is_preempted, \"ax\", @progbits",
@@ -113,42 +117,5 @@ mod tests {
         assert_eq!(code[8..10], [0x80, 0xb8], "cmpb $0, displacement(%rax)");
         assert_eq!(code[14..], [0, 0x0f, 0x95, 0xc0, 0xc3], "$0; setne %al; ret");
         assert_eq!(start.align_offset(64), 0);
-    }
-
-    /// What the call tells the compiler: everything but `rax` and the flags survives it.
-    #[test]
-    fn check_keeps_every_register_but_rax() {
-        exclusively(|| {
-            let before: [u64; 13] = std::array::from_fn(|place| 0x1111_1111_1111_1111 * (place as u64 + 1));
-            let mut after = before;
-            for value in [0, 1] {
-                set_preempted(VcpuId::BOOT, value);
-                // SAFETY: every register that the block loads is declared, or saved and restored by it; `rdi` is a
-                // vCPU's index.
-                unsafe {
-                    asm!(
-                        "push rbx", "push rbp",
-                        "mov r15, rax",
-                        "mov rbx, [r15]", "mov rcx, [r15 + 8]", "mov rdx, [r15 + 16]", "mov rsi, [r15 + 24]",
-                        "mov rbp, [r15 + 32]", "mov r8, [r15 + 40]", "mov r9, [r15 + 48]", "mov r10, [r15 + 56]",
-                        "mov r11, [r15 + 64]", "mov r12, [r15 + 72]", "mov r13, [r15 + 80]", "mov r14, [r15 + 88]",
-                        "call {check}",
-                        "mov [r15], rbx", "mov [r15 + 8], rcx", "mov [r15 + 16], rdx", "mov [r15 + 24], rsi",
-                        "mov [r15 + 32], rbp", "mov [r15 + 40], r8", "mov [r15 + 48], r9", "mov [r15 + 56], r10",
-                        "mov [r15 + 64], r11", "mov [r15 + 72], r12", "mov [r15 + 80], r13", "mov [r15 + 88], r14",
-                        "mov [r15 + 96], rdi",
-                        "pop rbp", "pop rbx",
-                        check = sym __vcpu_is_preempted,
-                        in("rdi") VcpuId::BOOT.index(),
-                        inout("rax") after.as_mut_ptr() => _,
-                        out("rcx") _, out("rdx") _, out("rsi") _, out("r8") _, out("r9") _, out("r10") _,
-                        out("r11") _, out("r12") _, out("r13") _, out("r14") _, out("r15") _,
-                    );
-                }
-                assert_eq!(after[..12], before[..12]);
-                assert_eq!(after[12], VcpuId::BOOT.index() as u64);
-            }
-            set_preempted(VcpuId::BOOT, 0);
-        });
     }
 }

@@ -4,6 +4,7 @@
 //! host. Reading order:
 //!
 //! 1. [`check`]: is that vCPU running? Four instructions, one register.
+//!    [`differential`] holds it to what it promises.
 //! 2. [`steal_time`]: the records that the check reads, and how a guest reads steal.
 //! 3. [`cpu`]: what a lock needs of the machine.
 //! 4. [`patience`]: when a spinning waiter stops. The three ways to wait.
@@ -17,6 +18,7 @@
 
 pub mod check;
 pub mod cpu;
+pub mod differential;
 pub mod locks;
 pub mod park;
 pub mod patience;

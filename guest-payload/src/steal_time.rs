@@ -82,6 +82,11 @@ impl Record {
         self.0.preempted.compare_exchange(expected, added, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
+    /// Sets the byte, as a host would. For records that no host writes.
+    pub fn set_preempted(&self, value: u8) {
+        self.0.preempted.store(value, Ordering::Relaxed);
+    }
+
     /// Leaves the version at `version`, as a guest that took the record over from another might find it.
     pub fn set_version(&self, version: u32) {
         self.0.version.store(version, Ordering::Release);
@@ -141,7 +146,7 @@ pub(crate) mod testing {
     }
 
     pub(crate) fn set_preempted(vcpu: VcpuId, value: u8) {
-        record_of(vcpu).0.preempted.store(value, Ordering::Relaxed);
+        record_of(vcpu).set_preempted(value);
     }
 }
 

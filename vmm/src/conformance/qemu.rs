@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use protocol::conformance::Assertion;
 use protocol::words::Scene;
 
-use super::scenes::{ABSENT, SETTINGS, Setting};
+use super::scenes::{ABSENT, CHECK, SETTINGS, Setting};
 use super::{ConformanceError, Plan, Subject, Verdicts};
 use crate::payload;
 
@@ -29,6 +29,9 @@ pub(super) fn play_all(
     verdicts: &mut Verdicts,
 ) -> Result<(), ConformanceError> {
     play(plan, subject, ABSENT, verdicts)?;
+    if subject == Subject::QemuTcg {
+        play(plan, subject, CHECK, verdicts)?;
+    }
     if subject == Subject::QemuKvm {
         for setting in SETTINGS.into_iter().filter(|setting| setting.cpus.is_none()) {
             play(plan, subject, setting, verdicts)?;

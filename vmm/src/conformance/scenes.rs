@@ -44,9 +44,13 @@ impl Setting {
 /// The scene for a feature that is off.
 pub const ABSENT: Setting = Setting::of(Scene::Absent, 1);
 
-/// The scenes that need a publisher, in the order in which they are played.
-pub const SETTINGS: [Setting; 4] = [
+/// The scene that needs neither a feature nor a host.
+pub const CHECK: Setting = Setting::of(Scene::Check, 1);
+
+/// All other scenes, in the order in which they are played.
+pub const SETTINGS: [Setting; 5] = [
     Setting::of(Scene::Msr, 2),
+    CHECK,
     Setting { overcommit: 2, duration_ms: 600, ..Setting::of(Scene::Spin, 2) },
     Setting { cpus: Some(1), ..Setting::of(Scene::Spin, 2) },
     Setting::of(Scene::Block, 3),
@@ -81,7 +85,7 @@ fn play(
         match setting.scene {
             Scene::Spin => judge_spinners(&cpus, vcpus, window, byte, verdicts),
             Scene::Block => judge_leaving(window, byte, verdicts),
-            Scene::Msr | Scene::Absent => {}
+            Scene::Msr | Scene::Absent | Scene::Check => {}
         }
     }
     Ok(())

@@ -6,6 +6,7 @@
 
 mod absent;
 mod block;
+mod check;
 mod msr;
 mod spin;
 
@@ -23,7 +24,7 @@ use crate::metal::ports;
 /// Plays the scene, and ends the run.
 pub(super) fn run(machine: Machine, workload: Workload) -> ! {
     match workload.scene {
-        Scene::Absent | Scene::Msr => alone(machine, workload),
+        Scene::Absent | Scene::Msr | Scene::Check => alone(machine, workload),
         Scene::Spin | Scene::Block => together(machine, workload),
     }
 }
@@ -35,6 +36,7 @@ fn alone(machine: Machine, workload: Workload) -> ! {
     }
     match workload.scene {
         Scene::Absent => absent::run(),
+        Scene::Check => check::run(),
         _ => msr::run(machine),
     }
     report::tell(machine, workload);

@@ -1,0 +1,27 @@
+//! Check: every form of the check, for every vCPU and every value of the byte, on records that nobody else writes.
+
+use guest_payload::check::FORMS;
+use guest_payload::differential::compare;
+use protocol::MAX_VCPUS;
+use protocol::conformance::Assertion;
+
+use super::judge;
+use crate::metal::ports::print_line;
+
+#[expect(unsafe_code, reason = "calls the forms as no Rust code does")]
+pub(super) fn run() {
+    for form in FORMS {
+        // SAFETY: it is a form of the check, and no vCPU has registered a record.
+        let compared = unsafe { compare(form, MAX_VCPUS) };
+        match compared {
+            Ok(trials) => {
+                judge(Assertion::CheckKeepsRegisters, trials, true);
+                judge(Assertion::WholeByteCounts, trials, true);
+            }
+            Err(difference) => {
+                print_line!("check {}: {difference}", form.name);
+                judge(Assertion::CheckKeepsRegisters, 0, false);
+            }
+        }
+    }
+}
