@@ -36,6 +36,9 @@ impl Publication for Entries<'_> {
         Ok(())
     }
     fn withdraw(&mut self) {}
+    fn take_init(&mut self) -> bool {
+        false
+    }
     fn rest(&mut self) {}
     fn rise(&mut self) -> Result<(), PublisherError> {
         Ok(())

@@ -36,13 +36,18 @@ struct Machine {
     vcpus: usize,
     /// The first address that is surely not RAM.
     end_of_memory: u64,
+    /// Where the start info lies.
+    start_info: u64,
 }
 
 /// Where each vCPU comes up at CPL 3, on its own stack.
 extern "C" fn start(vcpu: u64, start_info: u64, first_instruction: u64) -> ! {
     let Some(id) = usize::try_from(vcpu).ok().and_then(VcpuId::new) else { ports::exit(STATUS_USAGE) };
-    REPORT.vcpus[id.index()].first_instruction.store(first_instruction, Ordering::Relaxed);
     lapic::enable();
+    if smp::is_second_life_of(id) {
+        jobs::live_again();
+    }
+    REPORT.vcpus[id.index()].first_instruction.store(first_instruction, Ordering::Relaxed);
     let Some(info) = StartInfo::at(start_info) else { refuse(id, format_args!("there is no start info")) };
     let Some(line) = info.command_line() else { refuse(id, format_args!("the command line is no text")) };
     let (workload, boot) = words::parse(line).unwrap_or_else(|error| refuse(id, format_args!("{error}")));
@@ -51,7 +56,7 @@ extern "C" fn start(vcpu: u64, start_info: u64, first_instruction: u64) -> ! {
         refuse(id, format_args!("no PIT tells the rate of the time stamp counter (say tsc_khz=)"));
     }
     let end_of_memory = info.end_of_memory().unwrap_or(u64::MAX);
-    let machine = Machine { vcpu: Vcpu { id, khz }, vcpus: vcpus.min(MAX_VCPUS), end_of_memory };
+    let machine = Machine { vcpu: Vcpu { id, khz }, vcpus: vcpus.min(MAX_VCPUS), end_of_memory, start_info };
     if id.index() >= machine.vcpus {
         // One more than we were told of.
         jobs::sleep_for_ever();

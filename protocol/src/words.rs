@@ -85,13 +85,15 @@ named! {
 
 named! {
     /// What the vCPUs play to judge assertions of [`crate::conformance`].
-    Scene, "msr, absent, check, spin or block" {
+    Scene, "msr, absent, check, init, spin or block" {
         /// One vCPU tries the MSR and records of its own.
         Msr = "msr",
         /// One vCPU looks for a feature that is to be off.
         Absent = "absent",
         /// One vCPU tries each form of the check.
         Check = "check",
+        /// One vCPU resets another that has a record, and starts it again.
+        Init = "init",
         /// All vCPUs spin, and watch each other.
         Spin = "spin",
         /// One vCPU watches another that halts, and a third that is in the monitor most of the time.

@@ -12,6 +12,7 @@
  *	leaves its CPU to sleep               untouched: the vCPU halted, nobody took anything from it
  *	gets a CPU                            version odd, steal += delay, version even, byte = 0
  *	runs, and its byte is 1               the same: nobody traced the switch that brought it here
+ *	is sent INIT for its vCPU             untouched from now on: INIT has cleared the MSR
  *
  * This is what KVM does for a guest whose MSR it handles itself (kvm_sched_out(), record_steal_time()).
  *
@@ -19,9 +20,10 @@
  *
  *	record.version, record.steal          this program
  *	record.preempted                      this program; single-byte stores by the vCPU's own thread
- *	slot.site, slot.parked                the monitor
+ *	slot.site                             the monitor; this program at INIT
+ *	slot.parked                           the monitor
  *	slot.accounted                        the monitor before it sets `site`, this program after
- *	slot.outs, ins, sleeps, healed        this program
+ *	slot.outs, ins, sleeps, healed, inits this program
  *	vcpu_of_task                          the monitor
  *
  * One writer at a time, without a lock. A switch is traced with interrupts off, on the CPU that the thread leaves or
@@ -102,7 +104,9 @@ struct slot {
 	__u64 ins;	 /* switched in */
 	__u64 sleeps;	 /* switched out to sleep */
 	__u64 healed;	 /* found with its byte set while it ran */
-	__u64 unused[9];
+	__u64 inits;	 /* INITs that it was sent */
+	__u64 asserts;	 /* whether the last INIT that it sent was to be taken */
+	__u64 unused[7];
 };
 
 /* A thread's vCPU. Task storage costs a thread without any least: its task_struct says at once that it has none. */
@@ -252,6 +256,60 @@ int steal_heal(void *ctx)
 	if (record && READ_ONCE(record->preempted) && !(site & SITE_PARKED)) {
 		publish_arrival(slot, site, record, task->sched_info.run_delay);
 		slot->healed++;
+	}
+	return 0;
+}
+
+/*
+ * INIT. KVM's own reset of a vCPU clears its MSR, but nobody tells a monitor that keeps the MSR in KVM's place: INIT and
+ * SIPI do not leave KVM_RUN. What can be seen is their way through the local APICs, in the context of the vCPU that sends
+ * them: first what it has written to its command register, then each vCPU that is to take it.
+ *
+ * An INIT that is level triggered and not asserted is a relic, and no vCPU takes it (__apic_accept_irq()). The second
+ * tracepoint does not tell these apart, so the first leaves a note in the sender's slot.
+ *
+ * Why `site` may be cleared here although it is the monitor's. The vCPU's thread may be handling a write of the MSR at
+ * this moment, and set `site` after us. But that thread looks at `inits` before it next enters the guest, and then takes
+ * publication back itself. A thread that is inside KVM_RUN sets nothing; there the vCPU waits for SIPI. And if it is just
+ * being switched in on its CPU, it may publish this once more, a moment after INIT was sent and before it is taken.
+ */
+#define DELIVERY_MODE 0x700
+#define DELIVERY_INIT 0x500
+#define LEVEL_ASSERT 0x4000
+#define LEVEL_TRIGGERED 0x8000
+
+/* kvm_apic_ipi(icr_low, dest_id): what a vCPU's thread, the current task, sends. */
+SEC("raw_tracepoint")
+int steal_ipi(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u32 command = ctx->args[0];
+	struct slot *sender;
+
+	if ((command & DELIVERY_MODE) != DELIVERY_INIT)
+		return 0;
+	sender = slot_of(bpf_get_current_task_btf());
+	if (sender)
+		sender->asserts = (command & LEVEL_ASSERT) || !(command & LEVEL_TRIGGERED);
+	return 0;
+}
+
+/* kvm_apic_accept_irq(apicid, delivery mode, trigger mode, vector): who takes it. Our vCPUs' APIC ids are their indices. */
+SEC("raw_tracepoint")
+int steal_init(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u32 target = ctx->args[0];
+	struct slot *sender, *slot;
+
+	if ((__u32)ctx->args[1] != DELIVERY_INIT)
+		return 0;
+	/* Other machines have vCPUs of the same number. */
+	sender = slot_of(bpf_get_current_task_btf());
+	if (!sender || !sender->asserts)
+		return 0;
+	slot = bpf_map_lookup_elem(&slots, &target);
+	if (slot) {
+		WRITE_ONCE(slot->site, 0);
+		__sync_fetch_and_add(&slot->inits, 1);
 	}
 	return 0;
 }

@@ -106,6 +106,15 @@ impl Diagnosis {
                     "BPF",
                     format!("the program loads and attaches, in {:.1} ms", took.as_secs_f64() * 1e3),
                 );
+                if program.notices_init() {
+                    self.good("INIT", "KVM's local APICs tell of it: it clears the MSR, as it must".to_owned());
+                } else {
+                    self.bad(
+                        "INIT",
+                        "KVM's tracepoints are missing: an INIT leaves the MSR and publication as they are"
+                            .to_owned(),
+                    );
+                }
             }
             Err(error) => self.bad("BPF", format!("{error}; without it the byte is as true as KVM's own")),
         }

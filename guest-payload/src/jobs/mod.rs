@@ -77,6 +77,11 @@ pub(crate) fn run(machine: Machine, workload: Workload) -> ! {
     finish(part)
 }
 
+/// Goes on with a vCPU that has come up once more, after another has reset it.
+pub(crate) fn live_again() -> ! {
+    conformance::init::second_life()
+}
+
 /// Halts, and stays halted.
 pub(crate) fn sleep_for_ever() -> ! {
     loop {

@@ -145,6 +145,9 @@ global_asm!(
     "movl   %edi, %ecx",
     "imull  ${pointer_size}, %ecx, %ecx",
     "lgdt   {gdt_pointers} + {pointer_operand}(%rcx)",
+    // A vCPU that comes up once more finds its task busy, which must not be loaded.
+    "movq   {gdt_pointers} + {pointer_operand} + 2(%rcx), %rax",
+    "andb   $0xfd, {task} + 5(%rax)",
     "lidt   {idt_pointer}",
     "movl   ${task}, %ecx",
     "ltr    %cx",

@@ -53,6 +53,18 @@ pub(crate) fn send_startup() {
     write(COMMAND_LOW, ALL_BUT_SELF | ASSERT | STARTUP | TRAMPOLINE >> 12);
 }
 
+/// Resets `vcpu`.
+pub(crate) fn send_init_to(vcpu: VcpuId) {
+    write(COMMAND_HIGH, u32::from(vcpu.apic_id()) << 24);
+    write(COMMAND_LOW, ASSERT | INIT);
+}
+
+/// Lets `vcpu` begin at the trampoline.
+pub(crate) fn send_startup_to(vcpu: VcpuId) {
+    write(COMMAND_HIGH, u32::from(vcpu.apic_id()) << 24);
+    write(COMMAND_LOW, ASSERT | STARTUP | TRAMPOLINE >> 12);
+}
+
 /// Halts this vCPU for `ticks` of its timer, or until somebody kicks it.
 pub(crate) fn nap(ticks: u32) {
     write(TIMER_DIVIDE, DIVIDE_BY_1);

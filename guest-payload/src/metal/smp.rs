@@ -4,6 +4,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
+use protocol::VcpuId;
 use protocol::payload::TRAMPOLINE;
 
 use super::entry::START_INFO;
@@ -17,6 +18,9 @@ static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// The clock's rate (kHz), once the boot vCPU knows.
 static KHZ: AtomicU32 = AtomicU32::new(0);
+
+/// One more than the index of the vCPU that comes up a second time; 0 while none does.
+static REBORN: AtomicUsize = AtomicUsize::new(0);
 
 /// From INIT to SIPI.
 const INIT_NS: u64 = 1_000_000;
@@ -32,8 +36,7 @@ unsafe extern "C" {
 /// From the boot vCPU: starts all others, and gives how many there are in all.
 pub(crate) fn start_others(start_info: u64, expected: Option<u16>, khz: u32) -> usize {
     if expected != Some(1) {
-        copy_trampoline();
-        START_INFO.store(start_info, Ordering::Release);
+        lay_trampoline(start_info);
         lapic::send_init();
         let sent = clock::now();
         while clock::now().wrapping_sub(sent) < clock::cycles(INIT_NS, khz) {
@@ -53,6 +56,18 @@ pub(crate) fn start_others(start_info: u64, expected: Option<u16>, khz: u32) -> 
     KHZ.store(khz, Ordering::Relaxed);
     COUNT.store(count, Ordering::Release);
     count
+}
+
+/// From the boot vCPU: starts `vcpu`, which waits for it after an INIT, into its second life.
+pub(crate) fn start_again(start_info: u64, vcpu: VcpuId) {
+    lay_trampoline(start_info);
+    REBORN.store(vcpu.index() + 1, Ordering::Release);
+    lapic::send_startup_to(vcpu);
+}
+
+/// Whether `vcpu`, which is coming up, has lived before.
+pub(crate) fn is_second_life_of(vcpu: VcpuId) -> bool {
+    REBORN.load(Ordering::Acquire) == vcpu.index() + 1
 }
 
 /// From any other vCPU: answers, and waits for what the boot vCPU found out: how many vCPUs, and the clock's rate.
@@ -78,7 +93,8 @@ fn wait_for_silence(khz: u32) -> usize {
     answered
 }
 
-fn copy_trampoline() {
+fn lay_trampoline(start_info: u64) {
+    START_INFO.store(start_info, Ordering::Release);
     let (start, end) = (&raw const trampoline, &raw const trampoline_end);
     let to = core::ptr::with_exposed_provenance_mut::<u8>(TRAMPOLINE as usize);
     // SAFETY: the two symbols are the ends of the same constant; the page at TRAMPOLINE is RAM that nothing else uses.

@@ -48,9 +48,10 @@ pub const ABSENT: Setting = Setting::of(Scene::Absent, 1);
 pub const CHECK: Setting = Setting::of(Scene::Check, 1);
 
 /// All other scenes, in the order in which they are played.
-pub const SETTINGS: [Setting; 5] = [
+pub const SETTINGS: [Setting; 6] = [
     Setting::of(Scene::Msr, 2),
     CHECK,
+    Setting::of(Scene::Init, 2),
     Setting { overcommit: 2, duration_ms: 600, ..Setting::of(Scene::Spin, 2) },
     Setting { cpus: Some(1), ..Setting::of(Scene::Spin, 2) },
     Setting::of(Scene::Block, 3),
@@ -85,7 +86,7 @@ fn play(
         match setting.scene {
             Scene::Spin => judge_spinners(&cpus, vcpus, window, byte, verdicts),
             Scene::Block => judge_leaving(window, byte, verdicts),
-            Scene::Msr | Scene::Absent | Scene::Check => {}
+            Scene::Msr | Scene::Absent | Scene::Check | Scene::Init => {}
         }
     }
     Ok(())

@@ -45,6 +45,7 @@ impl Publisher for BpfPublisher {
             cleared_at_entry: 0,
             site: None,
             rests: false,
+            inits: 0,
         })))
     }
 
@@ -62,6 +63,8 @@ struct BpfPublication<'p> {
     site: Option<Site>,
     /// The program is not to write.
     rests: bool,
+    /// INITs that were noticed.
+    inits: u64,
 }
 
 impl BpfPublication<'_> {
@@ -93,6 +96,16 @@ impl Publication for BpfPublication<'_> {
         if let Some(site) = self.site.take() {
             self.overlay.give_back(site);
         }
+    }
+
+    fn take_init(&mut self) -> bool {
+        let inits = self.enrolled.slot().inits();
+        let is_new = inits != self.inits;
+        if is_new {
+            self.inits = inits;
+            self.withdraw();
+        }
+        is_new
     }
 
     fn rest(&mut self) {

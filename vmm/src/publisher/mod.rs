@@ -120,6 +120,9 @@ pub trait Publication: fmt::Debug {
     /// Stops publishing. When this returns the record is not written again.
     fn withdraw(&mut self);
 
+    /// Whether the vCPU was sent INIT since this was last asked. Nothing is published then.
+    fn take_init(&mut self) -> bool;
+
     /// The guest is paused: nothing is written until [`rise`](Self::rise), whatever becomes of the thread.
     fn rest(&mut self);
 

@@ -7,6 +7,7 @@
 //! - bit 0 clear stops publication before the write completes, and leaves the record as it is;
 //! - bit 0 set moves publication to the new record, which is updated once before the guest goes on;
 //! - an address outside RAM is taken in silence: nothing is written, nothing faults;
+//! - INIT clears it, and stops publication;
 //! - without the feature in CPUID every access faults.
 //!
 //! The filter makes KVM hand the accesses over. KVM's own copy of the MSR stays 0, so KVM never writes a record:
@@ -93,7 +94,8 @@ impl<'p> StealTimeMsr<'p> {
     }
 
     /// RDMSR of `index`.
-    pub fn read(&self, index: u32) -> Access<u64> {
+    pub fn read(&mut self, index: u32) -> Access<u64> {
+        self.notice_init();
         match self.publication {
             Some(_) if index == MSR_STEAL_TIME => Access::Done(self.value),
             _ => Access::Fault,
@@ -118,6 +120,7 @@ impl<'p> StealTimeMsr<'p> {
     /// # Errors
     /// As for [`write`](Self::write).
     pub fn set(&mut self, value: u64, least_ns: u64) -> Result<Access<()>, PublisherError> {
+        self.notice_init();
         let Some(publication) = &mut self.publication else { return Ok(Access::Fault) };
         let Ok(registration) = Registration::from_msr(value) else {
             return Ok(Access::Fault);
@@ -132,6 +135,7 @@ impl<'p> StealTimeMsr<'p> {
 
     /// The guest is paused: its record is not written until [`rise`](Self::rise).
     pub fn rest(&mut self) {
+        self.notice_init();
         if let Some(publication) = &mut self.publication {
             publication.rest();
         }
@@ -150,8 +154,16 @@ impl<'p> StealTimeMsr<'p> {
         self.publication.as_ref().map(|publication| publication.counts())
     }
 
-    /// The last thing before the guest is entered: a byte that says preempted is cleared.
+    /// INIT has cleared the MSR without a word to us: only the publisher can know.
+    fn notice_init(&mut self) {
+        if self.publication.as_mut().is_some_and(|publication| publication.take_init()) {
+            self.value = 0;
+        }
+    }
+
+    /// The last thing before the guest is entered: an INIT is noticed, and a byte that says preempted is cleared.
     pub fn before_entry(&mut self) {
+        self.notice_init();
         if let Some(publication) = &mut self.publication {
             publication.before_entry();
         }
@@ -160,13 +172,14 @@ impl<'p> StealTimeMsr<'p> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Arc, Mutex};
 
     use super::*;
 
-    /// Notes what it is asked.
+    /// Notes what it is asked, and is sent INIT when told so.
     #[derive(Debug, Default, Clone)]
-    struct Notes(Arc<Mutex<Vec<Option<u64>>>>);
+    struct Notes(Arc<Mutex<Vec<Option<u64>>>>, Arc<AtomicBool>);
 
     impl Publication for Notes {
         fn publish(&mut self, gpa: u64, _least_ns: u64) -> Result<(), PublisherError> {
@@ -176,6 +189,10 @@ mod tests {
 
         fn withdraw(&mut self) {
             self.0.lock().unwrap().push(None);
+        }
+
+        fn take_init(&mut self) -> bool {
+            self.1.swap(false, Ordering::Relaxed)
         }
 
         fn rest(&mut self) {}
@@ -219,8 +236,24 @@ mod tests {
     }
 
     #[test]
+    fn init_clears_the_value_before_it_is_read_written_or_the_guest_entered() {
+        let (mut msr, notes) = msr();
+        assert_eq!(msr.write(MSR_STEAL_TIME, 0x1041).unwrap(), Access::Done(()));
+        notes.1.store(true, Ordering::Relaxed);
+        assert_eq!(msr.read(MSR_STEAL_TIME), Access::Done(0));
+        assert_eq!(msr.write(MSR_STEAL_TIME, 0x2041).unwrap(), Access::Done(()));
+        notes.1.store(true, Ordering::Relaxed);
+        msr.before_entry();
+        assert_eq!(msr.value(), Some(0));
+        notes.1.store(true, Ordering::Relaxed);
+        assert_eq!(msr.write(MSR_STEAL_TIME, 0x3041).unwrap(), Access::Done(()));
+        assert_eq!(msr.value(), Some(0x3041));
+    }
+
+    #[test]
     fn without_the_feature_and_for_other_msrs_every_access_faults() {
         let mut absent = StealTimeMsr::new(None);
+        absent.before_entry();
         assert_eq!(absent.read(MSR_STEAL_TIME), Access::Fault);
         assert_eq!(absent.write(MSR_STEAL_TIME, 0).unwrap(), Access::Fault);
         let (mut msr, _) = msr();

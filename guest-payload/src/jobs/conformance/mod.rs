@@ -7,6 +7,7 @@
 mod absent;
 mod block;
 mod check;
+pub(super) mod init;
 mod msr;
 mod spin;
 
@@ -24,17 +25,17 @@ use crate::metal::ports;
 /// Plays the scene, and ends the run.
 pub(super) fn run(machine: Machine, workload: Workload) -> ! {
     match workload.scene {
-        Scene::Absent | Scene::Msr | Scene::Check => alone(machine, workload),
+        Scene::Absent | Scene::Msr | Scene::Check | Scene::Init => alone(machine, workload),
         Scene::Spin | Scene::Block => together(machine, workload),
     }
 }
 
-/// A scene of the boot vCPU alone, without any record but its own ones.
+/// A scene that the boot vCPU directs, with no record but those that the scene asks for.
 fn alone(machine: Machine, workload: Workload) -> ! {
-    if machine.vcpu.id != VcpuId::BOOT {
-        sleep_for_ever();
-    }
     match workload.scene {
+        Scene::Init if machine.vcpu.id == init::other() => init::first_life(),
+        _ if machine.vcpu.id != VcpuId::BOOT => sleep_for_ever(),
+        Scene::Init => init::run(machine),
         Scene::Absent => absent::run(),
         Scene::Check => check::run(),
         _ => msr::run(machine),

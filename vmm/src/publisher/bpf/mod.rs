@@ -42,7 +42,7 @@ pub use error::BpfError;
 pub use kernel_btf::KernelBtfError;
 use kernel_btf::KernelLayout;
 use mapping::Mapping;
-use object::{BpfObject, HEAL, PAGES, SLOTS, SWITCH, VCPU_OF_TASK};
+use object::{BpfObject, HEAL, INIT, IPI, PAGES, SLOTS, SWITCH, VCPU_OF_TASK};
 pub use pages::RecordPages;
 pub use slot::{Counts, Site, Slot};
 use syscall::NewProgram;
@@ -51,6 +51,7 @@ use syscall::NewProgram;
 #[derive(Debug)]
 pub struct Program {
     _links: [OwnedFd; 3],
+    init_links: Option<[OwnedFd; 2]>,
     vcpu_of_task: OwnedFd,
     slots: Mapping<Slot>,
     pages: RecordPages,
@@ -92,12 +93,12 @@ impl Program {
         stages.end("maps");
 
         let [on_switch, on_fpu, on_timer] = layout.tracepoints;
-        let switch = object.program(SWITCH, on_switch, btf.as_fd()).map_err(BpfError::Object)?;
+        let switch = object.program(SWITCH, Some(on_switch), btf.as_fd()).map_err(BpfError::Object)?;
         let switch = load(&switch)?;
         stages.end("switch program");
-        let heal_on_fpu = object.program(HEAL, on_fpu, btf.as_fd()).map_err(BpfError::Object)?;
+        let heal_on_fpu = object.program(HEAL, Some(on_fpu), btf.as_fd()).map_err(BpfError::Object)?;
         let heal_on_fpu = load(&heal_on_fpu)?;
-        let heal_on_timer = object.program(HEAL, on_timer, btf.as_fd()).map_err(BpfError::Object)?;
+        let heal_on_timer = object.program(HEAL, Some(on_timer), btf.as_fd()).map_err(BpfError::Object)?;
         let heal_on_timer = load(&heal_on_timer)?;
         stages.end("heal programs");
 
@@ -108,7 +109,10 @@ impl Program {
         ];
         stages.end("attach");
 
-        Ok(Self { _links: links, vcpu_of_task, slots, pages, timings: stages.ended })
+        let init_links = attach_to_init(&object, btf.as_fd())?;
+        stages.end("INIT programs");
+
+        Ok(Self { _links: links, init_links, vcpu_of_task, slots, pages, timings: stages.ended })
     }
 
     /// Makes the calling thread the thread of `vcpu`, until the guard is dropped: its switches are counted in
@@ -141,6 +145,11 @@ impl Program {
     /// The memory for guest pages that hold records.
     pub fn pages(&self) -> &RecordPages {
         &self.pages
+    }
+
+    /// Whether it is told of INIT. It is not where KVM's tracepoints are missing.
+    pub fn notices_init(&self) -> bool {
+        self.init_links.is_some()
     }
 
     /// How long each stage of loading took.
@@ -240,7 +249,23 @@ fn create(
 }
 
 fn attach(program: BorrowedFd<'_>, what: &'static str) -> Result<OwnedFd, BpfError> {
-    syscall::attach_to_tracepoint(program).map_err(BpfError::from_kernel(what))
+    syscall::attach_to_tracepoint(program, None).map_err(BpfError::from_kernel(what))
+}
+
+/// Attaches the two programs that are told of INIT, or none where KVM lacks a tracepoint.
+fn attach_to_init(object: &BpfObject, btf: BorrowedFd<'_>) -> Result<Option<[OwnedFd; 2]>, BpfError> {
+    let mut links = Vec::with_capacity(2);
+    for (name, tracepoint) in [(IPI, c"kvm_apic_ipi"), (INIT, c"kvm_apic_accept_irq")] {
+        let program = load(&object.program(name, None, btf).map_err(BpfError::Object)?)?;
+        match syscall::attach_to_tracepoint(program.as_fd(), Some(tracepoint)) {
+            Ok(link) => links.push(link),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            Err(source) => {
+                return Err(BpfError::from_kernel("attach a BPF program to KVM's local APICs")(source));
+            }
+        }
+    }
+    Ok(links.try_into().ok())
 }
 
 /// Loads a program, and asks the verifier why if it refuses: an explanation costs time, so only then.

@@ -33,6 +33,10 @@ pub(super) const PAGES: &str = "pages";
 pub(super) const SWITCH: &str = "steal_switch";
 /// The name of the program on `x86_fpu_regs_activated` and `hrtimer_expire_entry`.
 pub(super) const HEAL: &str = "steal_heal";
+/// The name of the program on `kvm_apic_ipi`.
+pub(super) const IPI: &str = "steal_ipi";
+/// The name of the program on `kvm_apic_accept_irq`.
+pub(super) const INIT: &str = "steal_init";
 
 /// A defect of the object, or a kernel that it does not fit.
 pub(super) type ObjectError = Box<dyn Error + Send + Sync>;
@@ -88,11 +92,11 @@ impl BpfObject {
         Ok(self.0.relocate_maps(maps, &HashSet::new())?)
     }
 
-    /// How to load program `name`, for a tracepoint by the BTF id of its typedef.
+    /// How to load program `name`, for a tracepoint by the BTF id of its typedef; without one, for any by its name.
     pub(super) fn program<'a>(
         &'a self,
         name: &'a str,
-        tracepoint: u32,
+        tracepoint: Option<u32>,
         btf: BorrowedFd<'a>,
     ) -> Result<NewProgram<'a>, ObjectError> {
         let program = self.0.programs.get(name);

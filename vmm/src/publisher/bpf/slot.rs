@@ -33,7 +33,7 @@ impl Site {
 
 /// One vCPU's slot, in memory shared with the program (`struct slot` of `steal_time.bpf.c`).
 ///
-/// Its site belongs to the vCPU's own thread: see [`Enrolled`](super::Enrolled).
+/// Its site belongs to the vCPU's own thread: see [`Enrolled`](super::Enrolled). The program takes it away at INIT.
 #[derive(Debug, Default)]
 #[repr(C, align(128))]
 pub struct Slot {
@@ -45,6 +45,9 @@ pub struct Slot {
     ins: AtomicU64,
     sleeps: AtomicU64,
     healed: AtomicU64,
+    inits: AtomicU64,
+    /// The program's own note.
+    _asserts: AtomicU64,
 }
 
 /// How often the program has seen a vCPU's thread, since the thread was enrolled first, published or not.
@@ -77,6 +80,11 @@ impl Slot {
             sleeps: self.sleeps.load(Ordering::Relaxed),
             healed: self.healed.load(Ordering::Relaxed),
         }
+    }
+
+    /// How many INITs the vCPU has been sent. With each the program stops publishing.
+    pub fn inits(&self) -> u64 {
+        self.inits.load(Ordering::Acquire)
     }
 
     /// Where the program publishes.

@@ -131,8 +131,8 @@ pub(super) struct NewProgram<'a> {
     pub(super) name: &'a str,
     pub(super) instructions: &'a [bpf_insn],
     pub(super) license: &'a CStr,
-    /// The BTF id of the tracepoint that it will be attached to.
-    pub(super) tracepoint: u32,
+    /// The BTF id of the tracepoint that it will be attached to, if it reads the arguments by their types.
+    pub(super) tracepoint: Option<u32>,
     pub(super) btf: BorrowedFd<'a>,
     /// What the verifier's messages call the program and its lines.
     pub(super) functions: Info,
@@ -178,10 +178,14 @@ pub(super) fn load_program(program: &NewProgram<'_>, log: &mut [u8]) -> io::Resu
         line_count: u32,
         attach_btf_id: u32,
     }
+    let (kind, attach_type) = match program.tracepoint {
+        Some(_) => (bpf_prog_type::BPF_PROG_TYPE_TRACING, bpf_attach_type::BPF_TRACE_RAW_TP as u32),
+        None => (bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT, 0),
+    };
     let (function_record_size, function_count) = program.functions.size_and_count();
     let (line_record_size, line_count) = program.lines.size_and_count();
     let attr = Attr {
-        kind: bpf_prog_type::BPF_PROG_TYPE_TRACING as u32,
+        kind: kind as u32,
         instruction_count: size(program.instructions.len()),
         instructions: address(program.instructions),
         license: address(program.license),
@@ -192,7 +196,7 @@ pub(super) fn load_program(program: &NewProgram<'_>, log: &mut [u8]) -> io::Resu
         flags: 0,
         name: name(program.name),
         ifindex: 0,
-        attach_type: bpf_attach_type::BPF_TRACE_RAW_TP as u32,
+        attach_type,
         btf: program.btf.as_raw_fd(),
         function_record_size,
         functions: address(&raw const *program.functions.records),
@@ -200,7 +204,7 @@ pub(super) fn load_program(program: &NewProgram<'_>, log: &mut [u8]) -> io::Resu
         line_record_size,
         lines: address(&raw const *program.lines.records),
         line_count,
-        attach_btf_id: program.tracepoint,
+        attach_btf_id: program.tracepoint.unwrap_or(0),
     };
     // SAFETY: BPF_PROG_LOAD reads the instructions, the license up to its 0, and both kinds of records, each as long
     // as its size and count say; it writes at most `log_size` bytes to `log`, which is ours to write.
@@ -209,16 +213,18 @@ pub(super) fn load_program(program: &NewProgram<'_>, log: &mut [u8]) -> io::Resu
     Ok(unsafe { owned(fd) })
 }
 
-/// Attaches a program to the tracepoint that it was loaded for, until the returned link is closed.
-pub(super) fn attach_to_tracepoint(program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// Attaches a program to the tracepoint that it was loaded for, or to the one of this name, until the returned link is
+/// closed.
+pub(super) fn attach_to_tracepoint(program: BorrowedFd<'_>, name: Option<&CStr>) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attr {
         name: u64,
         program: RawFd,
         padding: u32,
     }
-    let attr = Attr { name: 0, program: program.as_raw_fd(), padding: 0 };
-    // SAFETY: BPF_RAW_TRACEPOINT_OPEN reads `attr` alone: the tracepoint is in the program, no name is given.
+    let name = name.map_or(0, |name| address(name.as_ptr()));
+    let attr = Attr { name, program: program.as_raw_fd(), padding: 0 };
+    // SAFETY: BPF_RAW_TRACEPOINT_OPEN reads `attr` and the name up to its 0, if one is given.
     let fd = unsafe { bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &attr) }?;
     // SAFETY: BPF_RAW_TRACEPOINT_OPEN returns a new descriptor.
     Ok(unsafe { owned(fd) })

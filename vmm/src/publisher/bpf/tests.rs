@@ -183,7 +183,7 @@ fn verify(layout: &KernelLayout, shorten_to: Option<usize>) -> Option<Result<(),
     object.relocate_maps(&maps.each_ref().map(|(name, fd)| (*name, fd.as_fd()))).expect("the object's maps");
 
     let mut program =
-        object.program(SWITCH, layout.tracepoints[0], btf.as_fd()).expect("the object's program");
+        object.program(SWITCH, Some(layout.tracepoints[0]), btf.as_fd()).expect("the object's program");
     if let Some(length) = shorten_to {
         program.instructions = &program.instructions[..length];
         program.lines.records.clear();
