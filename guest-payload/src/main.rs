@@ -36,6 +36,8 @@ struct Machine {
     vcpus: usize,
     /// The first address that is surely not RAM.
     end_of_memory: u64,
+    /// The end of the RAM that is surely there.
+    end_of_ram: u64,
     /// Where the start info lies.
     start_info: u64,
 }
@@ -56,7 +58,9 @@ extern "C" fn start(vcpu: u64, start_info: u64, first_instruction: u64) -> ! {
         refuse(id, format_args!("no PIT tells the rate of the time stamp counter (say tsc_khz=)"));
     }
     let end_of_memory = info.end_of_memory().unwrap_or(u64::MAX);
-    let machine = Machine { vcpu: Vcpu { id, khz }, vcpus: vcpus.min(MAX_VCPUS), end_of_memory, start_info };
+    let end_of_ram = info.end_of_ram().unwrap_or(0);
+    let vcpus = vcpus.min(MAX_VCPUS);
+    let machine = Machine { vcpu: Vcpu { id, khz }, vcpus, end_of_memory, end_of_ram, start_info };
     if id.index() >= machine.vcpus {
         // One more than we were told of.
         jobs::sleep_for_ever();

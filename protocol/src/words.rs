@@ -85,7 +85,7 @@ named! {
 
 named! {
     /// What the vCPUs play to judge assertions of [`crate::conformance`].
-    Scene, "msr, absent, check, init, spin or block" {
+    Scene, "msr, absent, check, init, roam, spin or block" {
         /// One vCPU tries the MSR and records of its own.
         Msr = "msr",
         /// One vCPU looks for a feature that is to be off.
@@ -94,6 +94,8 @@ named! {
         Check = "check",
         /// One vCPU resets another that has a record, and starts it again.
         Init = "init",
+        /// One vCPU moves its record about, over pages that all others are writing.
+        Roam = "roam",
         /// All vCPUs spin, and watch each other.
         Spin = "spin",
         /// One vCPU watches another that halts, and a third that is in the monitor most of the time.
@@ -136,7 +138,7 @@ named! {
 }
 
 /// Every key, for messages.
-const KEYS: &str = "job, scene, lock, wait, section_ns, think_ns, threshold_ns, warmup_ms, duration_ms, seed, steal, \
+const KEYS: &str = "job, scene, moves, lock, wait, section_ns, think_ns, threshold_ns, warmup_ms, duration_ms, seed, steal, \
                     vcpus, tsc_khz, start";
 
 /// What the payload does, and how long.
@@ -146,6 +148,8 @@ pub struct Workload {
     pub job: Job,
     /// `scene=`: the scene of [`Job::Conformance`].
     pub scene: Scene,
+    /// `moves=`: how often [`Scene::Roam`] moves its record.
+    pub moves: u32,
     /// `lock=`: the lock of [`Job::Contend`].
     pub lock: Lock,
     /// `wait=`: its way to wait.
@@ -171,6 +175,7 @@ impl Workload {
     pub const DEFAULT: Self = Self {
         job: Job::Contend,
         scene: Scene::Msr,
+        moves: 500,
         lock: Lock::Tas,
         wait: Wait::Byte,
         section_ns: 1_000,
@@ -194,6 +199,7 @@ impl fmt::Display for Workload {
         let Self {
             job,
             scene,
+            moves,
             lock,
             wait,
             section_ns,
@@ -206,7 +212,7 @@ impl fmt::Display for Workload {
         } = self;
         write!(f, "job={job} ")?;
         if *job == Job::Conformance {
-            write!(f, "scene={scene} ")?;
+            write!(f, "scene={scene} moves={moves} ")?;
         }
         write!(f, "lock={lock} wait={wait} section_ns={section_ns} think_ns={think_ns} ")?;
         write!(
@@ -264,6 +270,7 @@ pub fn parse(line: &str) -> Result<(Workload, Boot), WordError<'_>> {
         match key {
             "job" => workload.job = Job::from_word(value).ok_or(bad(Job::EXPECTED))?,
             "scene" => workload.scene = Scene::from_word(value).ok_or(bad(Scene::EXPECTED))?,
+            "moves" => workload.moves = number(word, value)?,
             "lock" => workload.lock = Lock::from_word(value).ok_or(bad(Lock::EXPECTED))?,
             "wait" => workload.wait = Wait::from_word(value).ok_or(bad(Wait::EXPECTED))?,
             "section_ns" => workload.section_ns = number(word, value)?,
@@ -316,6 +323,7 @@ mod tests {
         let workload = Workload {
             job: Job::Conformance,
             scene: Scene::Absent,
+            moves: 3,
             lock: Lock::Mutex,
             wait: Wait::Threshold,
             section_ns: 7,

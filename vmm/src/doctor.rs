@@ -107,7 +107,10 @@ impl Diagnosis {
                     format!("the program loads and attaches, in {:.1} ms", took.as_secs_f64() * 1e3),
                 );
                 if program.notices_init() {
-                    self.good("INIT", "KVM's local APICs tell of it: it clears the MSR, as it must".to_owned());
+                    self.good(
+                        "INIT",
+                        "KVM's local APICs tell of it: it clears the MSR, as it must".to_owned(),
+                    );
                 } else {
                     self.bad(
                         "INIT",

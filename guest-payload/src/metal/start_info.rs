@@ -6,6 +6,8 @@
 
 /// Everything that is mapped.
 const MAPPED: u64 = 1 << 32;
+/// RAM that a guest may use.
+const KIND_RAM: u32 = 1;
 const MAGIC: u32 = 0x336e_c578;
 /// No command line is longer.
 const LONGEST_COMMAND_LINE: u64 = 32 << 10;
@@ -59,13 +61,22 @@ impl StartInfo {
 
     /// Where the last range of the memory map ends: no RAM lies there or beyond.
     pub(crate) fn end_of_memory(&self) -> Option<u64> {
-        let size = size_of::<MemoryMapEntry>() as u64;
-        let entries = 0..u64::from(self.memory_map_entries);
-        let ends = entries.filter_map(|index| {
-            let entry: MemoryMapEntry = read(self.memory_map.checked_add(index.checked_mul(size)?)?)?;
-            entry.address.checked_add(entry.size)
+        self.memory_map().filter_map(|entry| entry.address.checked_add(entry.size)).max()
+    }
+
+    /// Where the last range of RAM ends that is mapped.
+    pub(crate) fn end_of_ram(&self) -> Option<u64> {
+        let ends = self.memory_map().filter_map(|entry| {
+            let end = entry.address.checked_add(entry.size)?;
+            (entry.kind == KIND_RAM && end <= MAPPED).then_some(end)
         });
         ends.max()
+    }
+
+    fn memory_map(&self) -> impl Iterator<Item = MemoryMapEntry> {
+        let (map, size) = (self.memory_map, size_of::<MemoryMapEntry>() as u64);
+        let entries = 0..u64::from(self.memory_map_entries);
+        entries.filter_map(move |index| read(map.checked_add(index.checked_mul(size)?)?))
     }
 }
 

@@ -6,7 +6,7 @@ use protocol::words::{Job, Scene, Workload};
 use super::{ConformanceError, Plan, Verdicts};
 use crate::experiment::Experiment;
 use crate::host::cpus::Cpus;
-use crate::publisher::PublisherKind;
+use crate::publisher::{MsrOwner, PublisherKind};
 use crate::results::{ByteFigures, RunResult, WindowFigures};
 
 /// A scene, and the machine that it is played on.
@@ -48,10 +48,11 @@ pub const ABSENT: Setting = Setting::of(Scene::Absent, 1);
 pub const CHECK: Setting = Setting::of(Scene::Check, 1);
 
 /// All other scenes, in the order in which they are played.
-pub const SETTINGS: [Setting; 6] = [
+pub const SETTINGS: [Setting; 7] = [
     Setting::of(Scene::Msr, 2),
     CHECK,
     Setting::of(Scene::Init, 2),
+    Setting::of(Scene::Roam, 3),
     Setting { overcommit: 2, duration_ms: 600, ..Setting::of(Scene::Spin, 2) },
     Setting { cpus: Some(1), ..Setting::of(Scene::Spin, 2) },
     Setting::of(Scene::Block, 3),
@@ -63,7 +64,12 @@ pub(super) fn play_all(
     publisher: PublisherKind,
     verdicts: &mut Verdicts,
 ) -> Result<(), ConformanceError> {
-    play(plan, PublisherKind::Off, ABSENT, verdicts)?;
+    if publisher.msr_owner() == MsrOwner::Monitor {
+        play(plan, PublisherKind::Off, ABSENT, verdicts)?;
+    } else {
+        let why = "KVM answers whatever CPUID says, unless it is told otherwise; here the monitor would hide the MSR";
+        verdicts.pass_over(Assertion::AbsentFaults, why);
+    }
     for setting in SETTINGS {
         play(plan, publisher, setting, verdicts)?;
     }
@@ -86,7 +92,7 @@ fn play(
         match setting.scene {
             Scene::Spin => judge_spinners(&cpus, vcpus, window, byte, verdicts),
             Scene::Block => judge_leaving(window, byte, verdicts),
-            Scene::Msr | Scene::Absent | Scene::Check | Scene::Init => {}
+            Scene::Msr | Scene::Absent | Scene::Check | Scene::Init | Scene::Roam => {}
         }
     }
     Ok(())

@@ -9,6 +9,7 @@ mod block;
 mod check;
 pub(super) mod init;
 mod msr;
+mod roam;
 mod spin;
 
 use core::panic::Location;
@@ -26,7 +27,7 @@ use crate::metal::ports;
 pub(super) fn run(machine: Machine, workload: Workload) -> ! {
     match workload.scene {
         Scene::Absent | Scene::Msr | Scene::Check | Scene::Init => alone(machine, workload),
-        Scene::Spin | Scene::Block => together(machine, workload),
+        Scene::Roam | Scene::Spin | Scene::Block => together(machine, workload),
     }
 }
 
@@ -46,10 +47,15 @@ fn alone(machine: Machine, workload: Workload) -> ! {
 
 /// A scene of all vCPUs, with a record for each.
 fn together(machine: Machine, workload: Workload) -> ! {
-    spin::prepare(machine.vcpu.id);
-    crate::register(machine, workload);
+    if workload.scene == Scene::Roam {
+        roam::prepare(machine.vcpu.id.index());
+    } else {
+        spin::prepare(machine.vcpu.id);
+        crate::register(machine, workload);
+    }
     let part = Part::new(machine, workload, arrive(machine, workload));
     match workload.scene {
+        Scene::Roam => roam::run(part),
         Scene::Block => block::run(part),
         _ => spin::run(part),
     }
