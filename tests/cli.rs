@@ -113,7 +113,7 @@ fn payload_that_is_not_there_is_named() {
 #[test]
 fn payload_that_is_no_kernel_is_refused() {
     refuses_payload(b"", &["payload.bin", "empty"]);
-    refuses_payload(b"#!/bin/sh\n", &["payload.bin", "not an ELF file", "--flat"]);
+    refuses_payload(b"#!/bin/sh\n", &["payload.bin", "neither an ELF file nor a bzImage", "--flat"]);
     refuses_payload(b"\x7fELF", &["payload.bin", "cut short"]);
     let whole = executable(0x10_0000, &[Segment::of(0x10_0000, &[0xf4; 64])]);
     refuses_payload(&whole[..whole.len() - 1], &["payload.bin", "segment 0", "past the end of the file"]);

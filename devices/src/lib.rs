@@ -20,7 +20,7 @@ pub use bus::{BusError, PortBus, Unclaimed};
 pub use exit::ExitPort;
 pub use milestone::MilestonePort;
 pub use reset::I8042;
-pub use serial::Serial;
+pub use serial::{Serial, SerialInput};
 
 /// A device in port space, one byte at a time.
 pub trait Device: Send {

@@ -210,6 +210,7 @@ pub(crate) fn guest(vcpus: usize, publisher: PublisherKind, words: &str) -> Gues
         cmdline: String::new(),
         options: words.to_owned(),
         initrd: None,
+        stdin: false,
         timeout: Some(LIMIT),
     }
 }

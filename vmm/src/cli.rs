@@ -129,7 +129,7 @@ pub struct RunArgs {
     /// Number of vCPUs, 1 to 255
     #[arg(long, value_name = "N")]
     pub vcpus: Option<usize>,
-    /// Run this file: an ELF kernel (PVH or 64-bit) [default: the embedded payload]
+    /// Run this file: an ELF kernel (PVH or 64-bit), or a bzImage [default: the embedded payload]
     #[arg(long, value_name = "FILE")]
     pub payload: Option<PathBuf>,
     /// The payload is a flat binary for 1 MiB
@@ -262,6 +262,7 @@ impl RunArgs {
             cmdline: self.cmdline.clone().unwrap_or_default(),
             options: self.workload.words(),
             initrd: self.initrd.clone(),
+            stdin: true,
             timeout: self.timeout,
         })
     }

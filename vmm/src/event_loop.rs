@@ -1,7 +1,7 @@
 //! The event loop: the main thread while a guest runs.
 //!
 //! It waits for vCPU threads to tell something, for Ctrl-C, and for the time-out; it keeps no state of the guest. What
-//! happened it hands to its caller, one [`Event`] at a time.
+//! happened it hands to its caller, one [`Event`] at a time. What arrives at the console it passes on itself.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,6 +16,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
+use crate::console::{Console, Wish};
 use crate::vcpu::{Message, Outbox};
 
 /// What can happen.
@@ -23,7 +24,7 @@ use crate::vcpu::{Message, Outbox};
 pub enum Event {
     /// A vCPU thread has told this.
     Vcpu(Message),
-    /// The user wants the run to end (Ctrl-C, or a termination signal).
+    /// The user wants the run to end (Ctrl-C, a termination signal, or the escape key).
     Interrupted,
     /// The time is over.
     TimedOut,
@@ -62,11 +63,12 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// A loop that ends after `timeout`, if there is one. Signals are blocked already.
+    /// A loop that ends after `timeout`, if there is one, and serves `console`, if there is one. Signals are blocked
+    /// already.
     ///
     /// # Errors
     /// [`EventLoopError`], out of file descriptors most likely.
-    pub fn new(timeout: Option<Duration>) -> Result<Self, EventLoopError> {
+    pub fn new(timeout: Option<Duration>, console: Option<Console>) -> Result<Self, EventLoopError> {
         let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(failed("make an eventfd"))?;
         let (sender, inbox) = mpsc::channel();
         let mut timer = TimerFd::new().map_err(failed("make a timer"))?;
@@ -77,8 +79,8 @@ impl EventLoop {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = SignalFd::with_flags(&signals(), flags).map_err(failed("make a signalfd"))?;
         let wake_copy = wake.try_clone().map_err(failed("copy an eventfd"))?;
-        let sources =
-            Sources { wake: wake_copy, inbox, signals, timer, pending: VecDeque::new(), refused: None };
+        let pending = VecDeque::new();
+        let sources = Sources { wake: wake_copy, inbox, signals, timer, console, pending, refused: None };
         let mut manager = EventManager::new().map_err(failed("make an epoll"))?;
         let id = manager.add_subscriber(sources);
         match manager.subscriber_mut(id).map_err(failed("find its sources"))?.refused.take() {
@@ -136,15 +138,20 @@ struct Sources {
     inbox: mpsc::Receiver<Message>,
     signals: SignalFd,
     timer: TimerFd,
+    console: Option<Console>,
     pending: VecDeque<Event>,
     /// Why a source could not be watched, if one could not: the trait gives `init` no way to say so.
     refused: Option<event_manager::Error>,
 }
 
 impl MutEventSubscriber for Sources {
-    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         let fd = events.fd();
-        if fd == self.wake.as_raw_fd() {
+        if let Some(console) = self.console.as_mut().filter(|console| console.watches(fd)) {
+            if console.process(fd, ops) == Wish::End {
+                self.pending.push_back(Event::Interrupted);
+            }
+        } else if fd == self.wake.as_raw_fd() {
             // The counter goes first: what is sent after this read wakes the loop again.
             let _: io::Result<u64> = self.wake.read();
             self.pending.extend(self.inbox.try_iter().map(Event::Vcpu));
@@ -162,6 +169,9 @@ impl MutEventSubscriber for Sources {
             if let Err(refused) = ops.add(Events::new_raw(fd, EventSet::IN)) {
                 self.refused = Some(refused);
             }
+        }
+        if let Some(Err(refused)) = self.console.as_mut().map(|console| console.begin(ops)) {
+            self.refused = Some(refused);
         }
     }
 }

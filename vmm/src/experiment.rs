@@ -114,6 +114,7 @@ impl Experiment {
             cmdline: String::new(),
             options: workload.to_string(),
             initrd: None,
+            stdin: false,
             timeout: Some(length + PATIENCE),
         };
         let run = guest::run(&config, io::sink(), Timings::since(Instant::now()))?;

@@ -10,13 +10,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use devices::{ExitPort, I8042, MilestonePort, PortBus, Serial, Unclaimed};
+use devices::{ExitPort, I8042, MilestonePort, PortBus, Serial, SerialInput, Unclaimed};
 use kvm_ioctls::VcpuFd;
 use protocol::machine::{COM1, EXIT_PORT, I8042 as I8042_PORTS, I8042_COMMAND, MILESTONE_PORT};
 use protocol::words::{self, Boot, Start, Workload};
 use protocol::{MAX_VCPUS, VcpuId};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::Entry;
+use crate::console::Console;
 use crate::event_loop::{self, EventLoop, EventLoopError};
 use crate::gate::Gate;
 use crate::host::cpus::Cpus;
@@ -56,6 +58,8 @@ pub struct GuestConfig {
     pub options: String,
     /// An initrd.
     pub initrd: Option<PathBuf>,
+    /// Whether what arrives at standard input goes to COM1 of a foreign payload. Ours does not listen.
+    pub stdin: bool,
     /// When the run ends, if the guest does not end it.
     pub timeout: Option<Duration>,
 }
@@ -107,6 +111,9 @@ pub enum GuestError {
     /// The guest, on its way.
     #[error(transparent)]
     Progress(#[from] ProgressError),
+    /// Standard input.
+    #[error("Cannot connect standard input to the guest's COM1 (try </dev/null)")]
+    Console(#[source] io::Error),
     /// The kick signal.
     #[error("Cannot block the kick signal")]
     Kick(#[source] io::Error),
@@ -184,6 +191,7 @@ pub struct Guest {
     workload: Option<Workload>,
     report: Option<ReportView>,
     selection: Selection,
+    has_terminal: bool,
     timings: Timings,
 }
 
@@ -225,8 +233,6 @@ impl Guest {
         }
         event_loop::block_signals()?;
         kick::block().map_err(GuestError::Kick)?;
-        let event_loop = EventLoop::new(config.timeout)?;
-
         let loading = config.publisher.begin_loading(config.vcpus);
         let built = build(config, &mut timings);
         let loaded = loading.finish();
@@ -239,8 +245,14 @@ impl Guest {
         }
 
         let gate = Arc::new(gate);
+        let (ports, line) = port_bus(&machine, console)?;
+        let is_foreign = workload.is_none();
+        let console = (config.stdin && is_foreign).then(|| Console::new(line.input, line.room)).transpose();
+        let console = console.map_err(GuestError::Console)?;
+        let has_terminal = console.as_ref().is_some_and(Console::has_terminal);
+        let event_loop = EventLoop::new(config.timeout, console)?;
         let shared = Arc::new(Shared {
-            ports: port_bus(&machine, console)?,
+            ports,
             gate: Arc::clone(&gate),
             cpus: config.cpus.clone(),
             ram: machine.ram().clone(),
@@ -265,12 +277,17 @@ impl Guest {
         }
         timings.mark("vCPU threads started");
         let vm = Vm::new(machine, gate, publisher, threads);
-        Ok(Self { vm, event_loop, shared, entry, workload, report, selection, timings })
+        Ok(Self { vm, event_loop, shared, entry, workload, report, selection, has_terminal, timings })
     }
 
     /// The machine, to be paused, looked at, saved and restored.
     pub fn vm(&self) -> &Vm {
         &self.vm
+    }
+
+    /// Whether it has the user's terminal to itself: then the escape key ends it, and Ctrl-C does not.
+    pub fn has_terminal(&self) -> bool {
+        self.has_terminal
     }
 
     /// Our payload's report; `None` for a foreign one.
@@ -370,13 +387,22 @@ fn workload(config: &GuestConfig) -> Result<Workload, GuestError> {
     words::parse(&line).map(|(workload, _)| workload).map_err(|error| GuestError::Word(error.to_string()))
 }
 
-fn port_bus(machine: &Machine, console: impl Write + Send + 'static) -> Result<PortBus, GuestError> {
+/// The monitor's end of COM1.
+struct Line {
+    input: SerialInput,
+    room: EventFd,
+}
+
+fn port_bus(machine: &Machine, console: impl Write + Send + 'static) -> Result<(PortBus, Line), GuestError> {
+    let room = EventFd::new(libc::EFD_NONBLOCK).map_err(GuestError::Console)?;
+    let copy = room.try_clone().map_err(GuestError::Console)?;
+    let (serial, input) = Serial::new(machine.com1_line()?, copy, console);
     let mut ports = PortBus::new();
-    ports.attach(COM1, 8, Serial::new(machine.com1_line()?, console))?;
+    ports.attach(COM1, 8, serial)?;
     ports.attach(I8042_PORTS, I8042_COMMAND - I8042_PORTS + 1, I8042::new())?;
     ports.attach(EXIT_PORT, 1, ExitPort)?;
     ports.attach(MILESTONE_PORT, 1, MilestonePort)?;
-    Ok(ports)
+    Ok((ports, Line { input, room }))
 }
 
 fn first_instruction(report: &ReportView, clock: &GuestClock) -> Option<Instant> {

@@ -8,8 +8,8 @@
 //!    [`publisher::bpf`] does it from the scheduler.
 //! 4. [`vcpu`], [`kick`], [`gate`]: the run loop and its exits, how it is left, and where its threads stop.
 //! 5. [`vm`], [`memory`], [`loader`], [`boot`], [`cpuid`]: the machine, and how a guest begins in it.
-//! 6. [`event_loop`], [`progress`], [`measure`], [`host`]: the main thread, a guest under way, and what the host has
-//!    counted.
+//! 6. [`event_loop`], [`console`], [`terminal`], [`escape`]: the main thread, and what a user types;
+//!    [`progress`], [`measure`], [`host`]: a guest under way, and what the host has counted.
 //! 7. [`results`], [`render`], [`table`], [`output`]: a run as a document, and what is printed of it.
 //! 8. [`experiment`], [`demo`], [`mod@bench`], [`conformance`], [`doctor`]: what is made of all that.
 
@@ -17,10 +17,12 @@ pub mod bench;
 pub mod boot;
 pub mod cli;
 pub mod conformance;
+pub mod console;
 pub mod cpuid;
 pub mod demo;
 pub mod doctor;
 pub mod error;
+pub mod escape;
 pub mod event_loop;
 pub mod experiment;
 pub mod gate;
@@ -38,6 +40,7 @@ pub mod render;
 pub mod results;
 pub mod steal_time;
 pub mod table;
+pub mod terminal;
 pub mod timings;
 pub mod vcpu;
 pub mod vm;

@@ -14,7 +14,7 @@ use vmm::conformance::{self, Plan, Subject};
 use vmm::demo;
 use vmm::doctor;
 use vmm::error::Error;
-use vmm::guest;
+use vmm::guest::Guest;
 use vmm::host::facts::HostFacts;
 use vmm::output::JsonFile;
 use vmm::payload;
@@ -110,7 +110,11 @@ fn status(was_interrupted: bool) -> u8 {
 fn run_guest(args: &RunArgs, began: Instant) -> Result<u8, Error> {
     let json = args.json.as_deref().map(JsonFile::at).transpose()?;
     let config = args.config()?;
-    let run = guest::run(&config, io::stdout(), Timings::since(began))?;
+    let guest = Guest::start(&config, io::stdout(), Timings::since(began))?;
+    if guest.has_terminal() && !args.quiet {
+        eprintln!("The terminal is the guest's: Ctrl-A x ends the run, Ctrl-A Ctrl-A is one Ctrl-A");
+    }
+    let run = guest.wait()?;
     let result = RunResult::new(HostFacts::probe(), &config, &run);
     if let Some(json) = json {
         json.write(&result)?;

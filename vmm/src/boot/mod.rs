@@ -8,9 +8,12 @@
 //! | 0x2000 | `hvm_start_info`, its memory map and module list |
 //! | 0x3000 | command line |
 //! | 0x8000 | left free: our payload's real-mode code for its APs |
+//! | 0x9000 | Linux' zero page |
 //! | 0xa000 | page tables: the first 4 GiB mapped to themselves in 2 MiB pages |
 //! | 0x9fc00 | MP floating pointer (above usable RAM); the table itself at 0xf0000 |
+//! | 0xe0000 | ACPI tables |
 
+mod acpi;
 mod mp_table;
 mod registers;
 
@@ -20,6 +23,7 @@ use protocol::payload::Note;
 
 use crate::memory::{MemoryError, Ram};
 
+pub use acpi::write as write_acpi_tables;
 pub use registers::set_registers;
 
 /// How vCPUs begin.
@@ -29,7 +33,7 @@ pub enum Entry {
     Direct(Note),
     /// The boot vCPU enters here in 32-bit protected mode; it starts the others.
     Pvh(u32),
-    /// The boot vCPU enters here in long mode; it starts the others.
+    /// The boot vCPU enters here in long mode, by Linux' 64-bit boot protocol; it starts the others.
     Long(u64),
 }
 
@@ -48,6 +52,8 @@ pub const MODULES: u64 = 0x2800;
 pub const COMMAND_LINE: u64 = 0x3000;
 /// Bytes that a command line can have.
 pub const COMMAND_LINE_MAX: usize = 0x4fff;
+/// Linux' zero page.
+pub const BOOT_PARAMS: u64 = 0x9000;
 /// The top page table of vCPUs that begin in long mode; the others follow.
 pub const PAGE_TABLES: u64 = 0xa000;
 /// The stack pointer of a vCPU that begins in long mode without knowing more.

@@ -12,7 +12,8 @@ use crate::memory::{MemoryError, Ram};
 
 const TABLE: u32 = 0xf_0000;
 const REVISION_1_4: u8 = 4;
-const IO_APIC: u32 = 0xfec0_0000;
+/// The I/O APIC's registers.
+pub(super) const IO_APIC: u32 = 0xfec0_0000;
 const LAPIC_VERSION: u8 = 0x14;
 const IO_APIC_VERSION: u8 = 0x11;
 /// CPU entry: usable; and the one that boots.
@@ -63,13 +64,8 @@ fn table(vcpus: usize) -> Vec<u8> {
     let [a, b, c, d] = IO_APIC.to_le_bytes();
     add(&[2, io_apic_id, IO_APIC_VERSION, 1, a, b, c, d]);
     for line in 0..ISA_LINES {
-        // The timer's line 0 comes in at pin 2, where line 2, the second PIC's, has no pin.
-        let pin = match line {
-            0 => 2,
-            2 => continue,
-            line => line,
-        };
-        add(&[3, INT, 0, 0, ISA, line, io_apic_id, pin]);
+        // As KVM routes them, the timer's line 0 too.
+        add(&[3, INT, 0, 0, ISA, line, io_apic_id, line]);
     }
     add(&[4, EXT_INT, 0, 0, ISA, 0, EVERY_LAPIC, 0]);
     add(&[4, NMI, 0, 0, ISA, 0, EVERY_LAPIC, 1]);

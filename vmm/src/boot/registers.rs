@@ -5,7 +5,7 @@ use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
 use protocol::payload::Note;
 
-use super::{Entry, GDT, PAGE_TABLES, STACK_TOP, START_INFO};
+use super::{BOOT_PARAMS, Entry, GDT, PAGE_TABLES, STACK_TOP, START_INFO};
 
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
@@ -17,14 +17,15 @@ const EFER_LMA: u64 = 1 << 10;
 /// RFLAGS: the bit that is always 1; interrupts off.
 const RFLAGS: u64 = 2;
 
-const CODE64: u16 = 0x08;
-const DATA: u16 = 0x10;
-const CODE32: u16 = 0x18;
+const CODE32: u16 = 0x08;
+/// Linux' `__BOOT_CS` and `__BOOT_DS`.
+const CODE64: u16 = 0x10;
+const DATA: u16 = 0x18;
 const TASK: u16 = 0x20;
 
 /// The descriptors behind the selectors above.
 pub(super) const DESCRIPTORS: [u64; 5] =
-    [0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00cf_9b00_0000_ffff, 0x0000_8b00_0000_0067];
+    [0, 0x00cf_9b00_0000_ffff, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067];
 
 /// Sets the registers of `vcpu` as `entry` asks for.
 ///
@@ -58,7 +59,8 @@ pub fn set_registers(fd: &VcpuFd, vcpu: VcpuId, entry: Entry) -> Result<(), kvm_
             set_system_registers(fd, true)?;
             fd.set_regs(&kvm_regs {
                 rip: entry,
-                rsi: START_INFO,
+                rbx: START_INFO,
+                rsi: BOOT_PARAMS,
                 rsp: STACK_TOP,
                 rflags: RFLAGS,
                 ..kvm_regs::default()

@@ -77,6 +77,7 @@ fn config(publisher: PublisherKind, cpus: &Cpus, words: &str) -> GuestConfig {
         cmdline: String::new(),
         options: format!("{workload} {words}"),
         initrd: None,
+        stdin: false,
         timeout: Some(PATIENCE + Duration::from_secs(60)),
     }
 }

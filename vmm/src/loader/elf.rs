@@ -75,7 +75,7 @@ pub(super) fn parse<'data>(data: impl ReadRef<'data>) -> Result<Layout, ElfError
         return Err(ElfError::NothingToLoad);
     }
     let boot_entry = notes.pvh.map_or_else(|| Entry::Long(header.e_entry(endian)), Entry::Pvh);
-    Ok(Layout { segments, note: notes.ours, boot_entry })
+    Ok(Layout { segments, note: notes.ours, boot_entry, setup: None })
 }
 
 fn segment(

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use protocol::payload::ABI_VERSION;
 
-use crate::boot::{self, COMMAND_LINE_MAX};
+use crate::boot;
 use crate::memory::MemoryError;
 
 /// A payload, an initrd or a command line cannot be used.
@@ -41,8 +41,13 @@ pub enum LoadError {
         mib: u64,
     },
     /// The command line does not fit.
-    #[error("The command line has {0} bytes, and at most {COMMAND_LINE_MAX} fit")]
-    CommandLine(usize),
+    #[error("The command line has {bytes} bytes, and this payload takes {most} at most")]
+    CommandLine {
+        /// Its length.
+        bytes: usize,
+        /// What fits.
+        most: usize,
+    },
     /// Guest memory refused a write that was checked before.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -55,11 +60,11 @@ pub enum PayloadError {
     #[error(transparent)]
     Elf(#[from] ElfError),
     /// Nothing we know.
-    #[error("not an ELF file (a flat binary for 1 MiB needs --flat)")]
+    #[error("neither an ELF file nor a bzImage (a flat binary for 1 MiB needs --flat)")]
     Unknown,
-    /// A Linux kernel image that must be unpacked first.
-    #[error("a bzImage, which this version cannot boot (use the uncompressed vmlinux)")]
-    BzImage,
+    /// A Linux kernel image that cannot be used.
+    #[error("the bzImage is {0} (it takes a 64-bit Linux 3.8 or newer, or the uncompressed vmlinux)")]
+    BzImage(&'static str),
     /// Nothing at all.
     #[error("the file is empty")]
     Empty,

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
+use linux_loader::loader::bootparam::setup_header;
 use protocol::machine::HIGH_RAM_START;
 use protocol::payload::{ABI_VERSION, Note};
 
 use super::error::PayloadError;
-use crate::boot::{self, Entry};
+use crate::boot::{self, COMMAND_LINE_MAX, Entry};
 use crate::memory::{PAGE, Ram};
 
 /// What goes where.
@@ -18,6 +19,8 @@ pub struct Layout {
     pub note: Option<Note>,
     /// How the boot vCPU begins when it is to start the others itself.
     pub boot_entry: Entry,
+    /// The setup header of a bzImage.
+    pub setup: Option<setup_header>,
 }
 
 /// A part of an image, to be loaded.
@@ -71,10 +74,17 @@ impl Layout {
         }
     }
 
+    /// The longest command line that the payload takes (bytes).
+    pub(super) fn longest_command_line(&self) -> usize {
+        let own = self.setup.map(|setup| usize::try_from(setup.cmdline_size).unwrap_or(usize::MAX));
+        own.map_or(COMMAND_LINE_MAX, |own| own.min(COMMAND_LINE_MAX))
+    }
+
     /// Where an initrd of this length goes: as high as it can in the first range of RAM, page aligned. `None` if it does not
     /// fit there.
     pub(super) fn place_initrd(&self, ram: &Ram, length: u64) -> Option<Range<u64>> {
-        let end = ram.ranges().next()?.end;
+        let most = self.setup.map_or(u64::MAX, |setup| u64::from(setup.initrd_addr_max) + 1);
+        let end = ram.ranges().next()?.end.min(most);
         let start = end.checked_sub(length)? & !(PAGE - 1);
         let range = start..start + length;
         let is_free = !self.segments.iter().any(|segment| overlap(&segment.range, &range));
@@ -93,7 +103,7 @@ mod tests {
     fn layout(segments: &[Range<u64>], boot_entry: Entry) -> Layout {
         let segments = segments.iter().enumerate();
         let segments = segments.map(|(index, range)| Segment { index, range: range.clone(), content: 0..0 });
-        Layout { segments: segments.collect(), note: None, boot_entry }
+        Layout { segments: segments.collect(), note: None, boot_entry, setup: None }
     }
 
     #[test]
@@ -155,5 +165,16 @@ mod tests {
         assert_eq!(layout.place_initrd(&ram, 5000), Some(0x1f_e000..0x1f_f388));
         assert_eq!(layout.place_initrd(&ram, 0xf_0001), None);
         assert_eq!(layout.place_initrd(&ram, 0x30_0000), None);
+    }
+
+    #[test]
+    fn kernel_with_a_header_says_how_high_its_initrd_may_lie_and_how_long_its_command_line_may_be() {
+        let ram = Ram::new(8).unwrap();
+        let mut layout = layout(std::slice::from_ref(&(0x10_0000..0x11_0000)), Entry::Long(0x10_0000));
+        assert_eq!(layout.longest_command_line(), COMMAND_LINE_MAX);
+        let setup = setup_header { initrd_addr_max: 0x3f_ffff, cmdline_size: 255, ..setup_header::default() };
+        layout.setup = Some(setup);
+        assert_eq!(layout.place_initrd(&ram, 0x1000), Some(0x3f_f000..0x40_0000));
+        assert_eq!(layout.longest_command_line(), 255);
     }
 }

@@ -6,16 +6,19 @@
 //! |---|---|
 //! | ELF with our own note ([`protocol::payload::Note`]) | [`Entry::Direct`]: 64-bit, every vCPU at once; or as the next, if asked |
 //! | ELF with a PVH note | [`Entry::Pvh`]: 32-bit, paging off, `hvm_start_info` |
-//! | ELF without either | [`Entry::Long`]: 64-bit, identity map |
+//! | ELF without either | [`Entry::Long`]: 64-bit, identity map, Linux' zero page |
+//! | bzImage | [`Entry::Long`]: the same, with the image's own setup header |
 //! | anything, if the user says that it is flat | [`Entry::Long`], at 1 MiB |
 //!
 //! Everything is checked before the first byte is written: a payload that is not right costs one line, no guest.
 
+mod bzimage;
 mod elf;
 mod error;
 mod image;
 mod layout;
 mod start_info;
+mod zero_page;
 
 use std::ops::Range;
 
@@ -24,15 +27,12 @@ use protocol::machine::HIGH_RAM_START;
 use protocol::payload::Note;
 use protocol::words::Start;
 
-use crate::boot::{self, COMMAND_LINE_MAX, Entry};
+use crate::boot::{self, Entry};
 use crate::memory::Ram;
 
 pub use error::{ElfError, LoadError, PayloadError};
 pub use image::Image;
 pub use layout::{Layout, Segment};
-
-/// Where in a bzImage its header says that it is one.
-const BZIMAGE_MAGIC: (u64, &[u8]) = (0x202, b"HdrS");
 
 /// A payload, understood, not yet loaded.
 #[derive(Debug)]
@@ -80,16 +80,22 @@ impl Payload {
     ) -> Result<(), LoadError> {
         let fit = self.layout.check_fit(ram);
         fit.map_err(|source| LoadError::Payload { name: self.image.name(), source })?;
-        if cmdline.len() > COMMAND_LINE_MAX {
-            return Err(LoadError::CommandLine(cmdline.len()));
+        let most = self.layout.longest_command_line();
+        if cmdline.len() > most {
+            return Err(LoadError::CommandLine { bytes: cmdline.len(), most });
         }
         for segment in &self.layout.segments {
             // Fresh RAM is zero: what is longer than its content need not be written.
             self.image.load(segment.content.clone(), ram, segment.range.start)?;
         }
-        let module = initrd.map(|initrd| self.load_initrd(ram, initrd)).transpose()?;
-        start_info::write(ram, cmdline, module)?;
+        let initrd = initrd.map(|initrd| self.load_initrd(ram, initrd)).transpose()?;
         boot::write_tables(ram, vcpus)?;
+        // Our own payload has no use for any of it, and starts without.
+        let rsdp = if self.note().is_some() { None } else { Some(boot::write_acpi_tables(ram, vcpus)?) };
+        start_info::write(ram, cmdline, initrd.clone(), rsdp)?;
+        if let Entry::Long(_) = self.layout.boot_entry {
+            zero_page::write(ram, self.layout.setup, initrd, rsdp)?;
+        }
         Ok(())
     }
 
@@ -111,11 +117,11 @@ fn understand<'data>(data: impl ReadRef<'data>, length: u64, flat: bool) -> Resu
     } else if flat {
         let segment =
             Segment { index: 0, range: HIGH_RAM_START..HIGH_RAM_START + length, content: 0..length };
-        Layout { segments: vec![segment], note: None, boot_entry: Entry::Long(HIGH_RAM_START) }
+        Layout { segments: vec![segment], note: None, boot_entry: Entry::Long(HIGH_RAM_START), setup: None }
     } else if holds((0, b"\x7fELF")) {
         elf::parse(data)?
-    } else if holds(BZIMAGE_MAGIC) {
-        return Err(PayloadError::BzImage);
+    } else if holds(bzimage::MAGIC) {
+        bzimage::parse(data, length)?
     } else {
         return Err(PayloadError::Unknown);
     };
@@ -137,7 +143,7 @@ mod tests {
         assert_eq!(of(b"", true).unwrap_err(), PayloadError::Empty);
         let mut bz = vec![0; 0x300];
         bz[0x202..0x206].copy_from_slice(b"HdrS");
-        assert_eq!(of(&bz, false).unwrap_err(), PayloadError::BzImage);
+        assert!(matches!(of(&bz, false), Err(PayloadError::BzImage(_))));
     }
 
     #[test]

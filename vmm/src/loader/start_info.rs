@@ -13,14 +13,20 @@ use crate::memory::{MemoryError, Ram};
 const MAGIC: u32 = 0x336e_c578;
 const TYPE_RAM: u32 = 1;
 
-/// Writes the start info of a guest with `cmdline` and perhaps a module, the initrd.
-pub(super) fn write(ram: &Ram, cmdline: &str, module: Option<Range<u64>>) -> Result<(), MemoryError> {
+/// Writes the start info of a guest with `cmdline`, perhaps a module, the initrd, and perhaps ACPI tables.
+pub(super) fn write(
+    ram: &Ram,
+    cmdline: &str,
+    module: Option<Range<u64>>,
+    rsdp: Option<u64>,
+) -> Result<(), MemoryError> {
     ram.write(COMMAND_LINE, cmdline.as_bytes())?;
     ram.write(COMMAND_LINE + cmdline.len() as u64, &[0])?;
     let mut info = hvm_start_info {
         magic: MAGIC,
         version: 1,
         cmdline_paddr: COMMAND_LINE,
+        rsdp_paddr: rsdp.unwrap_or(0),
         memmap_paddr: MEMORY_MAP,
         ..hvm_start_info::default()
     };
@@ -48,7 +54,7 @@ pub(super) fn write(ram: &Ram, cmdline: &str, module: Option<Range<u64>>) -> Res
 }
 
 /// RAM that the guest may use: all but the PC's hole below 1 MiB.
-fn usable(ram: &Ram) -> impl Iterator<Item = Range<u64>> {
+pub(super) fn usable(ram: &Ram) -> impl Iterator<Item = Range<u64>> {
     ram.ranges()
         .flat_map(|range| {
             [range.start..range.end.min(LOW_RAM_END), range.start.max(HIGH_RAM_START)..range.end]

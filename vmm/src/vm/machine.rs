@@ -7,7 +7,9 @@
 
 use std::io;
 
-use kvm_bindings::{KVM_CAP_HALT_POLL, KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap};
+use kvm_bindings::{
+    KVM_CAP_HALT_POLL, KVM_CAP_SPLIT_IRQCHIP, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use protocol::VcpuId;
 use protocol::machine::COM1_IRQ;
@@ -68,7 +70,7 @@ pub enum MachineError {
 /// Which interrupt controllers the kernel emulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interrupts {
-    /// PICs, I/O APIC and local APICs: what a guest expects that knows the PC.
+    /// PICs, PIT, I/O APIC and local APICs: what a guest expects that knows the PC.
     Full,
     /// Local APICs are enough, for timers and kicks between vCPUs; it is quicker where KVM can make them alone.
     LocalOnly,
@@ -135,6 +137,9 @@ impl Machine {
             enable(&self.fd, KVM_CAP_SPLIT_IRQCHIP, 0).map_err(failed("make the local APICs"))
         } else {
             self.fd.create_irq_chip().map_err(failed("make the interrupt controllers"))?;
+            // Its speaker port too: a guest measures its clock by it.
+            let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
+            self.fd.create_pit2(timer).map_err(failed("make the interval timer"))?;
             self.fd.register_irqfd(&self.com1_line, COM1_IRQ).map_err(failed("connect the serial line"))
         }
     }
