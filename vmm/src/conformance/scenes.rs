@@ -156,4 +156,9 @@ fn judge_leaving(window: &WindowFigures, byte: ByteFigures, verdicts: &mut Verdi
         )
     };
     verdicts.judge(Assertion::BlockedIsNotPreempted, share <= 0.01 + taken, why);
+    // Guest and host close their windows some time slices apart.
+    let (guest, host) = (window.guest_steal_ns, window.host.run_delay_ns);
+    let why =
+        || format!("steal grew by {guest} ns while one vCPU was in the monitor, run delay by {host} ns");
+    verdicts.judge(Assertion::MonitorAddsNothing, guest <= host + 30_000_000, why);
 }
