@@ -74,18 +74,22 @@ fn steal_goes_on_over_a_hundred_pauses_and_never_back() {
             let guest = start(&spinning(publisher, ""));
             wait_for_window(&guest);
             let vm = guest.vm();
-            let mut before = [0, 0];
-            for _ in 0..100 {
+            let (mut before, mut halfway) = ([0, 0], [0, 0]);
+            for round in 0..100 {
                 let paused = vm.pause().expect("it runs");
                 assert!(vm.pause().is_err(), "it cannot be paused twice");
                 let looks = vm.look(&paused);
                 let steal = [0, 1].map(|vcpu: usize| steal_of(looks[vcpu].record));
                 assert!(steal.iter().zip(before).all(|(now, before)| *now >= before), "{before:?} {steal:?}");
                 before = steal;
+                if round == 50 {
+                    halfway = steal;
+                }
                 vm.resume(paused);
-                thread::sleep(Duration::from_millis(2));
+                thread::sleep(Duration::from_millis(4));
             }
-            assert!(before.iter().all(|steal| *steal > 0), "each has waited: {before:?}");
+            let has_grown = before.iter().zip(halfway).all(|(last, halfway)| *last > halfway);
+            assert!(has_grown, "each has waited, before and after: {halfway:?} {before:?}");
             end(guest);
         });
     }

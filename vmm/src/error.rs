@@ -1,8 +1,7 @@
 //! Every error that can reach the user, printed once, as one line.
 
-use std::error::Error as _;
-
 use crate::bench::BenchError;
+use crate::causes;
 use crate::conformance::ConformanceError;
 use crate::experiment::ExperimentError;
 use crate::guest::GuestError;
@@ -58,16 +57,6 @@ impl Error {
 
     /// The error and what caused it, in one line.
     pub fn line(&self) -> String {
-        let mut line = self.to_string();
-        let mut source = self.source();
-        while let Some(error) = source {
-            let text = error.to_string();
-            // Some layers repeat what lies below them.
-            if !line.contains(&text) {
-                line = format!("{line}: {text}");
-            }
-            source = error.source();
-        }
-        line.replace('\n', " ")
+        causes::in_one_line(self)
     }
 }

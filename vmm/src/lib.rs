@@ -15,6 +15,7 @@
 
 pub mod bench;
 pub mod boot;
+pub mod causes;
 pub mod cli;
 pub mod conformance;
 pub mod console;

@@ -13,7 +13,7 @@ use crate::event_loop::{Event, EventLoop, EventLoopError};
 use crate::measure::{Ends, Window};
 use crate::memory::ReportView;
 use crate::timings::Timings;
-use crate::vcpu::run::VcpuError;
+use crate::vcpu::error::VcpuError;
 use crate::vcpu::{Crash, Ending, Mark, Message};
 
 /// What our payload may take to close its window and to end, once it is asked to.

@@ -18,6 +18,7 @@ use std::fmt;
 use protocol::conformance::Assertion;
 use serde::{Serialize, Serializer};
 
+use crate::causes;
 use crate::experiment::ExperimentError;
 use crate::guest::GuestError;
 use crate::host::cpus::Cpus;
@@ -54,6 +55,17 @@ pub enum ConformanceError {
         /// What happened.
         how: String,
     },
+}
+
+impl ConformanceError {
+    /// Whether the publisher cannot be had on this host: then there is nothing to judge, and others can be judged all the
+    /// same.
+    fn is_of_the_publisher(&self) -> bool {
+        match self {
+            Self::Guest(error) | Self::Scene(ExperimentError::Guest(error)) => error.is_of_the_publisher(),
+            _ => false,
+        }
+    }
 }
 
 /// Whose record-keeping is tried.
@@ -124,16 +136,25 @@ pub fn run(plan: &Plan, mut begun: impl FnMut(Subject)) -> Result<Conformance, C
     for subject in plan.subjects.iter().copied() {
         begun(subject);
         let mut verdicts = Verdicts::default();
-        match subject {
-            Subject::Publisher(publisher) => {
-                scenes::play_all(plan, publisher, &mut verdicts)?;
-                outside::judge(plan, publisher, &mut verdicts)?;
+        match judge(plan, subject, &mut verdicts) {
+            Err(error) if error.is_of_the_publisher() => {
+                verdicts = Verdicts::none(&causes::in_one_line(&error));
             }
-            Subject::QemuKvm | Subject::QemuTcg => qemu::play_all(plan, subject, &mut verdicts)?,
+            judged => judged?,
         }
         columns.push(Column { subject, verdicts });
     }
     Ok(Conformance { schema: SCHEMA, host: plan.host.clone(), columns })
+}
+
+fn judge(plan: &Plan, subject: Subject, verdicts: &mut Verdicts) -> Result<(), ConformanceError> {
+    match subject {
+        Subject::Publisher(publisher) => {
+            scenes::play_all(plan, publisher, verdicts)?;
+            outside::judge(plan, publisher, verdicts)
+        }
+        Subject::QemuKvm | Subject::QemuTcg => qemu::play_all(plan, subject, verdicts),
+    }
 }
 
 impl Conformance {

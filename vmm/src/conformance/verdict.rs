@@ -31,6 +31,15 @@ pub enum Verdict {
 pub struct Verdicts(BTreeMap<Assertion, Verdict>);
 
 impl Verdicts {
+    /// Nothing could be judged, and why not.
+    pub fn none(why: &str) -> Self {
+        let mut verdicts = Self::default();
+        for assertion in Assertion::ALL {
+            verdicts.pass_over(*assertion, why);
+        }
+        verdicts
+    }
+
     /// `assertion` was seen to hold `times` times.
     pub fn hold(&mut self, assertion: Assertion, times: u64) {
         match self.0.get_mut(&assertion) {

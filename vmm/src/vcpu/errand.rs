@@ -9,7 +9,7 @@ use kvm_bindings::kvm_regs;
 use protocol::VcpuId;
 
 use super::ExitCounts;
-use super::run::VcpuError;
+use super::error::VcpuError;
 use crate::host::account::ThreadAccount;
 use crate::steal_time::record::RECORD_SIZE;
 use crate::steal_time::saved::SavedVcpu;

@@ -9,6 +9,7 @@
 //! How a thread is made to leave the guest, and where it stops, alone or for all: [`crate::kick`], [`crate::gate`].
 
 pub mod errand;
+pub mod error;
 pub mod exit;
 pub mod msrs;
 pub mod run;
@@ -108,7 +109,7 @@ pub enum Message {
         /// At which vCPU.
         vcpu: VcpuId,
         /// Why.
-        error: run::VcpuError,
+        error: error::VcpuError,
     },
 }
 

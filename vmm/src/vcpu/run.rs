@@ -1,6 +1,5 @@
 //! The life of a vCPU thread: running, parked, resting, finished.
 
-use std::io;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
@@ -11,15 +10,15 @@ use protocol::report::Milestone;
 use protocol::steal_time::{MSR_STEAL_TIME, Registration};
 
 use super::errand::{Errand, Look};
+use super::error::VcpuError;
 use super::exit::{self, CrashReason, Exit, PortData};
 use super::{Crash, Ending, ExitCounts, Mark, Message, Outbox, Registers, Shared, msrs};
 use crate::gate::Wanted;
 use crate::host::account::{self, ThreadAccount};
-use crate::host::cpus::CpuError;
 use crate::host::thread::own_tid;
 use crate::kick;
 use crate::measure::Snapshot;
-use crate::publisher::{Counts, MsrOwner, PublisherError};
+use crate::publisher::{Counts, MsrOwner};
 use crate::steal_time::msr::{Access, StealTimeMsr};
 use crate::steal_time::record::GuestRecord;
 use crate::steal_time::saved::SavedVcpu;
@@ -30,67 +29,6 @@ const MOST_MARKS: u32 = 64;
 
 /// What an address without memory reads.
 const FLOATING: u8 = 0xff;
-
-/// A vCPU thread failed, by no fault of the guest.
-#[derive(Debug, thiserror::Error)]
-pub enum VcpuError {
-    /// KVM refuses to run it.
-    #[error("KVM cannot run vCPU {vcpu}")]
-    Run {
-        /// The vCPU.
-        vcpu: VcpuId,
-        /// KVM's reason.
-        source: kvm_ioctls::Error,
-    },
-    /// KVM refuses its initial state.
-    #[error("KVM refuses the initial state of vCPU {vcpu}")]
-    Setup {
-        /// The vCPU.
-        vcpu: VcpuId,
-        /// KVM's reason.
-        source: kvm_ioctls::Error,
-    },
-    /// The kick signal cannot be arranged.
-    #[error("Cannot set the signal mask of vCPU {vcpu}")]
-    SignalMask {
-        /// The vCPU.
-        vcpu: VcpuId,
-        /// The host's reason.
-        source: io::Error,
-    },
-    /// The thread cannot be confined.
-    #[error("Cannot place the thread of vCPU {vcpu}")]
-    Place {
-        /// The vCPU.
-        vcpu: VcpuId,
-        /// The host's reason.
-        source: CpuError,
-    },
-    /// KVM does not note that the guest was paused.
-    #[error("KVM cannot tell the guest that it was paused, at vCPU {vcpu}")]
-    TellPaused {
-        /// The vCPU.
-        vcpu: VcpuId,
-        /// KVM's reason.
-        source: kvm_ioctls::Error,
-    },
-    /// KVM does not take its MSR back.
-    #[error("KVM refuses {msr:#x} for the steal-time MSR of vCPU {vcpu}")]
-    Restore {
-        /// The vCPU.
-        vcpu: VcpuId,
-        /// The value.
-        msr: u64,
-    },
-    /// The publisher failed.
-    #[error("Cannot publish steal time of vCPU {vcpu}")]
-    Publish {
-        /// The vCPU.
-        vcpu: VcpuId,
-        /// The publisher's reason.
-        source: PublisherError,
-    },
-}
 
 /// A vCPU and all that its thread owns.
 #[derive(Debug)]

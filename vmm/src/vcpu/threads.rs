@@ -10,7 +10,8 @@ use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
 
 use super::errand::Errand;
-use super::run::{Remains, Vcpu, VcpuError};
+use super::error::VcpuError;
+use super::run::{Remains, Vcpu};
 use super::{Message, Outbox, Shared};
 use crate::boot::{self, Entry};
 use crate::cpuid::Supported;

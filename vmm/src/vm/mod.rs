@@ -14,7 +14,8 @@ use crate::gate::{AlreadyPaused, Gate};
 use crate::publisher::{MsrOwner, Publisher};
 use crate::steal_time::saved::{SavedError, SavedStealTime, VERSION};
 use crate::vcpu::errand::{Errand, Look};
-use crate::vcpu::run::{Remains, VcpuError};
+use crate::vcpu::error::VcpuError;
+use crate::vcpu::run::Remains;
 use crate::vcpu::threads::Threads;
 use machine::Machine;
 

@@ -4,145 +4,42 @@
 //! starts; the BPF program loads beside the machine; memslots come before interrupt controllers; the MSR filter is
 //! set before the first vCPU runs; every vCPU thread is home before anything is taken down.
 
-use std::io::{self, Write};
-use std::path::PathBuf;
+mod config;
+mod error;
+
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use devices::{ExitPort, I8042, MilestonePort, PortBus, Serial, SerialInput, Unclaimed};
 use kvm_ioctls::VcpuFd;
 use protocol::machine::{COM1, EXIT_PORT, I8042 as I8042_PORTS, I8042_COMMAND, MILESTONE_PORT};
-use protocol::words::{self, Boot, Start, Workload};
+use protocol::words::{self, Boot, Workload};
 use protocol::{MAX_VCPUS, VcpuId};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::Entry;
 use crate::console::Console;
-use crate::event_loop::{self, EventLoop, EventLoopError};
+use crate::event_loop::{self, EventLoop};
 use crate::gate::Gate;
-use crate::host::cpus::Cpus;
 use crate::kick;
-use crate::loader::{Image, LoadError, Payload};
+use crate::loader::{Image, Payload};
 use crate::measure::Window;
-use crate::memory::{MemoryError, Ram, ReportView};
+use crate::memory::{Ram, ReportView};
 use crate::payload;
-use crate::progress::{Outcome, Progress, ProgressError};
-use crate::publisher::{Choice, MsrOwner, PublisherError, PublisherKind, Selection};
-use crate::steal_time::msr::{self, MsrFilterError};
+use crate::progress::{Outcome, Progress};
+use crate::publisher::{Choice, MsrOwner, PublisherKind, Selection};
+use crate::steal_time::msr;
 use crate::timings::{GuestClock, Timings};
 use crate::vcpu::Shared;
 use crate::vcpu::run::Remains;
 use crate::vcpu::threads::{Common, Threads};
-use crate::vm::machine::{self, Interrupts, Machine, MachineError};
+use crate::vm::machine::{self, Interrupts, Machine};
 use crate::vm::{Paused, Vm};
 
-/// A guest that is to be run.
-#[derive(Clone, Debug)]
-pub struct GuestConfig {
-    /// How many vCPUs.
-    pub vcpus: usize,
-    /// How much memory (MiB).
-    pub memory_mib: u64,
-    /// Host CPUs that the vCPU threads may use.
-    pub cpus: Cpus,
-    /// Who keeps the records true.
-    pub publisher: Choice,
-    /// What runs.
-    pub payload: PayloadSource,
-    /// How vCPUs of our own payload start.
-    pub start: Start,
-    /// The command line. For our payload, words of [`protocol::words`].
-    pub cmdline: String,
-    /// Words from typed options: for our payload only.
-    pub options: String,
-    /// An initrd.
-    pub initrd: Option<PathBuf>,
-    /// Whether what arrives at standard input goes to COM1 of a foreign payload. Ours does not listen.
-    pub stdin: bool,
-    /// When the run ends, if the guest does not end it.
-    pub timeout: Option<Duration>,
-}
-
-/// Where a payload comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PayloadSource {
-    /// The one that this program carries.
-    Embedded,
-    /// A file.
-    File {
-        /// Its path.
-        path: PathBuf,
-        /// Load it as it is at 1 MiB.
-        flat: bool,
-    },
-}
-
-/// A guest could not be run.
-#[derive(Debug, thiserror::Error)]
-pub enum GuestError {
-    /// The number of vCPUs is out of range.
-    #[error("A guest has 1 to {MAX_VCPUS} vCPUs, and {0} were asked for")]
-    VcpuCount(usize),
-    /// A word of the payload's command line.
-    #[error("{0}")]
-    Word(String),
-    /// Options for our payload, with another.
-    #[error("Options {0:?} are words for our own payload, and this payload is not ours (use --cmdline)")]
-    ForeignOptions(String),
-    /// Loading.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// Guest memory.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The virtual machine.
-    #[error(transparent)]
-    Machine(#[from] MachineError),
-    /// The MSR filter.
-    #[error(transparent)]
-    MsrFilter(#[from] MsrFilterError),
-    /// The publisher.
-    #[error(transparent)]
-    Publisher(#[from] PublisherError),
-    /// The event loop.
-    #[error(transparent)]
-    EventLoop(#[from] EventLoopError),
-    /// The guest, on its way.
-    #[error(transparent)]
-    Progress(#[from] ProgressError),
-    /// Standard input.
-    #[error("Cannot connect standard input to the guest's COM1 (try </dev/null)")]
-    Console(#[source] io::Error),
-    /// The kick signal.
-    #[error("Cannot block the kick signal")]
-    Kick(#[source] io::Error),
-    /// No more threads.
-    #[error("Cannot start a thread for vCPU {vcpu} (is the limit on processes reached?)")]
-    Thread {
-        /// Whose.
-        vcpu: VcpuId,
-        /// The host's reason.
-        source: io::Error,
-    },
-    /// The bus. A defect of ours.
-    #[error(transparent)]
-    Bus(#[from] devices::BusError),
-}
-
-impl GuestError {
-    /// Whether the user asked for something that makes no sense, rather than the host refusing it.
-    pub fn is_usage(&self) -> bool {
-        matches!(
-            self,
-            Self::VcpuCount(_)
-                | Self::Word(_)
-                | Self::ForeignOptions(_)
-                | Self::Memory(MemoryError::Size(_))
-                | Self::Machine(MachineError::TooManyVcpus { .. })
-        )
-    }
-}
+pub use config::{GuestConfig, PayloadSource};
+pub use error::GuestError;
 
 /// What is left of a guest that has run.
 #[derive(Debug)]

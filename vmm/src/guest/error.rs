@@ -1,0 +1,87 @@
+//! Why a guest could not be run.
+
+use std::io;
+
+use protocol::{MAX_VCPUS, VcpuId};
+
+use crate::event_loop::EventLoopError;
+use crate::loader::LoadError;
+use crate::memory::MemoryError;
+use crate::progress::ProgressError;
+use crate::publisher::PublisherError;
+use crate::steal_time::msr::MsrFilterError;
+use crate::vcpu::error::VcpuError;
+use crate::vm::machine::MachineError;
+
+/// A guest could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// The number of vCPUs is out of range.
+    #[error("A guest has 1 to {MAX_VCPUS} vCPUs, and {0} were asked for")]
+    VcpuCount(usize),
+    /// A word of the payload's command line.
+    #[error("{0}")]
+    Word(String),
+    /// Options for our payload, with another.
+    #[error("Options {0:?} are words for our own payload, and this payload is not ours (use --cmdline)")]
+    ForeignOptions(String),
+    /// Loading.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The virtual machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The MSR filter.
+    #[error(transparent)]
+    MsrFilter(#[from] MsrFilterError),
+    /// The publisher.
+    #[error(transparent)]
+    Publisher(#[from] PublisherError),
+    /// The event loop.
+    #[error(transparent)]
+    EventLoop(#[from] EventLoopError),
+    /// The guest, on its way.
+    #[error(transparent)]
+    Progress(#[from] ProgressError),
+    /// Standard input.
+    #[error("Cannot connect standard input to the guest's COM1 (try </dev/null)")]
+    Console(#[source] io::Error),
+    /// The kick signal.
+    #[error("Cannot block the kick signal")]
+    Kick(#[source] io::Error),
+    /// No more threads.
+    #[error("Cannot start a thread for vCPU {vcpu} (is the limit on processes reached?)")]
+    Thread {
+        /// Whose.
+        vcpu: VcpuId,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// The bus. A defect of ours.
+    #[error(transparent)]
+    Bus(#[from] devices::BusError),
+}
+
+impl GuestError {
+    /// Whether the user asked for something that makes no sense, rather than the host refusing it.
+    pub fn is_usage(&self) -> bool {
+        matches!(
+            self,
+            Self::VcpuCount(_)
+                | Self::Word(_)
+                | Self::ForeignOptions(_)
+                | Self::Memory(MemoryError::Size(_))
+                | Self::Machine(MachineError::TooManyVcpus { .. })
+        )
+    }
+}
+
+impl GuestError {
+    /// Whether this host refuses the publisher that was asked for.
+    pub fn is_of_the_publisher(&self) -> bool {
+        matches!(self, Self::Publisher(_) | Self::Progress(ProgressError::Vcpu(VcpuError::Publish { .. })))
+    }
+}

@@ -1,0 +1,69 @@
+//! What can go wrong with a vCPU's thread.
+
+use std::io;
+
+use protocol::VcpuId;
+
+use crate::host::cpus::CpuError;
+use crate::publisher::PublisherError;
+
+/// A vCPU thread failed, by no fault of the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// KVM refuses to run it.
+    #[error("KVM cannot run vCPU {vcpu}")]
+    Run {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// KVM's reason.
+        source: kvm_ioctls::Error,
+    },
+    /// KVM refuses its initial state.
+    #[error("KVM refuses the initial state of vCPU {vcpu}")]
+    Setup {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// KVM's reason.
+        source: kvm_ioctls::Error,
+    },
+    /// The kick signal cannot be arranged.
+    #[error("Cannot set the signal mask of vCPU {vcpu}")]
+    SignalMask {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// The host's reason.
+        source: io::Error,
+    },
+    /// The thread cannot be confined.
+    #[error("Cannot place the thread of vCPU {vcpu}")]
+    Place {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// The host's reason.
+        source: CpuError,
+    },
+    /// KVM does not note that the guest was paused.
+    #[error("KVM cannot tell the guest that it was paused, at vCPU {vcpu}")]
+    TellPaused {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// KVM's reason.
+        source: kvm_ioctls::Error,
+    },
+    /// KVM does not take its MSR back.
+    #[error("KVM refuses {msr:#x} for the steal-time MSR of vCPU {vcpu}")]
+    Restore {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// The value.
+        msr: u64,
+    },
+    /// The publisher failed.
+    #[error("Cannot publish steal time of vCPU {vcpu}")]
+    Publish {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// The publisher's reason.
+        source: PublisherError,
+    },
+}
