@@ -37,7 +37,9 @@ fn bytes_piped_reach_the_guest_in_order_however_many_they_are() {
     text.push(b'q');
     let expected = [b">", &text[..]].concat();
 
-    let mut child = echo(&fixture).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut monitor = echo(&fixture);
+    monitor.args(["--timeout", "30"]);
+    let mut child = monitor.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let writer = {
         let text = text.clone();
