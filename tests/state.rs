@@ -218,7 +218,7 @@ fn guest_finds_noted_in_its_clock_that_it_was_paused() {
         let guest = start(&looping(&fixture));
         let ram = guest.vm().machine().ram().clone();
         let byte = |offset: usize| {
-            let record = vmm::steal_time::record::GuestRecord::at(&ram, CLOCK).expect("RAM");
+            let record = vmm::publisher::record::GuestRecord::at(&ram, CLOCK).expect("RAM");
             record.bytes()[offset]
         };
         // Bytes of `struct pvclock_vcpu_time_info`: version at 0, flags at 29.

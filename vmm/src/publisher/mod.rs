@@ -16,6 +16,7 @@ pub mod bpf;
 mod bpf_publisher;
 mod choice;
 pub mod overlay;
+pub mod record;
 
 use std::fmt;
 

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::bpf::{Program, Site};
 use crate::gate::{AllParked, Gate};
 use crate::memory::{PAGE, PAGE_SIZE, Ram};
-use crate::steal_time::record::Record;
+use crate::publisher::record::Record;
 
 /// The host would not map a page.
 #[derive(Debug, thiserror::Error)]

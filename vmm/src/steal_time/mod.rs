@@ -8,7 +8,7 @@
 //! 2. **The MSR** takes the record's address ([`msr`]). A filter makes KVM hand each access to us.
 //! 3. **The record** is guest memory that somebody must be able to write at any moment, from the scheduler itself.
 //!    The page that holds it is therefore laid over by a page that a BPF program can reach ([`crate::publisher::overlay`]).
-//! 4. **The words in it** have an order that every writer keeps ([`record`]).
+//! 4. **The words in it** have an order that every writer keeps ([`crate::publisher::record`]).
 //!
 //! All of it can be saved and restored, while the guest is paused ([`saved`]).
 //!
@@ -16,5 +16,4 @@
 //! when it runs, halts, is paused by the user, or is handling an exit.
 
 pub mod msr;
-pub mod record;
 pub mod saved;

@@ -11,7 +11,7 @@ use protocol::VcpuId;
 use super::ExitCounts;
 use super::error::VcpuError;
 use crate::host::account::ThreadAccount;
-use crate::steal_time::record::RECORD_SIZE;
+use crate::publisher::record::RECORD_SIZE;
 use crate::steal_time::saved::SavedVcpu;
 
 /// What a resting thread is asked for.

@@ -18,9 +18,9 @@ use crate::host::account::{self, ThreadAccount};
 use crate::host::thread::own_tid;
 use crate::kick;
 use crate::measure::Snapshot;
+use crate::publisher::record::GuestRecord;
 use crate::publisher::{Counts, MsrOwner};
 use crate::steal_time::msr::{Access, StealTimeMsr};
-use crate::steal_time::record::GuestRecord;
 use crate::steal_time::saved::SavedVcpu;
 use crate::timings::GuestClock;
 
