@@ -155,13 +155,18 @@ fn slack_ns(publisher: PublisherKind) -> u64 {
     if publisher.msr_owner() == MsrOwner::Kernel { 4 * SLACK_NS } else { SLACK_NS }
 }
 
+/// The run delay that the guest is to pay for. KVM makes it pay for what the thread waited while it rested, too.
+fn delay_ns(look: &Look, publisher: PublisherKind) -> u64 {
+    let at_rest = if publisher.msr_owner() == MsrOwner::Kernel { 0 } else { look.delay_at_rest_ns };
+    look.account.run_delay_ns.saturating_sub(at_rest)
+}
+
 /// Steal is the run delay of the thread, which began with steal at 0.
 fn judge_delay(look: &Look, record: Seen, publisher: PublisherKind, verdicts: &mut Verdicts) {
-    let delay = look.account.run_delay_ns;
+    let delay = delay_ns(look, publisher);
     let why = || {
         format!("steal of vCPU {} is {} ns, run delay of its thread {delay} ns", look.vcpu, record.steal_ns)
     };
-    // The thread's way to rest, and to look, costs it the CPU now and then: that is not published before it goes on.
     let slack = slack_ns(publisher).max(delay / 100);
     verdicts.judge(
         Assertion::StealIsRunDelay,
@@ -195,7 +200,7 @@ fn compare(before: &Standstill, after: &Standstill, publisher: PublisherKind, ve
 
         let added = new.steal_ns.saturating_sub(old.steal_ns);
         let account = second.account.since(first.account);
-        let delay = account.run_delay_ns;
+        let delay = delay_ns(second, publisher).saturating_sub(delay_ns(first, publisher));
         let differ = || format!("steal of vCPU {} grew by {added} ns, run delay by {delay} ns", first.vcpu);
         verdicts.judge(
             Assertion::StealIsRunDelay,

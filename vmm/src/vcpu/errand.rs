@@ -38,8 +38,11 @@ pub struct Look {
     pub kernel_msr: Option<u64>,
     /// Its record, if it has one in RAM.
     pub record: Option<[u8; RECORD_SIZE]>,
-    /// The scheduler's account of its thread.
+    /// The scheduler's account of its thread when it began to rest. What it waits for since, to run an errand, is no affair
+    /// of the guest's.
     pub account: ThreadAccount,
+    /// How much of its run delay is such waiting, in earlier rests (ns).
+    pub delay_at_rest_ns: u64,
     /// Its exits so far.
     pub exits: ExitCounts,
     /// Its general purpose registers; `None` where KVM does not tell.

@@ -45,6 +45,10 @@ pub struct Vcpu<'p> {
     /// KVM has an exit to complete, when it is next entered: until then the registers are those of before it.
     owes: bool,
     marks: u32,
+    /// The account of its thread when it last began to rest.
+    account_at_rest: ThreadAccount,
+    /// Run delay of its thread while it rested, all told (ns).
+    delay_at_rest_ns: u64,
     /// How often its thread had been preempted when it began.
     preempted_before: u64,
 }
@@ -108,6 +112,8 @@ impl<'p> Vcpu<'p> {
             exits,
             owes: false,
             marks: 0,
+            account_at_rest: ThreadAccount::default(),
+            delay_at_rest_ns: 0,
             preempted_before: 0,
         }
     }
@@ -175,6 +181,7 @@ impl<'p> Vcpu<'p> {
             }
         }
         self.fd.set_kvm_immediate_exit(0);
+        self.account_at_rest = ThreadAccount::read(own_tid()).unwrap_or_default();
         self.steal_time.rest();
         self.shared.gate.begin_rest();
         while self.shared.gate.wanted() == Wanted::Rest {
@@ -184,6 +191,8 @@ impl<'p> Vcpu<'p> {
             }
         }
         self.shared.gate.end_rest();
+        let delay_ns = account::own_run_delay_ns().unwrap_or_default();
+        self.delay_at_rest_ns += delay_ns.saturating_sub(self.account_at_rest.run_delay_ns);
         self.steal_time.rise().map_err(|source| VcpuError::Publish { vcpu: self.id, source })?;
         self.tell_paused()?;
         Ok(State::Running) // resting -> running: the guest goes on
@@ -215,7 +224,8 @@ impl<'p> Vcpu<'p> {
             msr: self.msr(),
             kernel_msr: msrs::read(&self.fd, MSR_STEAL_TIME),
             record: self.record().map(|record| record.bytes()),
-            account: ThreadAccount::read(own_tid()).unwrap_or_default(),
+            account: self.account_at_rest,
+            delay_at_rest_ns: self.delay_at_rest_ns,
             exits: self.exits,
             registers: self.fd.get_regs().ok(),
         }
