@@ -258,6 +258,19 @@ fn without_bpf_rights_auto_takes_the_next_best_and_says_why() {
 }
 
 #[test]
+fn without_bpf_rights_the_suite_judges_what_it_can_and_says_why_not_the_rest() {
+    if let Some(ended) = without_bpf(&["conformance"]) {
+        assert_eq!(ended.status, Some(0), "{ended:?}");
+        assert!(
+            ended.stdout.contains(" 3 starts-at-zero                1"),
+            "KVM's own is judged: {ended:?}"
+        );
+        let why = ended.stdout.lines().find(|line| line.starts_with("bpf 1, 2, 3")).expect("bpf is not");
+        assert!(why.contains("not judged") && why.contains("CAP_BPF"), "{why}");
+    }
+}
+
+#[test]
 fn help_and_version_go_to_standard_output() {
     for flag in ["--help", "--version"] {
         let ended = end_of(&mut vmm([flag]));

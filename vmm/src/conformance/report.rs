@@ -48,24 +48,34 @@ struct Remarks<'a>(&'a Column);
 impl Display for Remarks<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Column { subject, verdicts } = self.0;
-        let mut remarks: Vec<(String, Vec<String>)> = Vec::new();
+        let mut remarks: Vec<(String, Vec<u8>)> = Vec::new();
         for assertion in Assertion::ALL {
             let remark = match verdicts.of(*assertion) {
                 Verdict::Held { .. } => continue,
                 Verdict::Broken { why } => format!("BROKEN: {why}"),
                 Verdict::Unjudged { why } => format!("not judged: {why}"),
             };
-            let number = assertion.number().to_string();
+            let number = assertion.number();
             match remarks.iter_mut().find(|(known, _)| *known == remark) {
                 Some((_, numbers)) => numbers.push(number),
                 None => remarks.push((remark, vec![number])),
             }
         }
         for (remark, numbers) in remarks {
-            writeln!(f, "{subject} {} {remark}", numbers.join(", "))?;
+            writeln!(f, "{subject} {} {remark}", in_short(&numbers))?;
         }
         Ok(())
     }
+}
+
+/// Ascending numbers, those that follow each other as a range.
+fn in_short(numbers: &[u8]) -> String {
+    let runs = numbers.chunk_by(|one, next| next - one == 1);
+    let in_short = runs.map(|run| match run {
+        [first, .., last] => format!("{first}-{last}"),
+        run => run.iter().map(ToString::to_string).collect(),
+    });
+    in_short.collect::<Vec<_>>().join(", ")
 }
 
 /// The same as TAP: a test point for each assertion and subject.
@@ -125,6 +135,12 @@ mod tests {
         };
         let columns = vec![column(PublisherKind::Bpf, false), column(PublisherKind::Kernel, true)];
         Conformance { schema: SCHEMA, host: HostFacts::probe(), columns }
+    }
+
+    #[test]
+    fn numbers_in_a_row_are_told_in_short() {
+        assert_eq!(in_short(&[1, 2, 3, 5, 7, 8]), "1-3, 5, 7-8");
+        assert_eq!(in_short(&[24]), "24");
     }
 
     #[test]
