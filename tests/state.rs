@@ -196,6 +196,9 @@ fn instruction_that_the_monitor_has_a_part_in_is_complete_at_a_standstill() {
             guest.vm().resume(paused);
             // Each read that the monitor has answered is either counted or about to be: the `in` is over.
             let registers = look.registers.expect("KVM tells");
+            if registers.rip == 0x10_0000 {
+                continue; // it has not begun
+            }
             let is_about_to_count = registers.rip == 0x10_0004;
             assert_eq!(look.exits.port, registers.rbx + u64::from(is_about_to_count), "{registers:x?}");
             counts.push(look.exits.port);

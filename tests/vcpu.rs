@@ -40,6 +40,9 @@ impl Publication for Entries<'_> {
         false
     }
     fn rest(&mut self) {}
+    fn forget_waiting(&mut self) -> Result<(), PublisherError> {
+        Ok(())
+    }
     fn rise(&mut self) -> Result<(), PublisherError> {
         Ok(())
     }

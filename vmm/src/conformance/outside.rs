@@ -157,8 +157,8 @@ fn slack_ns(publisher: PublisherKind) -> u64 {
 
 /// The run delay that the guest is to pay for. KVM makes it pay for what the thread waited while it rested, too.
 fn delay_ns(look: &Look, publisher: PublisherKind) -> u64 {
-    let at_rest = if publisher.msr_owner() == MsrOwner::Kernel { 0 } else { look.delay_at_rest_ns };
-    look.account.run_delay_ns.saturating_sub(at_rest)
+    let forgotten_ns = if publisher.msr_owner() == MsrOwner::Kernel { 0 } else { look.forgotten_ns };
+    look.account.run_delay_ns.saturating_sub(forgotten_ns)
 }
 
 /// Steal is the run delay of the thread, which began with steal at 0.

@@ -113,10 +113,17 @@ impl Publication for BpfPublication<'_> {
         self.enrolled.withdraw();
     }
 
+    fn forget_waiting(&mut self) -> Result<(), PublisherError> {
+        self.account().map(drop)
+    }
+
     fn rise(&mut self) -> Result<(), PublisherError> {
         self.rests = false;
         if let Some(site) = self.site {
-            self.account()?;
+            let unpublished_ns = self.account()?;
+            if let Some(record) = self.overlay.record(site) {
+                record.update(0, unpublished_ns);
+            }
             self.enrolled.publish(site);
         }
         Ok(())

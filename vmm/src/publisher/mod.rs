@@ -127,7 +127,13 @@ pub trait Publication: fmt::Debug {
     /// The guest is paused: nothing is written until [`rise`](Self::rise), whatever becomes of the thread.
     fn rest(&mut self);
 
-    /// The guest goes on. What the thread has waited for a CPU meanwhile is not the guest's, and is forgotten.
+    /// What the thread has waited for a CPU since [`rest`](Self::rest) is not the guest's, and is forgotten.
+    ///
+    /// # Errors
+    /// The host's refusal.
+    fn forget_waiting(&mut self) -> Result<(), PublisherError>;
+
+    /// The guest goes on: the record is updated once, and published from now on.
     ///
     /// # Errors
     /// The host's refusal; nothing is published then.

@@ -141,6 +141,14 @@ impl<'p> StealTimeMsr<'p> {
         }
     }
 
+    /// The guest does not pay for what the thread has waited since [`rest`](Self::rest).
+    ///
+    /// # Errors
+    /// The publisher's, when the host refuses.
+    pub fn forget_waiting(&mut self) -> Result<(), PublisherError> {
+        self.publication.as_mut().map_or(Ok(()), |publication| publication.forget_waiting())
+    }
+
     /// The guest goes on.
     ///
     /// # Errors
@@ -196,6 +204,10 @@ mod tests {
         }
 
         fn rest(&mut self) {}
+
+        fn forget_waiting(&mut self) -> Result<(), PublisherError> {
+            Ok(())
+        }
 
         fn rise(&mut self) -> Result<(), PublisherError> {
             Ok(())

@@ -41,8 +41,8 @@ pub struct Look {
     /// The scheduler's account of its thread when it began to rest. What it waits for since, to run an errand, is no affair
     /// of the guest's.
     pub account: ThreadAccount,
-    /// How much of its run delay is such waiting, in earlier rests (ns).
-    pub delay_at_rest_ns: u64,
+    /// How much of that account's run delay is such waiting, in earlier rests (ns).
+    pub forgotten_ns: u64,
     /// Its exits so far.
     pub exits: ExitCounts,
     /// Its general purpose registers; `None` where KVM does not tell.

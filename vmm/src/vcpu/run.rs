@@ -45,10 +45,12 @@ pub struct Vcpu<'p> {
     /// KVM has an exit to complete, when it is next entered: until then the registers are those of before it.
     owes: bool,
     marks: u32,
-    /// The account of its thread when it last began to rest.
-    account_at_rest: ThreadAccount,
-    /// Run delay of its thread while it rested, all told (ns).
-    delay_at_rest_ns: u64,
+    /// When it last began to rest: the account of its thread, and how much of the run delay was forgotten until then.
+    at_rest: (ThreadAccount, u64),
+    /// Run delay of its thread, when it last began to rest or to run an errand (ns).
+    waited_ns: u64,
+    /// How much run delay was forgotten, all told: it was for errands (ns).
+    forgotten_ns: u64,
     /// How often its thread had been preempted when it began.
     preempted_before: u64,
 }
@@ -112,8 +114,9 @@ impl<'p> Vcpu<'p> {
             exits,
             owes: false,
             marks: 0,
-            account_at_rest: ThreadAccount::default(),
-            delay_at_rest_ns: 0,
+            at_rest: (ThreadAccount::default(), 0),
+            waited_ns: 0,
+            forgotten_ns: 0,
             preempted_before: 0,
         }
     }
@@ -181,21 +184,34 @@ impl<'p> Vcpu<'p> {
             }
         }
         self.fd.set_kvm_immediate_exit(0);
-        self.account_at_rest = ThreadAccount::read(own_tid()).unwrap_or_default();
+        let account = ThreadAccount::read(own_tid()).unwrap_or_default();
+        self.at_rest = (account, self.forgotten_ns);
+        self.waited_ns = account.run_delay_ns;
         self.steal_time.rest();
         self.shared.gate.begin_rest();
         while self.shared.gate.wanted() == Wanted::Rest {
             match self.errands.recv() {
-                Ok(errand) => self.run_errand(errand),
+                // What the thread has waited for a CPU since it was told is the guest's: it wanted to go on.
+                Ok(Errand::Rise) => {}
+                Ok(errand) => {
+                    self.forget_waiting()?;
+                    self.run_errand(errand);
+                }
                 Err(mpsc::RecvError) => return Ok(State::Finished(Ending::SentHome)), // nobody is left to resume it
             }
         }
         self.shared.gate.end_rest();
-        let delay_ns = account::own_run_delay_ns().unwrap_or_default();
-        self.delay_at_rest_ns += delay_ns.saturating_sub(self.account_at_rest.run_delay_ns);
         self.steal_time.rise().map_err(|source| VcpuError::Publish { vcpu: self.id, source })?;
         self.tell_paused()?;
         Ok(State::Running) // resting -> running: the guest goes on
+    }
+
+    /// What the thread has waited for a CPU to run an errand is no affair of the guest's.
+    fn forget_waiting(&mut self) -> Result<(), VcpuError> {
+        let waited_ns = account::own_run_delay_ns().unwrap_or(self.waited_ns);
+        self.forgotten_ns += waited_ns.saturating_sub(self.waited_ns);
+        self.waited_ns = waited_ns;
+        self.steal_time.forget_waiting().map_err(|source| VcpuError::Publish { vcpu: self.id, source })
     }
 
     fn run_errand(&mut self, errand: Errand) {
@@ -224,8 +240,8 @@ impl<'p> Vcpu<'p> {
             msr: self.msr(),
             kernel_msr: msrs::read(&self.fd, MSR_STEAL_TIME),
             record: self.record().map(|record| record.bytes()),
-            account: self.account_at_rest,
-            delay_at_rest_ns: self.delay_at_rest_ns,
+            account: self.at_rest.0,
+            forgotten_ns: self.at_rest.1,
             exits: self.exits,
             registers: self.fd.get_regs().ok(),
         }
