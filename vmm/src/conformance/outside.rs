@@ -168,11 +168,7 @@ fn judge_delay(look: &Look, record: Seen, publisher: PublisherKind, verdicts: &m
         format!("steal of vCPU {} is {} ns, run delay of its thread {delay} ns", look.vcpu, record.steal_ns)
     };
     let slack = slack_ns(publisher).max(delay / 100);
-    verdicts.judge(
-        Assertion::StealIsRunDelay,
-        record.steal_ns <= delay && delay - record.steal_ns <= slack,
-        why,
-    );
+    verdicts.judge(Assertion::StealIsRunDelay, record.steal_ns.abs_diff(delay) <= slack, why);
 }
 
 fn judge_writer(look: &Look, publisher: PublisherKind, verdicts: &mut Verdicts) {
