@@ -200,7 +200,7 @@ fn compare(before: &Standstill, after: &Standstill, publisher: PublisherKind, ve
         let differ = || format!("steal of vCPU {} grew by {added} ns, run delay by {delay} ns", first.vcpu);
         verdicts.judge(
             Assertion::StealIsRunDelay,
-            added.abs_diff(delay) <= SLACK_NS.max(delay / 100),
+            added.abs_diff(delay) <= slack_ns(publisher).max(delay / 100),
             differ,
         );
 
