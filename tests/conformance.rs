@@ -12,10 +12,13 @@
 
 mod support;
 
+use std::io;
+use std::process::Stdio;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use protocol::conformance::Assertion;
-use support::{cpus, end_of, has_bpf, has_kvm, skip, vmm};
+use support::{cpus, end_of, has_bpf, has_kvm, kill, skip, start, vmm, wait_for, wait_for_cpu_time};
 use vmm::conformance::{self, Conformance, Plan, Subject, Verdict};
 use vmm::host::facts::HostFacts;
 use vmm::publisher::PublisherKind;
@@ -222,6 +225,23 @@ fn kvm_s_own_publisher_keeps_what_does_not_hang_on_the_byte() {
         let verdict = conformance().verdict(KERNEL, *assertion).expect("it was tried");
         assert!(!matches!(verdict, Verdict::Broken { .. }), "{assertion}: {verdict:?}");
     }
+}
+
+#[test]
+fn suite_that_is_interrupted_prints_the_verdicts_it_has() {
+    if !has_bpf() {
+        return;
+    }
+    support::alone(|| {
+        let mut child = start(vmm(["conformance"]).stdout(Stdio::piped()).stderr(Stdio::null()));
+        wait_for_cpu_time(&child, Duration::from_millis(800));
+        kill(child.id(), "INT");
+        let printed = io::read_to_string(child.take_stdout().expect("it is piped")).expect("text");
+        assert_eq!(wait_for(child), Some(130), "{printed}");
+        let row = printed.lines().find(|line| line.contains("starts-at-zero")).expect("a table");
+        assert_eq!(row.split_ascii_whitespace().collect::<Vec<_>>(), ["3", "starts-at-zero", "1"]);
+        assert!(printed.contains("Interrupted"), "{printed}");
+    });
 }
 
 #[test]

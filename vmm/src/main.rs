@@ -99,7 +99,7 @@ fn conform(args: &ConformanceArgs) -> Result<u8, Error> {
     } else {
         print(&conformance)?;
     }
-    Ok(u8::from(!conformance.is_kept()))
+    Ok(if conformance.is_kept() { status(conformance.interrupted) } else { 1 })
 }
 
 /// The exit status of work that the user may have ended before it was done.

@@ -114,6 +114,8 @@ pub struct Conformance {
     pub host: HostFacts,
     /// By subject.
     pub columns: Vec<Column>,
+    /// The user ended it before it was done.
+    pub interrupted: bool,
 }
 
 /// What is to be tried.
@@ -132,19 +134,23 @@ pub struct Plan {
 /// # Errors
 /// [`ConformanceError`], when it could not be tried; never because something is broken.
 pub fn run(plan: &Plan, mut begun: impl FnMut(Subject)) -> Result<Conformance, ConformanceError> {
-    let mut columns = Vec::new();
+    let (mut columns, mut interrupted) = (Vec::new(), false);
     for subject in plan.subjects.iter().copied() {
+        if interrupted {
+            break;
+        }
         begun(subject);
         let mut verdicts = Verdicts::default();
         match judge(plan, subject, &mut verdicts) {
             Err(error) if error.is_of_the_publisher() => {
                 verdicts = Verdicts::none(&causes::in_one_line(&error));
             }
+            Err(ConformanceError::Scene(ExperimentError::Interrupted)) => interrupted = true,
             judged => judged?,
         }
         columns.push(Column { subject, verdicts });
     }
-    Ok(Conformance { schema: SCHEMA, host: plan.host.clone(), columns })
+    Ok(Conformance { schema: SCHEMA, host: plan.host.clone(), columns, interrupted })
 }
 
 fn judge(plan: &Plan, subject: Subject, verdicts: &mut Verdicts) -> Result<(), ConformanceError> {

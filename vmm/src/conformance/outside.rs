@@ -17,6 +17,7 @@ use protocol::steal_time::{Registration, StealTime};
 use protocol::words::{Job, Start, Workload};
 
 use super::{ConformanceError, Plan, Verdicts};
+use crate::experiment::ExperimentError;
 use crate::guest::{Guest, GuestConfig, PayloadSource};
 use crate::host::cpus::Cpus;
 use crate::memory::Ram;
@@ -149,10 +150,14 @@ impl Seen {
     }
 }
 
-/// What two accounts of the same time may differ by at a standstill. KVM brings steal up to date when it enters the guest:
-/// what the thread has waited for last is missing.
-fn slack_ns(publisher: PublisherKind) -> u64 {
-    if publisher.msr_owner() == MsrOwner::Kernel { 4 * SLACK_NS } else { SLACK_NS }
+/// What two accounts of `time_ns` may differ by at a standstill. KVM brings steal up to date when it enters the guest: what
+/// the thread has waited for last is missing, and nobody knows how long that was.
+fn slack_ns(publisher: PublisherKind, time_ns: u64) -> u64 {
+    if publisher.msr_owner() == MsrOwner::Kernel {
+        (4 * SLACK_NS).max(time_ns / 4)
+    } else {
+        SLACK_NS.max(time_ns / 100)
+    }
 }
 
 /// The run delay that the guest is to pay for. KVM makes it pay for what the thread waited while it rested, too.
@@ -167,7 +172,7 @@ fn judge_delay(look: &Look, record: Seen, publisher: PublisherKind, verdicts: &m
     let why = || {
         format!("steal of vCPU {} is {} ns, run delay of its thread {delay} ns", look.vcpu, record.steal_ns)
     };
-    let slack = slack_ns(publisher).max(delay / 100);
+    let slack = slack_ns(publisher, delay);
     verdicts.judge(Assertion::StealIsRunDelay, record.steal_ns.abs_diff(delay) <= slack, why);
 }
 
@@ -200,7 +205,7 @@ fn compare(before: &Standstill, after: &Standstill, publisher: PublisherKind, ve
         let differ = || format!("steal of vCPU {} grew by {added} ns, run delay by {delay} ns", first.vcpu);
         verdicts.judge(
             Assertion::StealIsRunDelay,
-            added.abs_diff(delay) <= slack_ns(publisher).max(delay / 100),
+            added.abs_diff(delay) <= slack_ns(publisher, delay),
             differ,
         );
 
@@ -212,7 +217,7 @@ fn compare(before: &Standstill, after: &Standstill, publisher: PublisherKind, ve
                 first.vcpu, account.run_ns
             )
         };
-        let slack = slack_ns(publisher).max(wall_ns / 20);
+        let slack = slack_ns(publisher, wall_ns).max(wall_ns / 20);
         verdicts.judge(Assertion::SharedCpuAddsUp, sum.abs_diff(wall_ns) <= slack, why);
         let shares = || format!("vCPU {} waited {added} of {wall_ns} ns beside one other", first.vcpu);
         verdicts.judge(Assertion::SharedCpuAddsUp, added >= wall_ns / 3, shares);
@@ -235,6 +240,7 @@ fn end(guest: Guest) -> Result<(), ConformanceError> {
     }
     match guest.wait()?.outcome {
         Outcome::Reset => Ok(()),
+        Outcome::Interrupted => Err(ExperimentError::Interrupted.into()),
         _ => Err(ConformanceError::Outside("its guest did not end well")),
     }
 }

@@ -30,6 +30,9 @@ impl Display for Conformance {
         for column in &self.columns {
             write!(f, "{}", Remarks(column))?;
         }
+        if self.interrupted {
+            writeln!(f, "Interrupted: not all was tried")?;
+        }
         Ok(())
     }
 }
@@ -134,7 +137,7 @@ mod tests {
             Column { subject: Subject::Publisher(publisher), verdicts }
         };
         let columns = vec![column(PublisherKind::Bpf, false), column(PublisherKind::Kernel, true)];
-        Conformance { schema: SCHEMA, host: HostFacts::probe(), columns }
+        Conformance { schema: SCHEMA, host: HostFacts::probe(), columns, interrupted: false }
     }
 
     #[test]
