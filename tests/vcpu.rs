@@ -40,8 +40,8 @@ impl Publication for Entries<'_> {
         false
     }
     fn rest(&mut self) {}
-    fn forget_waiting(&mut self) -> Result<(), PublisherError> {
-        Ok(())
+    fn forget_waiting(&mut self, _run_delay_ns: u64) -> u64 {
+        0
     }
     fn rise(&mut self) -> Result<(), PublisherError> {
         Ok(())

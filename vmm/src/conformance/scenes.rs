@@ -88,7 +88,9 @@ pub(super) fn play_all(
 /// the same time.
 fn has_shown_all(setting: Setting, verdicts: &Verdicts) -> bool {
     let watches = setting.scene == Scene::Spin && setting.cpus.is_none();
-    !watches || !matches!(verdicts.of(Assertion::ByteAlone), Verdict::Unjudged { .. })
+    let of_watching = [Assertion::ByteAlone, Assertion::PreemptedIsSeen];
+    let is_unseen = |assertion| matches!(verdicts.of(assertion), Verdict::Unjudged { .. });
+    !watches || !of_watching.into_iter().any(is_unseen)
 }
 
 fn play(
@@ -147,7 +149,8 @@ fn judge_spinners(
     byte: ByteFigures,
     verdicts: &mut Verdicts,
 ) {
-    if cpus.count() == 1 {
+    // A vCPU that was woken waits for its CPU without having lost it: where others take so much, that is many samples.
+    if cpus.count() == 1 && !window.host.disturbed {
         let why = || {
             format!("byte set in {:.2} % of samples of {vcpus} vCPUs on one CPU", 100.0 * byte.other_share())
         };
@@ -171,9 +174,9 @@ fn judge_leaving(window: &WindowFigures, byte: ByteFigures, verdicts: &mut Verdi
         )
     };
     verdicts.judge(Assertion::BlockedIsNotPreempted, share <= 0.01 + taken, why);
-    // Guest and host close their windows some time slices apart.
+    // Guest and host close their windows some time slices apart, however long these are.
     let (guest, host) = (window.guest_steal_ns, window.host.run_delay_ns);
     let why =
         || format!("steal grew by {guest} ns while one vCPU was in the monitor, run delay by {host} ns");
-    verdicts.judge(Assertion::MonitorAddsNothing, guest <= host + 30_000_000, why);
+    verdicts.judge(Assertion::MonitorAddsNothing, guest <= host + host / 8 + 30_000_000, why);
 }

@@ -113,8 +113,8 @@ impl Publication for BpfPublication<'_> {
         self.enrolled.withdraw();
     }
 
-    fn forget_waiting(&mut self) -> Result<(), PublisherError> {
-        self.account().map(drop)
+    fn forget_waiting(&mut self, run_delay_ns: u64) -> u64 {
+        self.enrolled.account(run_delay_ns)
     }
 
     fn rise(&mut self) -> Result<(), PublisherError> {

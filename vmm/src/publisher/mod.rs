@@ -127,11 +127,9 @@ pub trait Publication: fmt::Debug {
     /// The guest is paused: nothing is written until [`rise`](Self::rise), whatever becomes of the thread.
     fn rest(&mut self);
 
-    /// What the thread has waited for a CPU since [`rest`](Self::rest) is not the guest's, and is forgotten.
-    ///
-    /// # Errors
-    /// The host's refusal.
-    fn forget_waiting(&mut self) -> Result<(), PublisherError>;
+    /// What of the thread's run delay, `run_delay_ns` all told by now, has not been published since
+    /// [`rest`](Self::rest) is not the guest's: it is forgotten. Gives how much it was (ns).
+    fn forget_waiting(&mut self, run_delay_ns: u64) -> u64;
 
     /// The guest goes on: the record is updated once, and published from now on.
     ///

@@ -141,12 +141,10 @@ impl<'p> StealTimeMsr<'p> {
         }
     }
 
-    /// The guest does not pay for what the thread has waited since [`rest`](Self::rest).
-    ///
-    /// # Errors
-    /// The publisher's, when the host refuses.
-    pub fn forget_waiting(&mut self) -> Result<(), PublisherError> {
-        self.publication.as_mut().map_or(Ok(()), |publication| publication.forget_waiting())
+    /// The guest does not pay for what its thread, with a run delay of `run_delay_ns` by now, has waited since
+    /// [`rest`](Self::rest). Gives how much that was (ns), where we publish.
+    pub fn forget_waiting(&mut self, run_delay_ns: u64) -> u64 {
+        self.publication.as_mut().map_or(0, |publication| publication.forget_waiting(run_delay_ns))
     }
 
     /// The guest goes on.
@@ -205,8 +203,8 @@ mod tests {
 
         fn rest(&mut self) {}
 
-        fn forget_waiting(&mut self) -> Result<(), PublisherError> {
-            Ok(())
+        fn forget_waiting(&mut self, _run_delay_ns: u64) -> u64 {
+            0
         }
 
         fn rise(&mut self) -> Result<(), PublisherError> {

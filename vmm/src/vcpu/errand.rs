@@ -38,10 +38,9 @@ pub struct Look {
     pub kernel_msr: Option<u64>,
     /// Its record, if it has one in RAM.
     pub record: Option<[u8; RECORD_SIZE]>,
-    /// The scheduler's account of its thread when it began to rest. What it waits for since, to run an errand, is no affair
-    /// of the guest's.
+    /// The scheduler's account of its thread when it began to rest.
     pub account: ThreadAccount,
-    /// How much of that account's run delay is such waiting, in earlier rests (ns).
+    /// How much of that account's run delay is no affair of the guest's: the thread waited at rest, to run errands (ns).
     pub forgotten_ns: u64,
     /// Its exits so far.
     pub exits: ExitCounts,

@@ -47,9 +47,7 @@ pub struct Vcpu<'p> {
     marks: u32,
     /// When it last began to rest: the account of its thread, and how much of the run delay was forgotten until then.
     at_rest: (ThreadAccount, u64),
-    /// Run delay of its thread, when it last began to rest or to run an errand (ns).
-    waited_ns: u64,
-    /// How much run delay was forgotten, all told: it was for errands (ns).
+    /// How much run delay was forgotten, all told: its thread waited at rest (ns).
     forgotten_ns: u64,
     /// How often its thread had been preempted when it began.
     preempted_before: u64,
@@ -115,7 +113,6 @@ impl<'p> Vcpu<'p> {
             owes: false,
             marks: 0,
             at_rest: (ThreadAccount::default(), 0),
-            waited_ns: 0,
             forgotten_ns: 0,
             preempted_before: 0,
         }
@@ -184,17 +181,19 @@ impl<'p> Vcpu<'p> {
             }
         }
         self.fd.set_kvm_immediate_exit(0);
-        let account = ThreadAccount::read(own_tid()).unwrap_or_default();
-        self.at_rest = (account, self.forgotten_ns);
-        self.waited_ns = account.run_delay_ns;
         self.steal_time.rest();
+        let account = ThreadAccount::read(own_tid()).unwrap_or_default();
+        self.forget_waiting(account.run_delay_ns);
+        self.at_rest = (account, self.forgotten_ns);
         self.shared.gate.begin_rest();
         while self.shared.gate.wanted() == Wanted::Rest {
             match self.errands.recv() {
                 // What the thread has waited for a CPU since it was told is the guest's: it wanted to go on.
                 Ok(Errand::Rise) => {}
                 Ok(errand) => {
-                    self.forget_waiting()?;
+                    if let Ok(run_delay_ns) = account::own_run_delay_ns() {
+                        self.forget_waiting(run_delay_ns);
+                    }
                     self.run_errand(errand);
                 }
                 Err(mpsc::RecvError) => return Ok(State::Finished(Ending::SentHome)), // nobody is left to resume it
@@ -206,12 +205,9 @@ impl<'p> Vcpu<'p> {
         Ok(State::Running) // resting -> running: the guest goes on
     }
 
-    /// What the thread has waited for a CPU to run an errand is no affair of the guest's.
-    fn forget_waiting(&mut self) -> Result<(), VcpuError> {
-        let waited_ns = account::own_run_delay_ns().unwrap_or(self.waited_ns);
-        self.forgotten_ns += waited_ns.saturating_sub(self.waited_ns);
-        self.waited_ns = waited_ns;
-        self.steal_time.forget_waiting().map_err(|source| VcpuError::Publish { vcpu: self.id, source })
+    /// What the thread has waited for a CPU at rest is no affair of the guest's.
+    fn forget_waiting(&mut self, run_delay_ns: u64) {
+        self.forgotten_ns += self.steal_time.forget_waiting(run_delay_ns);
     }
 
     fn run_errand(&mut self, errand: Errand) {
