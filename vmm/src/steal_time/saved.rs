@@ -3,9 +3,9 @@
 //! The MSR's value is ours to save. Steal itself lies in guest memory, and travels with it; but guest memory may have
 //! been taken earlier than the MSR, and steal must never go back: so it is saved, too, and raised where it is less.
 //!
-//! What does not travel is the run delay of the vCPU's thread. A vCPU that goes on, on another thread, gets the whole run
-//! delay of that one: as under KVM, whose own note of it begins at 0 with each vCPU. Time for which the guest is paused
-//! is not steal: its threads sleep, they do not wait for a CPU.
+//! What does not travel is the run delay of the vCPU's thread. A vCPU that goes on, on another thread, has what that one
+//! waits for from then on. Time for which the guest is paused is not steal: its threads sleep, and what they wait for a CPU
+//! to run errands is forgotten.
 
 use protocol::VcpuId;
 use protocol::steal_time::Registration;
