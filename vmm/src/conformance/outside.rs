@@ -100,7 +100,6 @@ fn wait_for_window(guest: &Guest) -> Result<(), ConformanceError> {
 /// What was seen at a standstill, and when it ended.
 struct Standstill {
     looks: Vec<Look>,
-    began: Instant,
     ended: Instant,
 }
 
@@ -113,7 +112,6 @@ fn stand_still(
 ) -> Result<Standstill, ConformanceError> {
     let vm = guest.vm();
     let Ok(paused) = vm.pause() else { return Err(ConformanceError::Outside("its guest is paused already")) };
-    let began = Instant::now();
     let looks = vm.look(&paused);
     let before: Vec<_> = looks.iter().map(|look| look.record).collect();
     burn(cpus, STANDSTILL);
@@ -133,7 +131,7 @@ fn stand_still(
         judge_delay(look, record, publisher, verdicts);
         judge_writer(look, publisher, verdicts);
     }
-    Ok(Standstill { looks, began, ended })
+    Ok(Standstill { looks, ended })
 }
 
 /// The words of a record.
@@ -189,8 +187,6 @@ fn judge_writer(look: &Look, publisher: PublisherKind, verdicts: &mut Verdicts) 
 
 /// What was added between two standstills.
 fn compare(before: &Standstill, after: &Standstill, publisher: PublisherKind, verdicts: &mut Verdicts) {
-    let wall = after.began.saturating_duration_since(before.ended);
-    let wall_ns = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
     for (first, second) in before.looks.iter().zip(&after.looks) {
         let (Some(old), Some(new)) = (first.record.map(Seen::of), second.record.map(Seen::of)) else {
             continue;
@@ -199,6 +195,8 @@ fn compare(before: &Standstill, after: &Standstill, publisher: PublisherKind, ve
             || format!("steal of vCPU {} went from {} to {} ns", first.vcpu, old.steal_ns, new.steal_ns);
         verdicts.judge(Assertion::StealNeverBack, new.steal_ns >= old.steal_ns, back);
 
+        let wall = second.since.saturating_duration_since(before.ended);
+        let wall_ns = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
         let added = new.steal_ns.saturating_sub(old.steal_ns);
         let account = second.account.since(first.account);
         let delay = delay_ns(second, publisher).saturating_sub(delay_ns(first, publisher));

@@ -4,6 +4,7 @@
 //! pauses the guest, and sends the thread an errand with a way to answer.
 
 use std::sync::mpsc;
+use std::time::Instant;
 
 use kvm_bindings::kvm_regs;
 use protocol::VcpuId;
@@ -38,7 +39,9 @@ pub struct Look {
     pub kernel_msr: Option<u64>,
     /// Its record, if it has one in RAM.
     pub record: Option<[u8; RECORD_SIZE]>,
-    /// The scheduler's account of its thread when it began to rest.
+    /// When it began to rest.
+    pub since: Instant,
+    /// The scheduler's account of its thread at that moment.
     pub account: ThreadAccount,
     /// How much of that account's run delay is no affair of the guest's: the thread waited at rest, to run errands (ns).
     pub forgotten_ns: u64,

@@ -45,8 +45,8 @@ pub struct Vcpu<'p> {
     /// KVM has an exit to complete, when it is next entered: until then the registers are those of before it.
     owes: bool,
     marks: u32,
-    /// When it last began to rest: the account of its thread, and how much of the run delay was forgotten until then.
-    at_rest: (ThreadAccount, u64),
+    /// When it last began to rest, the account of its thread then, and how much of the run delay was forgotten by then.
+    at_rest: (Instant, ThreadAccount, u64),
     /// How much run delay was forgotten, all told: its thread waited at rest (ns).
     forgotten_ns: u64,
     /// How often its thread had been preempted when it began.
@@ -112,7 +112,7 @@ impl<'p> Vcpu<'p> {
             exits,
             owes: false,
             marks: 0,
-            at_rest: (ThreadAccount::default(), 0),
+            at_rest: (Instant::now(), ThreadAccount::default(), 0),
             forgotten_ns: 0,
             preempted_before: 0,
         }
@@ -184,7 +184,7 @@ impl<'p> Vcpu<'p> {
         self.steal_time.rest();
         let account = ThreadAccount::read(own_tid()).unwrap_or_default();
         self.forget_waiting(account.run_delay_ns);
-        self.at_rest = (account, self.forgotten_ns);
+        self.at_rest = (Instant::now(), account, self.forgotten_ns);
         self.shared.gate.begin_rest();
         while self.shared.gate.wanted() == Wanted::Rest {
             match self.errands.recv() {
@@ -231,13 +231,15 @@ impl<'p> Vcpu<'p> {
     }
 
     fn look(&self) -> Look {
+        let (since, account, forgotten_ns) = self.at_rest;
         Look {
             vcpu: self.id,
             msr: self.msr(),
             kernel_msr: msrs::read(&self.fd, MSR_STEAL_TIME),
             record: self.record().map(|record| record.bytes()),
-            account: self.at_rest.0,
-            forgotten_ns: self.at_rest.1,
+            since,
+            account,
+            forgotten_ns,
             exits: self.exits,
             registers: self.fd.get_regs().ok(),
         }

@@ -9,13 +9,10 @@ use protocol::VcpuId;
 use protocol::conformance::Assertion;
 use protocol::steal_time::{MSR_STEAL_TIME, Registration};
 
-use super::expect;
+use super::{NAP, expect};
 use crate::Machine;
 use crate::jobs::sleep_for_ever;
 use crate::metal::{calls, clock, lapic, smp};
-
-/// In ticks of the local APIC's timer: a fifth of a millisecond.
-const NAP: u32 = 200_000;
 
 /// Long enough for many naps.
 const WHILE_NS: u64 = 20_000_000;

@@ -14,6 +14,7 @@ mod spin;
 
 use core::panic::Location;
 
+use guest_payload::steal_time::Record;
 use protocol::VcpuId;
 use protocol::conformance::Assertion;
 use protocol::words::{Scene, Workload};
@@ -21,7 +22,7 @@ use protocol::words::{Scene, Workload};
 use super::{Part, arrive, finish, report, sleep_for_ever};
 use crate::Machine;
 use crate::metal::entry::REPORT;
-use crate::metal::ports;
+use crate::metal::{lapic, ports};
 
 /// Plays the scene, and ends the run.
 pub(super) fn run(machine: Machine, workload: Workload) -> ! {
@@ -60,6 +61,23 @@ fn together(machine: Machine, workload: Workload) -> ! {
         _ => spin::run(part),
     }
     finish(part)
+}
+
+/// A nap, in ticks of the local APIC's timer: a fifth of a millisecond.
+const NAP: u32 = 200_000;
+
+/// Sleeps and wakes a few times, so that the host has a reason to write this vCPU's record.
+fn nap() {
+    for _ in 0..4 {
+        lapic::nap(NAP);
+    }
+}
+
+/// Whether the host writes `record` meanwhile.
+fn is_written_in_a_nap(record: &Record) -> bool {
+    let before = record.version();
+    nap();
+    record.version() != before
 }
 
 /// `assertion` was seen `times` times, and it held if `holds`. If not, it is broken, and the caller's line says where.

@@ -8,10 +8,9 @@ use guest_payload::steal_time::Record;
 use protocol::conformance::Assertion;
 use protocol::steal_time::{MSR_RESERVED, MSR_STEAL_TIME, Registration};
 
-use super::expect;
+use super::{expect, is_written_in_a_nap, nap};
 use crate::Machine;
 use crate::metal::calls::{self, Faulted};
-use crate::metal::lapic;
 
 /// A record in the middle of a page, with guards.
 #[repr(C, align(4096))]
@@ -48,9 +47,6 @@ impl Page {
 static FIRST: Page = Page::new();
 static SECOND: Page = Page::new();
 static THIRD: Page = Page::new();
-
-/// In ticks of the local APIC's timer: a fifth of a millisecond.
-const NAP: u32 = 200_000;
 
 pub(super) fn run(machine: Machine) {
     expect(Assertion::FeatureOffered, crate::has_steal_time());
@@ -175,17 +171,4 @@ fn is_updated(record: &Record) -> bool {
         && record.version().is_multiple_of(2)
         && record.flags() == 0
         && record.preempted() == 0
-}
-
-/// Whether the host writes the record while we sleep and wake a few times.
-fn is_written_in_a_nap(record: &Record) -> bool {
-    let before = record.version();
-    nap();
-    record.version() != before
-}
-
-fn nap() {
-    for _ in 0..4 {
-        lapic::nap(NAP);
-    }
 }

@@ -15,9 +15,9 @@ use guest_payload::steal_time::Record;
 use protocol::conformance::Assertion;
 use protocol::steal_time::{MSR_STEAL_TIME, Registration, StealTime};
 
-use super::{Part, expect, judge};
+use super::{Part, expect, is_written_in_a_nap, judge, nap};
+use crate::metal::calls;
 use crate::metal::tables::PML4;
-use crate::metal::{calls, lapic};
 
 /// More than a guest of a few vCPUs has elements for in its host.
 const PAGES: usize = 12;
@@ -27,9 +27,6 @@ const PLACES: usize = 32;
 
 /// Vcpus that can have a part.
 const MOST_VCPUS: usize = 9;
-
-/// In ticks of the local APIC's timer: a fifth of a millisecond.
-const NAP: u32 = 200_000;
 
 /// What nobody writes is filled with.
 const FILL: u8 = 0x99;
@@ -212,16 +209,4 @@ fn register(record: &Record) {
 
 fn write(value: u64) -> bool {
     calls::write_msr(MSR_STEAL_TIME, value).is_ok()
-}
-
-fn is_written_in_a_nap(record: &Record) -> bool {
-    let before = record.version();
-    nap();
-    record.version() != before
-}
-
-fn nap() {
-    for _ in 0..4 {
-        lapic::nap(NAP);
-    }
 }
