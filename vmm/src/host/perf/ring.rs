@@ -1,0 +1,199 @@
+//! The ring: records of the kernel's, in memory that both sides see.
+//!
+//! A page of control words, then the data. The kernel moves `data_head` when it has written, we move `data_tail` when we
+//! have read; both count bytes for ever, and the place in the ring is what is left after division by its size. All of it is
+//! read as atomic words: records begin and end at multiples of 8 bytes.
+//!
+//! Source: Linux `include/uapi/linux/perf_event.h`, `struct perf_event_mmap_page`, `struct perf_event_header`.
+#![expect(unsafe_code, reason = "maps the ring and lends out its words")]
+
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use perf_event_open_sys::bindings::{
+    PERF_RECORD_LOST, PERF_RECORD_MISC_SWITCH_OUT, PERF_RECORD_MISC_SWITCH_OUT_PREEMPT, PERF_RECORD_SWITCH,
+    perf_event_mmap_page,
+};
+
+use super::{Switch, SwitchKind};
+use crate::memory::PAGE_SIZE;
+
+const WORD: usize = size_of::<u64>();
+const HEAD: usize = offset_of!(perf_event_mmap_page, data_head) / WORD;
+const TAIL: usize = offset_of!(perf_event_mmap_page, data_tail) / WORD;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Ring {
+    start: NonNull<AtomicU64>,
+    pages: usize,
+    lost: AtomicU64,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread.
+unsafe impl Send for Ring {}
+
+// SAFETY: it lends out atomics alone.
+unsafe impl Sync for Ring {}
+
+impl Ring {
+    /// Maps a ring of `pages` pages, a power of two, for `event`.
+    pub(super) fn map(event: &OwnedFd, pages: usize) -> io::Result<Self> {
+        let bytes = (1 + pages) * PAGE_SIZE;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: the kernel chooses the address, so that no other mapping is touched.
+        let start = unsafe {
+            libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, event.as_raw_fd(), 0)
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { start, pages, lost: AtomicU64::new(0) })
+    }
+
+    /// Bytes written since the ring was made.
+    pub(super) fn written(&self) -> u64 {
+        self.words()[HEAD].load(Ordering::Acquire)
+    }
+
+    /// Records that the kernel says, in the ring, it has lost.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Hands over each switch that has not been read.
+    pub(super) fn drain(&self, each: impl FnMut(Switch)) {
+        let (control, data) = self.words().split_at(PAGE_SIZE / WORD);
+        let read = Data(data).read(control[TAIL].load(Ordering::Relaxed), self.written(), each);
+        self.lost.fetch_add(read.lost, Ordering::Relaxed);
+        control[TAIL].store(read.tail, Ordering::Release);
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `map` mapped so many words from `start`, on a page boundary, readable and writable, until `self` is
+        // dropped; any bytes are an atomic word, and as such the kernel may write them meanwhile.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), (1 + self.pages) * PAGE_SIZE / WORD) }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // SAFETY: `map` mapped exactly this range, and every reference into it borrows `self`.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), (1 + self.pages) * PAGE_SIZE) };
+    }
+}
+
+/// The data of a ring, as words.
+struct Data<'r>(&'r [AtomicU64]);
+
+/// How far it was read.
+#[derive(Debug, PartialEq, Eq)]
+struct Read {
+    tail: u64,
+    lost: u64,
+}
+
+impl Data<'_> {
+    /// Reads the records from byte `tail` to byte `head`. What is no record ends it: the rest is passed over, as lost.
+    fn read(&self, tail: u64, head: u64, mut each: impl FnMut(Switch)) -> Read {
+        let (mut at, mut lost) = (tail, 0);
+        while at < head {
+            let header = self.word(at);
+            // Type in the lower half; then 16 bits that say more, and 16 bits of size.
+            let (kind, misc, size) =
+                (header as u32, (header >> 32) as u32 & 0xffff, (header >> 48) as usize);
+            if size < WORD || !size.is_multiple_of(WORD) || at + size as u64 > head {
+                return Read { tail: head, lost: lost + 1 };
+            }
+            // What was asked to go with each record, the time, is its last word.
+            let last = self.word(at + (size - WORD) as u64);
+            match kind {
+                PERF_RECORD_SWITCH => each(Switch { at_ns: last, kind: kind_of(misc) }),
+                // An event's id, then how many.
+                PERF_RECORD_LOST => lost += self.word(at + 2 * WORD as u64),
+                _ => {}
+            }
+            at += size as u64;
+        }
+        Read { tail: at, lost }
+    }
+
+    fn word(&self, at: u64) -> u64 {
+        let index = usize::try_from(at).unwrap_or(0) / WORD % self.0.len();
+        self.0[index].load(Ordering::Relaxed)
+    }
+}
+
+fn kind_of(misc: u32) -> SwitchKind {
+    match misc & (PERF_RECORD_MISC_SWITCH_OUT | PERF_RECORD_MISC_SWITCH_OUT_PREEMPT) {
+        0 => SwitchKind::In,
+        PERF_RECORD_MISC_SWITCH_OUT => SwitchKind::Slept,
+        _ => SwitchKind::Preempted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 32 * WORD as u64;
+
+    fn header(kind: u32, misc: u32, words: u64) -> u64 {
+        u64::from(kind) | u64::from(misc) << 32 | (words * WORD as u64) << 48
+    }
+
+    fn written(words: &[u64], at: usize) -> Vec<AtomicU64> {
+        let data: Vec<AtomicU64> = (0..32).map(|_| AtomicU64::new(0)).collect();
+        for (offset, word) in words.iter().enumerate() {
+            data[(at + offset) % 32].store(*word, Ordering::Relaxed);
+        }
+        data
+    }
+
+    fn read(data: &[AtomicU64], tail: u64, head: u64) -> (Vec<Switch>, Read) {
+        let mut switches = Vec::new();
+        let read = Data(data).read(tail, head, |switch| switches.push(switch));
+        (switches, read)
+    }
+
+    #[test]
+    fn records_are_read_in_order_also_around_the_end() {
+        let words = [
+            header(PERF_RECORD_SWITCH, PERF_RECORD_MISC_SWITCH_OUT, 2),
+            10,
+            header(PERF_RECORD_SWITCH, 0, 2),
+            20,
+            header(PERF_RECORD_LOST, 0, 4),
+            7,
+            3,
+            25,
+            header(
+                PERF_RECORD_SWITCH,
+                PERF_RECORD_MISC_SWITCH_OUT | PERF_RECORD_MISC_SWITCH_OUT_PREEMPT,
+                2,
+            ),
+            30,
+        ];
+        let expected = [(10, SwitchKind::Slept), (20, SwitchKind::In), (30, SwitchKind::Preempted)]
+            .map(|(at_ns, kind)| Switch { at_ns, kind });
+        for at in [0, 5, 27, 31] {
+            let tail = 4 * SIZE + (at * WORD) as u64;
+            let head = tail + (words.len() * WORD) as u64;
+            let (switches, read) = read(&written(&words, at), tail, head);
+            assert_eq!((&switches[..], read), (&expected[..], Read { tail: head, lost: 3 }), "{at}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_record_ends_reading_and_counts_as_lost() {
+        for bad in [0, header(PERF_RECORD_SWITCH, 0, 9), header(1, 0, 1) | 3 << 48] {
+            let data = written(&[header(PERF_RECORD_SWITCH, 0, 2), 10, bad], 0);
+            let (switches, read) = read(&data, 0, 5 * WORD as u64);
+            assert_eq!((switches.len(), read), (1, Read { tail: 5 * WORD as u64, lost: 1 }));
+        }
+    }
+}

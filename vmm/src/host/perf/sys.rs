@@ -1,0 +1,58 @@
+//! The system calls: `perf_event_open(2)`, and the event's counters.
+#![expect(unsafe_code, reason = "a system call that takes an address, and the descriptor that it returns")]
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+
+use libc::pid_t;
+use perf_event_open_sys::bindings::{
+    PERF_COUNT_SW_DUMMY, PERF_FORMAT_LOST, PERF_SAMPLE_TIME, PERF_TYPE_SOFTWARE, perf_event_attr,
+};
+
+/// An event that counts nothing, and records the switches of thread `tid` by the monotonic clock.
+pub(super) fn open(tid: pid_t) -> io::Result<OwnedFd> {
+    match open_with(tid, u64::from(PERF_FORMAT_LOST)) {
+        // Linux before 6.0 does not count losses.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open_with(tid, 0),
+        opened => opened,
+    }
+}
+
+fn open_with(tid: pid_t, read_format: u64) -> io::Result<OwnedFd> {
+    let mut attributes = perf_event_attr {
+        type_: PERF_TYPE_SOFTWARE,
+        size: u32::try_from(size_of::<perf_event_attr>()).unwrap_or(u32::MAX),
+        config: u64::from(PERF_COUNT_SW_DUMMY),
+        sample_type: u64::from(PERF_SAMPLE_TIME),
+        read_format,
+        clockid: libc::CLOCK_MONOTONIC,
+        ..perf_event_attr::default()
+    };
+    attributes.set_context_switch(1);
+    attributes.set_sample_id_all(1);
+    attributes.set_use_clockid(1);
+    // Nothing of the kernel is sampled: this is what makes it no privilege.
+    attributes.set_exclude_kernel(1);
+    attributes.set_exclude_hv(1);
+    attributes.set_watermark(1);
+    attributes.__bindgen_anon_2.wakeup_watermark = 1;
+    const CLOSE_ON_EXEC: libc::c_ulong = 8;
+    // SAFETY: the attributes are initialised, and say how long they are; the rest are numbers.
+    let fd = unsafe { perf_event_open_sys::perf_event_open(&raw mut attributes, tid, -1, -1, CLOSE_ON_EXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a new descriptor that nobody else closes.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// How many records the event could not write; `None` where the kernel does not count them.
+pub(super) fn lost(event: &OwnedFd) -> Option<u64> {
+    let mut words = [0; 16];
+    let mut file = File::from(event.as_fd().try_clone_to_owned().ok()?);
+    match file.read(&mut words) {
+        Ok(16) => words[8..].first_chunk().copied().map(u64::from_ne_bytes),
+        _ => None,
+    }
+}
