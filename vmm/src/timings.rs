@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use nix::time::{ClockId, clock_gettime};
+use crate::host::clock;
 
 /// Marks since the process, or the run, began.
 #[derive(Clone, Debug)]
@@ -45,8 +45,7 @@ impl Timings {
 
     /// When it all began, by the host's monotonic clock.
     pub fn began_monotonic(&self) -> Duration {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
-        now.saturating_sub(self.began.elapsed())
+        clock::monotonic().saturating_sub(self.began.elapsed())
     }
 
     /// The marks, in order of time.

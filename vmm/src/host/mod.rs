@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod child;
+pub mod clock;
 pub mod cpus;
 pub mod facts;
 pub mod perf;

@@ -108,6 +108,17 @@ impl Publication for BpfPublication<'_> {
         is_new
     }
 
+    fn park(&mut self) {
+        self.enrolled.park();
+    }
+
+    fn unpark(&mut self, parked_ns: u64) -> Result<(), PublisherError> {
+        self.enrolled.slot().add_parked(parked_ns);
+        // The switch that brought the thread here knew nothing of it, so it is told as after a rest.
+        self.enrolled.withdraw();
+        self.rise()
+    }
+
     fn rest(&mut self) {
         self.rests = true;
         self.enrolled.withdraw();

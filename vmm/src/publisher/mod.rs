@@ -124,6 +124,17 @@ pub trait Publication: fmt::Debug {
     /// Whether the vCPU was sent INIT since this was last asked. Nothing is published then.
     fn take_init(&mut self) -> bool;
 
+    /// The vCPU is kept from running, whatever its thread does: the byte says so from now on, until
+    /// [`unpark`](Self::unpark).
+    fn park(&mut self);
+
+    /// The vCPU may run again: it was kept from it for `parked_ns` until its thread was woken, which is steal, as is what
+    /// the thread has waited for a CPU since. The record has been updated once when this returns.
+    ///
+    /// # Errors
+    /// The host's refusal; nothing is published then.
+    fn unpark(&mut self, parked_ns: u64) -> Result<(), PublisherError>;
+
     /// The guest is paused: nothing is written until [`rise`](Self::rise), whatever becomes of the thread.
     fn rest(&mut self);
 

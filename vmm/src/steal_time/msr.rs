@@ -155,6 +155,22 @@ impl<'p> StealTimeMsr<'p> {
         self.publication.as_mut().map_or(Ok(()), |publication| publication.rise())
     }
 
+    /// The vCPU is kept from running, and its byte says so.
+    pub fn park(&mut self) {
+        self.notice_init();
+        if let Some(publication) = &mut self.publication {
+            publication.park();
+        }
+    }
+
+    /// It may run again, having wanted to for `parked_ns` until its thread was woken.
+    ///
+    /// # Errors
+    /// The publisher's, when the host refuses; publication is off then.
+    pub fn unpark(&mut self, parked_ns: u64) -> Result<(), PublisherError> {
+        self.publication.as_mut().map_or(Ok(()), |publication| publication.unpark(parked_ns))
+    }
+
     /// What the publisher counted for this vCPU; `None` where nobody counts.
     pub fn counts(&self) -> Option<Counts> {
         self.publication.as_ref().map(|publication| publication.counts())
@@ -199,6 +215,12 @@ mod tests {
 
         fn take_init(&mut self) -> bool {
             self.1.swap(false, Ordering::Relaxed)
+        }
+
+        fn park(&mut self) {}
+
+        fn unpark(&mut self, _parked_ns: u64) -> Result<(), PublisherError> {
+            Ok(())
         }
 
         fn rest(&mut self) {}

@@ -7,11 +7,13 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use kvm_bindings::kvm_regs;
+use libc::pid_t;
 use protocol::VcpuId;
 
 use super::ExitCounts;
 use super::error::VcpuError;
 use crate::host::account::ThreadAccount;
+use crate::publisher::Counts;
 use crate::publisher::record::RECORD_SIZE;
 use crate::steal_time::saved::SavedVcpu;
 
@@ -29,7 +31,7 @@ pub enum Errand {
 }
 
 /// A vCPU at rest, as its thread sees it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Look {
     /// Which.
     pub vcpu: VcpuId,
@@ -49,4 +51,21 @@ pub struct Look {
     pub exits: ExitCounts,
     /// Its general purpose registers; `None` where KVM does not tell.
     pub registers: Option<kvm_regs>,
+    /// Its thread.
+    pub tid: pid_t,
+    /// What the publisher has counted so far; `None` where nobody counts.
+    pub counts: Option<Counts>,
+    /// When it was held, in order; of very many the last.
+    pub holds: Vec<Held>,
+}
+
+/// A time for which a vCPU was held: kept from running by the monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// When it began (ns of the monotonic clock): a moment later the byte said so.
+    pub from_ns: u64,
+    /// When it was over: a moment before the byte said so.
+    pub to_ns: u64,
+    /// How much of it was told as steal. The rest, from the release on, is run delay.
+    pub parked_ns: u64,
 }

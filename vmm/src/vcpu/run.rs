@@ -1,5 +1,6 @@
-//! The life of a vCPU thread: running, parked, resting, finished.
+//! The life of a vCPU thread: running, parked, held, resting, finished.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
@@ -9,12 +10,13 @@ use protocol::VcpuId;
 use protocol::report::Milestone;
 use protocol::steal_time::{MSR_STEAL_TIME, Registration};
 
-use super::errand::{Errand, Look};
+use super::errand::{Errand, Held, Look};
 use super::error::VcpuError;
 use super::exit::{self, CrashReason, Exit, PortData};
 use super::{Crash, Ending, ExitCounts, Mark, Message, Outbox, Registers, Shared, msrs};
-use crate::gate::Wanted;
+use crate::gate::{Seat, Wanted};
 use crate::host::account::{self, ThreadAccount};
+use crate::host::clock;
 use crate::host::thread::own_tid;
 use crate::kick;
 use crate::measure::Snapshot;
@@ -26,6 +28,9 @@ use crate::timings::GuestClock;
 
 /// A guest may set marks as long as it likes; so many from one vCPU are told.
 const MOST_MARKS: u32 = 64;
+
+/// So many times that a vCPU was held are remembered.
+const MOST_HOLDS: usize = 1 << 14;
 
 /// What an address without memory reads.
 const FLOATING: u8 = 0xff;
@@ -45,6 +50,10 @@ pub struct Vcpu<'p> {
     /// KVM has an exit to complete, when it is next entered: until then the registers are those of before it.
     owes: bool,
     marks: u32,
+    /// Its seat at the gate.
+    seat: Seat,
+    /// When it was held: the last [`MOST_HOLDS`] times.
+    holds: VecDeque<Held>,
     /// When it last began to rest, the account of its thread then, and how much of the run delay was forgotten by then.
     at_rest: (Instant, ThreadAccount, u64),
     /// How much run delay was forgotten, all told: its thread waited at rest (ns).
@@ -78,6 +87,7 @@ fn guest_clock(fd: &VcpuFd) -> Option<GuestClock> {
 enum State {
     Running,
     Parked,
+    Held,
     Resting,
     Finished(Ending),
 }
@@ -112,6 +122,8 @@ impl<'p> Vcpu<'p> {
             exits,
             owes: false,
             marks: 0,
+            seat: Seat::default(),
+            holds: VecDeque::new(),
             at_rest: (Instant::now(), ThreadAccount::default(), 0),
             forgotten_ns: 0,
             preempted_before: 0,
@@ -120,7 +132,7 @@ impl<'p> Vcpu<'p> {
 
     /// Runs until the guest ends or the thread is sent home; tells the event loop which, and how it went.
     pub fn run(mut self) -> Remains {
-        self.shared.gate.enter(self.id);
+        self.seat = self.shared.gate.enter(self.id);
         self.preempted_before = account::own_involuntary_switches();
         let message = match self.run_to_the_end() {
             Ok(Ending::SentHome) => None,
@@ -147,6 +159,7 @@ impl<'p> Vcpu<'p> {
             state = match state {
                 State::Running => self.running()?,
                 State::Parked => self.parked(),
+                State::Held => self.held()?,
                 State::Resting => self.resting()?,
                 State::Finished(ending) => return Ok(ending),
             };
@@ -154,10 +167,11 @@ impl<'p> Vcpu<'p> {
     }
 
     fn running(&mut self) -> Result<State, VcpuError> {
-        match self.shared.gate.wanted() {
+        match self.shared.gate.wanted(&self.seat) {
             Wanted::Nothing => {}
             Wanted::Park => return Ok(State::Parked), // running -> parked: another vCPU needs to be alone
             Wanted::Rest => return Ok(State::Resting), // running -> resting: the guest is paused
+            Wanted::Hold => return Ok(State::Held), // running -> held: a policy wants it not to run
             Wanted::End => return Ok(State::Finished(Ending::SentHome)), // running -> finished: the run is over
         }
         self.steal_time.before_entry();
@@ -172,21 +186,47 @@ impl<'p> Vcpu<'p> {
         State::Running // parked -> running: the other one is done
     }
 
-    /// Completes what KVM owes, rests, and runs errands, until the guest goes on.
-    fn resting(&mut self) -> Result<State, VcpuError> {
+    /// Does not run, though it wants to, until it is released. That is steal, and its byte says so.
+    fn held(&mut self) -> Result<State, VcpuError> {
+        if let Some(ending) = self.complete()? {
+            return Ok(State::Finished(ending)); // held -> finished: what was owed ended the guest
+        }
+        let (began, from_ns) = (Instant::now(), clock::monotonic_ns());
+        self.steal_time.park();
+        let wanted_to_run = self.shared.gate.wait_while_held(&self.seat);
+        let parked = wanted_to_run.saturating_duration_since(began);
+        let parked_ns = u64::try_from(parked.as_nanos()).unwrap_or(u64::MAX);
+        self.steal_time.unpark(parked_ns).map_err(|source| VcpuError::Publish { vcpu: self.id, source })?;
+        if self.holds.len() == MOST_HOLDS {
+            self.holds.pop_front();
+        }
+        self.holds.push_back(Held { from_ns, to_ns: clock::monotonic_ns(), parked_ns });
+        Ok(State::Running) // held -> running: it is released, or the gate wants something else of it first
+    }
+
+    /// Completes the guest's instruction that the monitor had a part in, which may end the guest.
+    fn complete(&mut self) -> Result<Option<Ending>, VcpuError> {
         self.fd.set_kvm_immediate_exit(1);
         while self.owes {
             if let Step::Ended(ending) = self.step()? {
-                return Ok(State::Finished(ending)); // resting -> finished: what was owed ended the guest
+                return Ok(Some(ending));
             }
         }
         self.fd.set_kvm_immediate_exit(0);
+        Ok(None)
+    }
+
+    /// Completes what KVM owes, rests, and runs errands, until the guest goes on.
+    fn resting(&mut self) -> Result<State, VcpuError> {
+        if let Some(ending) = self.complete()? {
+            return Ok(State::Finished(ending)); // resting -> finished: what was owed ended the guest
+        }
         self.steal_time.rest();
         let account = ThreadAccount::read(own_tid()).unwrap_or_default();
         self.forget_waiting(account.run_delay_ns);
         self.at_rest = (Instant::now(), account, self.forgotten_ns);
         self.shared.gate.begin_rest();
-        while self.shared.gate.wanted() == Wanted::Rest {
+        while self.shared.gate.wanted(&self.seat) == Wanted::Rest {
             match self.errands.recv() {
                 // What the thread has waited for a CPU since it was told is the guest's: it wanted to go on.
                 Ok(Errand::Rise) => {}
@@ -242,6 +282,9 @@ impl<'p> Vcpu<'p> {
             forgotten_ns,
             exits: self.exits,
             registers: self.fd.get_regs().ok(),
+            tid: own_tid(),
+            counts: self.steal_time.counts(),
+            holds: self.holds.iter().copied().collect(),
         }
     }
 

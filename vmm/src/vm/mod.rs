@@ -11,6 +11,7 @@ use std::sync::Arc;
 use protocol::VcpuId;
 
 use crate::gate::{AlreadyPaused, Gate};
+use crate::kick::KickHandle;
 use crate::publisher::{MsrOwner, Publisher};
 use crate::steal_time::saved::{SavedError, SavedStealTime, VERSION};
 use crate::vcpu::errand::{Errand, Look};
@@ -78,6 +79,22 @@ impl Vm {
     pub fn resume(&self, _paused: Paused) {
         self.gate.resume();
         self.threads.rise();
+    }
+
+    /// Keeps `vcpu` from running, until it is released. Its byte is set, and the time is steal. Says whether there is such
+    /// a vCPU. It takes a moment: the thread leaves the guest first.
+    pub fn hold(&self, vcpu: VcpuId) -> bool {
+        self.gate.hold(vcpu)
+    }
+
+    /// Lets `vcpu` run again.
+    pub fn release(&self, vcpu: VcpuId) {
+        self.gate.release(vcpu);
+    }
+
+    /// The threads of the vCPUs that have not ended.
+    pub fn threads(&self) -> Vec<(VcpuId, KickHandle)> {
+        self.gate.threads()
     }
 
     /// The steal time of all vCPUs, to be saved beside guest memory.

@@ -4,6 +4,8 @@
 //!
 //! - When one thread needs the others out of the guest, to replace a page under it, it calls [`Gate::alone`]; the others
 //!   are kicked, and wait in [`Gate::park`].
+//! - When a policy wants one vCPU not to run, it has it held ([`Gate::hold`]), until it releases it; that thread waits in
+//!   [`Gate::wait_while_held`], and stays at others' disposal.
 //! - When somebody else wants the guest to stand still, [`Gate::pause`] has all of them kicked, and each rests
 //!   ([`Gate::begin_rest`], [`Gate::end_rest`]) for as long as it is told to by other ways than the gate.
 //! - When the run is over, [`Gate::end`] sends all of them home.
@@ -12,8 +14,9 @@
 //! "nothing" and returning from `KVM_RUN`. Whoever wants something writes it before kicking, and a kick is never
 //! lost (see [`crate::kick`]), so that thread comes out and reads again.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use protocol::VcpuId;
 
@@ -28,6 +31,8 @@ pub enum Wanted {
     Park,
     /// To rest.
     Rest,
+    /// To call [`Gate::wait_while_held`].
+    Hold,
     /// To finish.
     End,
 }
@@ -44,6 +49,12 @@ pub struct AllParked(());
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("The guest is paused already")]
 pub struct AlreadyPaused;
+
+/// A vCPU thread's seat at the gate: what is wanted of this one alone.
+#[derive(Debug, Default)]
+pub struct Seat {
+    is_held: Arc<AtomicBool>,
+}
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -65,21 +76,41 @@ struct State {
 struct Member {
     vcpu: VcpuId,
     thread: KickHandle,
-    /// It waits here, or rests: it is not in the guest, and will not be before it has looked at the gate again.
-    is_parked: bool,
+    place: Place,
+    is_held: Arc<AtomicBool>,
+    /// When it was last released.
+    released: Option<Instant>,
+}
+
+/// Where a vCPU thread is. But for the first place it is not in the guest, and will not be before it has looked at the gate
+/// again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// In the guest, or about to be, or handling an exit.
+    Running,
+    /// Waiting here for another one that is alone.
+    Waiting,
+    /// Held.
+    Held,
+    /// At rest.
+    Resting,
 }
 
 impl State {
-    /// Whether all members but `except` are parked.
-    fn all_parked(&self, except: Option<KickHandle>) -> bool {
-        self.members.iter().all(|member| member.is_parked || Some(member.thread) == except)
+    /// Whether no member but `except` is running.
+    fn none_runs(&self, except: Option<KickHandle>) -> bool {
+        self.members.iter().all(|member| member.place != Place::Running || Some(member.thread) == except)
     }
 
-    /// Marks the calling thread as parked or not, and says what it was. Who is no member never enters the guest.
-    fn set_parked(&mut self, is_parked: bool) -> bool {
+    fn all_rest(&self) -> bool {
+        self.members.iter().all(|member| member.place == Place::Resting)
+    }
+
+    /// Notes where the calling thread is, and gives where it was. Who is no member never enters the guest.
+    fn go_to(&mut self, place: Place) -> Place {
         let me = KickHandle::of_this_thread();
         let member = self.members.iter_mut().find(|member| member.thread == me);
-        member.is_none_or(|member| std::mem::replace(&mut member.is_parked, is_parked))
+        member.map_or(Place::Resting, |member| std::mem::replace(&mut member.place, place))
     }
 
     fn kick_all(&self, except: Option<KickHandle>) {
@@ -101,9 +132,16 @@ impl Gate {
     }
 
     /// The calling thread becomes a vCPU thread.
-    pub fn enter(&self, vcpu: VcpuId) {
-        let thread = KickHandle::of_this_thread();
-        self.lock().members.push(Member { vcpu, thread, is_parked: false });
+    pub fn enter(&self, vcpu: VcpuId) -> Seat {
+        let seat = Seat::default();
+        self.lock().members.push(Member {
+            vcpu,
+            thread: KickHandle::of_this_thread(),
+            place: Place::Running,
+            is_held: Arc::clone(&seat.is_held),
+            released: None,
+        });
+        seat
     }
 
     /// The calling thread, the one of `vcpu`, is no vCPU thread any more.
@@ -117,9 +155,10 @@ impl Gate {
         self.lock().members.iter().map(|member| (member.vcpu, member.thread)).collect()
     }
 
-    /// What is wanted of the calling vCPU thread.
-    pub fn wanted(&self) -> Wanted {
+    /// What is wanted of the calling vCPU thread, whose seat it is.
+    pub fn wanted(&self, seat: &Seat) -> Wanted {
         match self.wanted.load(Ordering::Acquire) {
+            0 if seat.is_held.load(Ordering::Acquire) => Wanted::Hold,
             0 => Wanted::Nothing,
             wanted if wanted & END != 0 => Wanted::End,
             wanted if wanted & PARK != 0 => Wanted::Park,
@@ -141,7 +180,7 @@ impl Gate {
         self.wanted.fetch_or(PARK, Ordering::Release);
         let me = Some(KickHandle::of_this_thread());
         state.kick_all(me);
-        while !state.all_parked(me) {
+        while !state.none_runs(me) {
             state = self.wait(state);
         }
         // The lock stays held: the others could not leave the condition variable if they wanted to.
@@ -164,7 +203,8 @@ impl Gate {
             return Err(AlreadyPaused);
         }
         state.kick_all(None);
-        while !state.all_parked(None) {
+        self.changed.notify_all(); // those who are held
+        while !state.all_rest() {
             state = self.wait(state);
         }
         Ok(())
@@ -177,14 +217,50 @@ impl Gate {
 
     /// The calling vCPU thread rests, outside the guest: whoever wants to be alone need not wait for it.
     pub fn begin_rest(&self) {
-        self.lock().set_parked(true);
+        self.lock().go_to(Place::Resting);
         self.changed.notify_all();
     }
 
     /// The calling vCPU thread has rested. It waits until nobody is alone.
     pub fn end_rest(&self) {
         let mut state = self.wait_parked(self.lock());
-        state.set_parked(false);
+        state.go_to(Place::Running);
+    }
+
+    /// Makes the thread of `vcpu` leave the guest and wait, until it is released. Says whether there is such a thread.
+    pub fn hold(&self, vcpu: VcpuId) -> bool {
+        self.lock().members.iter().find(|member| member.vcpu == vcpu).is_some_and(|member| {
+            member.is_held.store(true, Ordering::Release);
+            member.thread.kick();
+            true
+        })
+    }
+
+    /// Lets the thread of `vcpu` go on.
+    pub fn release(&self, vcpu: VcpuId) {
+        if let Some(member) = self.lock().members.iter_mut().find(|member| member.vcpu == vcpu) {
+            member.is_held.store(false, Ordering::Release);
+            member.released = Some(Instant::now());
+        }
+        self.changed.notify_all();
+    }
+
+    /// The calling vCPU thread, outside the guest, waits until it is released, or until it is to rest or to go home. Gives
+    /// the moment from which on it wanted to run again.
+    pub fn wait_while_held(&self, seat: &Seat) -> Instant {
+        let mut state = self.lock();
+        state.go_to(Place::Held);
+        self.changed.notify_all();
+        while seat.is_held.load(Ordering::Acquire) && self.wanted.load(Ordering::Acquire) & (REST | END) == 0
+        {
+            state = self.wait(state);
+        }
+        let is_released = !seat.is_held.load(Ordering::Acquire);
+        let me = KickHandle::of_this_thread();
+        let released = state.members.iter().find(|member| member.thread == me).and_then(|me| me.released);
+        let mut state = self.wait_parked(state);
+        state.go_to(Place::Running);
+        released.filter(|_| is_released).unwrap_or_else(Instant::now)
     }
 
     /// Sends every vCPU thread home, those that enter later too.
@@ -192,16 +268,21 @@ impl Gate {
         let state = self.lock();
         self.wanted.fetch_or(END, Ordering::Release);
         state.kick_all(None);
+        drop(state);
+        self.changed.notify_all(); // those who are held
     }
 
     fn wait_parked<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         if state.leader {
-            let was_parked = state.set_parked(true);
+            let before = state.go_to(Place::Waiting);
+            if before != Place::Running {
+                state.go_to(before); // one at rest rests, for whoever waits for that
+            }
             self.changed.notify_all();
             while state.leader {
                 state = self.wait(state);
             }
-            state.set_parked(was_parked);
+            state.go_to(before);
         }
         state
     }
@@ -216,131 +297,4 @@ impl Gate {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicUsize;
-    use std::thread;
-
-    use super::*;
-    use crate::kick;
-
-    /// A vCPU thread whose guest does nothing but be in the guest.
-    fn vcpu_thread(gate: &Gate, vcpu: VcpuId, inside: &AtomicUsize, mut exits: impl FnMut(&Gate)) {
-        kick::block().unwrap();
-        gate.enter(vcpu);
-        loop {
-            match gate.wanted() {
-                Wanted::Nothing => {
-                    inside.fetch_add(1, Ordering::SeqCst);
-                    thread::yield_now();
-                    inside.fetch_sub(1, Ordering::SeqCst);
-                    exits(gate);
-                }
-                Wanted::Park => gate.park(),
-                Wanted::Rest => {
-                    gate.begin_rest();
-                    while gate.wanted() == Wanted::Rest {
-                        thread::yield_now();
-                    }
-                    gate.end_rest();
-                }
-                Wanted::End => break,
-            }
-        }
-        gate.leave(vcpu);
-    }
-
-    /// Threads that all want to be alone, `times` times each; `beside` happens meanwhile. Gives how often somebody was in
-    /// the guest while another was alone.
-    fn all_want_to_be_alone(times: usize, beside: impl FnOnce(&Gate, &AtomicUsize)) -> usize {
-        const THREADS: usize = 6;
-        let (gate, inside, done) = (Gate::new(), AtomicUsize::new(0), AtomicUsize::new(0));
-        thread::scope(|scope| {
-            let threads: Vec<_> = VcpuId::first(THREADS)
-                .map(|vcpu| {
-                    let (gate, inside, done) = (&gate, &inside, &done);
-                    scope.spawn(move || {
-                        let (mut so_far, mut violations) = (0, 0);
-                        vcpu_thread(gate, vcpu, inside, |gate| {
-                            if so_far < times {
-                                so_far += 1;
-                                gate.alone(|_| violations += inside.load(Ordering::SeqCst));
-                                if so_far == times && done.fetch_add(1, Ordering::SeqCst) + 1 == THREADS {
-                                    gate.end();
-                                }
-                            }
-                        });
-                        violations
-                    })
-                })
-                .collect();
-            beside(&gate, &inside);
-            let violations = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
-            assert!(gate.threads().is_empty());
-            violations
-        })
-    }
-
-    #[test]
-    fn alone_means_that_nobody_else_is_in_the_guest_even_when_all_want_it_at_once() {
-        assert_eq!(all_want_to_be_alone(200, |_, _| {}), 0);
-    }
-
-    #[test]
-    fn paused_means_that_nobody_is_in_the_guest_even_while_all_want_to_be_alone() {
-        let mut seen_inside = 0;
-        let violations = all_want_to_be_alone(300, |gate, inside| {
-            for _ in 0..100 {
-                gate.pause().unwrap();
-                assert_eq!(gate.pause(), Err(AlreadyPaused));
-                for _ in 0..10 {
-                    seen_inside += inside.load(Ordering::SeqCst);
-                    thread::yield_now();
-                }
-                gate.resume();
-            }
-        });
-        assert_eq!((violations, seen_inside), (0, 0));
-    }
-
-    #[test]
-    fn guest_that_is_paused_from_the_start_is_entered_by_nobody_and_can_be_ended() {
-        let (gate, inside) = (Gate::paused(), AtomicUsize::new(0));
-        let exits = AtomicUsize::new(0);
-        thread::scope(|scope| {
-            let count = |_: &Gate| {
-                exits.fetch_add(1, Ordering::SeqCst);
-            };
-            let threads = VcpuId::first(2).map(|vcpu| {
-                let (gate, inside) = (&gate, &inside);
-                scope.spawn(move || vcpu_thread(gate, vcpu, inside, count))
-            });
-            let threads: Vec<_> = threads.collect();
-            while gate.threads().len() < 2 {
-                thread::yield_now();
-            }
-            gate.end();
-            for thread in threads {
-                thread.join().unwrap();
-            }
-        });
-        assert_eq!(exits.load(Ordering::SeqCst), 0);
-    }
-
-    #[test]
-    fn end_sends_home_threads_that_are_there_and_those_that_come_later() {
-        let gate = Arc::new(Gate::new());
-        let inside = Arc::new(AtomicUsize::new(0));
-        let spawn = |vcpu| {
-            let (gate, inside) = (Arc::clone(&gate), Arc::clone(&inside));
-            thread::spawn(move || vcpu_thread(&gate, vcpu, &inside, |_| {}))
-        };
-        let early = spawn(VcpuId::BOOT);
-        while gate.threads().is_empty() {
-            thread::yield_now();
-        }
-        gate.end();
-        early.join().unwrap();
-        spawn(VcpuId::BOOT).join().unwrap();
-    }
-}
+mod tests;
