@@ -68,8 +68,10 @@ pub(super) fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
         btf: u64,
         log: u64,
         btf_size: u32,
+        // Without it the kernel would read what happens to lie behind.
+        log_size: u32,
     }
-    let attr = Attr { btf: address(btf), log: 0, btf_size: size(btf.len()) };
+    let attr = Attr { btf: address(btf), log: 0, btf_size: size(btf.len()), log_size: 0 };
     // SAFETY: BPF_BTF_LOAD reads `btf_size` bytes at `btf`, and writes no log.
     let fd = unsafe { bpf(bpf_cmd::BPF_BTF_LOAD, &attr) }?;
     // SAFETY: BPF_BTF_LOAD returns a new descriptor.
