@@ -64,6 +64,7 @@ impl Linux {
             memory_mib: 128,
             payload: PayloadSource::File { path: payload.path.clone(), flat: false },
             publisher: Choice::Only(publisher),
+            faults: None,
             cmdline: cmdline.to_owned(),
             initrd: Some(self.initrd.clone()),
             timeout: Some(LIMIT),

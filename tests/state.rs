@@ -175,6 +175,7 @@ fn looping(fixture: &Fixture) -> GuestConfig {
     GuestConfig {
         payload: PayloadSource::File { path: fixture.path.clone(), flat: false },
         publisher: Choice::Only(PublisherKind::Off),
+        faults: None,
         memory_mib: 4,
         ..config
     }

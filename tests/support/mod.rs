@@ -205,6 +205,7 @@ pub(crate) fn guest(vcpus: usize, publisher: PublisherKind, words: &str) -> Gues
         memory_mib: 32,
         cpus: cpus(),
         publisher: Choice::Only(publisher),
+        faults: None,
         payload: PayloadSource::Embedded,
         start: Start::Direct,
         cmdline: String::new(),

@@ -13,6 +13,7 @@ use protocol::words::{Job, Lock, Scene, Start, Wait};
 
 use crate::guest::{GuestConfig, PayloadSource};
 use crate::host::cpus::{CpuError, Cpus};
+use crate::publisher::faulty::Faults;
 use crate::publisher::{Choice, PublisherKind};
 
 /// Memory of a guest, if not said otherwise (MiB).
@@ -141,9 +142,12 @@ pub struct RunArgs {
     /// Host CPUs that the vCPU threads may use, as in 0,2-3 [default: all that this process may use]
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<Cpus>,
-    /// Who keeps the records true: auto, bpf, kernel or off
+    /// Who keeps the records true: auto, bpf, perf, park, kernel or off
     #[arg(long, value_name = "WHO", default_value = "auto", value_parser = parse_choice)]
     pub publisher: Choice,
+    /// Make the publisher faulty, in ways that are known and counted
+    #[arg(long, value_name = "drop=SHARE,false_hz=RATE,delay_us=TIME,stick,seed=N")]
+    pub faults: Option<Faults>,
     /// Kernel command line
     #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,
@@ -236,6 +240,7 @@ impl RunArgs {
         self.vcpus.is_none()
             && self.payload.is_none()
             && self.memory.is_none()
+            && self.faults.is_none()
             && self.cmdline.is_none()
             && self.initrd.is_none()
             && self.timeout.is_none()
@@ -254,6 +259,7 @@ impl RunArgs {
             memory_mib: self.memory.unwrap_or(DEFAULT_MEMORY_MIB),
             cpus: usable_cpus(self.cpus.as_ref())?,
             publisher: self.publisher,
+            faults: self.faults,
             payload: match &self.payload {
                 None => PayloadSource::Embedded,
                 Some(path) => PayloadSource::File { path: path.clone(), flat: self.flat },
@@ -281,12 +287,11 @@ pub fn usable_cpus(asked: Option<&Cpus>) -> Result<Cpus, CpuError> {
 }
 
 fn parse_choice(text: &str) -> Result<Choice, String> {
-    let kinds = [PublisherKind::Bpf, PublisherKind::Kernel, PublisherKind::Off];
     if text == Choice::Auto.to_string() {
         return Ok(Choice::Auto);
     }
-    let kind = kinds.into_iter().find(|kind| kind.to_string() == text);
-    kind.map(Choice::Only).ok_or_else(|| "publishers are auto, bpf, kernel and off".to_owned())
+    let kind = PublisherKind::ALL.into_iter().find(|kind| kind.to_string() == text);
+    kind.map(Choice::Only).ok_or_else(|| "publishers are auto, bpf, perf, park, kernel and off".to_owned())
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

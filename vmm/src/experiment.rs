@@ -109,6 +109,7 @@ impl Experiment {
             memory_mib: MEMORY_MIB,
             cpus: self.cpus.clone(),
             publisher: Choice::Only(publisher),
+            faults: None,
             payload: PayloadSource::Embedded,
             start: Start::Direct,
             cmdline: String::new(),

@@ -40,6 +40,11 @@ struct SignalMask {
     sigset: [u8; KERNEL_SIGSET_BYTES],
 }
 
+/// The kick signal, for those who have the kernel send it.
+pub fn signal() -> c_int {
+    KICK
+}
+
 /// Blocks the kick signal in the calling thread and in those it will start.
 ///
 /// # Errors

@@ -12,6 +12,9 @@ impl Display for Summary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let result = self.0;
         writeln!(f, "{}", Headline(result))?;
+        for limit in &result.publisher.limits {
+            writeln!(f, "Publisher {}: {limit}", result.publisher.kind)?;
+        }
         if let Some(window) = &result.window {
             if let Some(lock) = &window.lock {
                 write!(f, "{}", lock_table(result, window, lock))?;

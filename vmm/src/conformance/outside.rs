@@ -73,6 +73,7 @@ fn config(publisher: PublisherKind, cpus: &Cpus, words: &str) -> GuestConfig {
         memory_mib: 32,
         cpus: cpus.clone(),
         publisher: Choice::Only(publisher),
+        faults: None,
         payload: PayloadSource::Embedded,
         start: Start::Direct,
         cmdline: String::new(),

@@ -7,6 +7,7 @@ use protocol::words::Start;
 
 use crate::host::cpus::Cpus;
 use crate::publisher::Choice;
+use crate::publisher::faulty::Faults;
 
 /// A guest that is to be run.
 #[derive(Clone, Debug)]
@@ -19,6 +20,8 @@ pub struct GuestConfig {
     pub cpus: Cpus,
     /// Who keeps the records true.
     pub publisher: Choice,
+    /// What is to be wrong with what they say.
+    pub faults: Option<Faults>,
     /// What runs.
     pub payload: PayloadSource,
     /// How vCPUs of our own payload start.

@@ -29,7 +29,7 @@ use crate::measure::Window;
 use crate::memory::{Ram, ReportView};
 use crate::payload;
 use crate::progress::{Outcome, Progress};
-use crate::publisher::{Choice, MsrOwner, PublisherKind, Selection};
+use crate::publisher::{Choice, PublisherKind, Selection};
 use crate::steal_time::msr;
 use crate::timings::{GuestClock, Timings};
 use crate::vcpu::Shared;
@@ -56,6 +56,8 @@ pub struct GuestRun {
     pub publisher: PublisherKind,
     /// Why that one.
     pub publisher_why: String,
+    /// What it cannot see or do here.
+    pub publisher_limits: Vec<String>,
     /// What the host counted while the guest's window was open.
     pub window: Option<Window>,
     /// What is left of each vCPU.
@@ -137,9 +139,6 @@ impl Guest {
         let Built { machine, boot_vcpu, entry, workload, report } = built?;
         let selection = loaded.settle(machine.supported().has_steal_time())?;
         let owner = selection.kind().msr_owner();
-        if owner == MsrOwner::Kernel && !kernel_is_asked_for(config) {
-            msr::hand_back(machine.fd())?;
-        }
 
         let gate = Arc::new(gate);
         let (ports, line) = port_bus(&machine, console)?;
@@ -154,7 +153,8 @@ impl Guest {
             cpus: config.cpus.clone(),
             ram: machine.ram().clone(),
         });
-        let publisher = selection.publisher(machine.ram().clone(), Arc::clone(&gate));
+        let publisher =
+            selection.publisher((machine.ram().clone(), Arc::clone(&gate), &config.cpus), config.faults)?;
         let common = Common {
             entry,
             owner,
@@ -201,6 +201,7 @@ impl Guest {
         let outcome = progress.watch(&mut self.event_loop, self.report.as_ref());
         progress.timings.mark("guest ended");
         let vcpus = self.vm.finish();
+        let publisher_limits = self.vm.publisher().limits();
         progress.timings.mark("vCPU threads home");
         let outcome = outcome?;
         let (window, mut timings) = progress.finish(self.event_loop);
@@ -216,6 +217,7 @@ impl Guest {
             report: self.report,
             publisher: self.selection.kind(),
             publisher_why: self.selection.why().to_owned(),
+            publisher_limits,
             window,
             vcpus,
             unclaimed: self.shared.ports.unclaimed(),
@@ -251,7 +253,6 @@ fn build(config: &GuestConfig, timings: &mut Timings) -> Result<Built, GuestErro
         Entry::Pvh(_) | Entry::Long(_) => Interrupts::Full,
     };
     let machine = Machine::new(&kvm, ram, config.vcpus)?;
-    // Who will publish is not known yet, unless it was asked for; to filter later takes much longer.
     if !kernel_is_asked_for(config) {
         msr::filter(machine.fd())?;
     }

@@ -3,8 +3,9 @@
 //! Sources: `/proc/self/task/TID/schedstat` (run time, run delay, time slices; kernel/sched/stats.h), the
 //! `ctxt_switches` lines of `/proc/self/task/TID/status`, and `/proc/stat` (proc(5)).
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use libc::pid_t;
@@ -19,6 +20,8 @@ pub struct ThreadAccount {
     pub run_ns: u64,
     /// Time that the thread wanted to run and waited for a CPU (ns).
     pub run_delay_ns: u64,
+    /// Times the thread got a CPU.
+    pub arrivals: u64,
     /// Times the thread gave its CPU up.
     pub voluntary_switches: u64,
     /// Times the host took it: its preemptions.
@@ -31,12 +34,13 @@ impl ThreadAccount {
     /// # Errors
     /// The host's reason; most likely the thread has ended.
     pub fn read(tid: pid_t) -> io::Result<Self> {
-        let [run_ns, run_delay_ns] =
+        let [run_ns, run_delay_ns, arrivals] =
             parse_schedstat(&fs::read_to_string(format!("/proc/self/task/{tid}/schedstat"))?)?;
         let status = fs::read_to_string(format!("/proc/self/task/{tid}/status"))?;
         Ok(Self {
             run_ns,
             run_delay_ns,
+            arrivals,
             voluntary_switches: status_field(&status, "voluntary_ctxt_switches:")?,
             involuntary_switches: status_field(&status, "nonvoluntary_ctxt_switches:")?,
         })
@@ -48,9 +52,36 @@ impl ThreadAccount {
         Self {
             run_ns: self.run_ns.saturating_sub(earlier.run_ns),
             run_delay_ns: self.run_delay_ns.saturating_sub(earlier.run_delay_ns),
+            arrivals: self.arrivals.saturating_sub(earlier.arrivals),
             voluntary_switches: self.voluntary_switches.saturating_sub(earlier.voluntary_switches),
             involuntary_switches: self.involuntary_switches.saturating_sub(earlier.involuntary_switches),
         }
+    }
+}
+
+/// The calling thread's run delay, to be read often: its file stays open.
+#[derive(Debug)]
+pub struct RunDelay(File);
+
+impl RunDelay {
+    /// Of the calling thread.
+    ///
+    /// # Errors
+    /// The host's reason.
+    pub fn of_this_thread() -> io::Result<Self> {
+        File::open("/proc/thread-self/schedstat").map(Self)
+    }
+
+    /// The run delay (ns); exact where the thread itself asks.
+    ///
+    /// # Errors
+    /// The host's reason.
+    pub fn read_ns(&self) -> io::Result<u64> {
+        let mut text = [0; 80];
+        let length = self.0.read_at(&mut text, 0)?;
+        let text = text.get(..length).and_then(|text| str::from_utf8(text).ok());
+        let [_, run_delay_ns, _] = parse_schedstat(text.ok_or_else(|| malformed("schedstat"))?)?;
+        Ok(run_delay_ns)
     }
 }
 
@@ -59,7 +90,7 @@ impl ThreadAccount {
 /// # Errors
 /// The host's reason.
 pub fn own_run_delay_ns() -> io::Result<u64> {
-    let [_, run_delay_ns] = parse_schedstat(&fs::read_to_string("/proc/thread-self/schedstat")?)?;
+    let [_, run_delay_ns, _] = parse_schedstat(&fs::read_to_string("/proc/thread-self/schedstat")?)?;
     Ok(run_delay_ns)
 }
 
@@ -112,10 +143,10 @@ fn process_cpu_time() -> io::Result<Duration> {
     Ok(Duration::from(time))
 }
 
-fn parse_schedstat(text: &str) -> io::Result<[u64; 2]> {
+fn parse_schedstat(text: &str) -> io::Result<[u64; 3]> {
     let mut fields = text.split_ascii_whitespace().map(str::parse);
-    match (fields.next(), fields.next()) {
-        (Some(Ok(run)), Some(Ok(delay))) => Ok([run, delay]),
+    match (fields.next(), fields.next(), fields.next()) {
+        (Some(Ok(run)), Some(Ok(delay)), Some(Ok(arrivals))) => Ok([run, delay, arrivals]),
         _ => Err(malformed("schedstat")),
     }
 }
@@ -163,10 +194,10 @@ mod tests {
 
     #[test]
     fn malformed_files_are_errors_not_zeros() {
-        assert!(parse_schedstat("12").is_err());
+        assert!(parse_schedstat("12 34").is_err());
         assert!(parse_schedstat("a b c").is_err());
         assert!(status_field("nonvoluntary_ctxt_switches:\t7\n", "voluntary_ctxt_switches:").is_err());
-        assert_eq!(parse_schedstat("12 34 5\n").unwrap(), [12, 34]);
+        assert_eq!(parse_schedstat("12 34 5\n").unwrap(), [12, 34, 5]);
     }
 
     #[test]

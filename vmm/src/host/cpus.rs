@@ -65,6 +65,12 @@ impl Cpus {
         }
     }
 
+    /// Those that are not among `others`; `None` where there are none.
+    pub fn without(&self, others: &Self) -> Option<Self> {
+        let rest: BTreeSet<_> = self.0.difference(&others.0).copied().collect();
+        (!rest.is_empty()).then_some(Self(rest))
+    }
+
     /// How many.
     pub fn count(&self) -> usize {
         self.0.len()

@@ -1,6 +1,8 @@
 //! Threads, by the name that the kernel gives them.
 
-#![expect(unsafe_code, reason = "gettid, by its number")]
+#![expect(unsafe_code, reason = "gettid, by its number; sched_setscheduler, which nix does not have")]
+
+use std::io;
 
 use libc::pid_t;
 
@@ -12,6 +14,35 @@ pub fn own_tid() -> pid_t {
     // SAFETY: the call takes nothing, touches nothing, and cannot fail.
     let tid = unsafe { libc::syscall(libc::SYS_gettid) };
     pid_t::try_from(tid).unwrap_or(0)
+}
+
+/// How a thread is scheduled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// As most are.
+    Fair,
+    /// As most are, but it preempts nobody when it wakes.
+    Batch,
+    /// Before all of the fair class, with this priority.
+    Fifo(u8),
+}
+
+/// Changes the calling thread's class.
+///
+/// # Errors
+/// The host's reason: it takes `CAP_SYS_NICE`, or a resource limit (`RLIMIT_RTPRIO`) of that priority.
+pub fn set_own_class(class: Class) -> io::Result<()> {
+    let (policy, priority) = match class {
+        Class::Fair => (libc::SCHED_OTHER, 0),
+        Class::Batch => (libc::SCHED_BATCH, 0),
+        Class::Fifo(priority) => (libc::SCHED_FIFO, libc::c_int::from(priority)),
+    };
+    let parameters = libc::sched_param { sched_priority: priority };
+    // SAFETY: the call reads the parameters; 0 is the calling thread.
+    match unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 #[cfg(test)]

@@ -43,6 +43,7 @@ impl Publisher for BpfPublisher {
             enrolled: self.program.enrol_current_thread(vcpu)?,
             overlay: &self.overlay,
             cleared_at_entry: 0,
+            parks: 0,
             site: None,
             rests: false,
             inits: 0,
@@ -60,6 +61,7 @@ struct BpfPublication<'p> {
     enrolled: Enrolled<'p>,
     overlay: &'p Overlay,
     cleared_at_entry: u64,
+    parks: u64,
     site: Option<Site>,
     /// The program is not to write.
     rests: bool,
@@ -109,6 +111,7 @@ impl Publication for BpfPublication<'_> {
     }
 
     fn park(&mut self) {
+        self.parks += 1;
         self.enrolled.park();
     }
 
@@ -145,7 +148,8 @@ impl Publication for BpfPublication<'_> {
     }
 
     fn counts(&self) -> Counts {
-        Counts { program: self.enrolled.slot().counts(), cleared_at_entry: self.cleared_at_entry }
+        let Self { cleared_at_entry, parks, .. } = *self;
+        Counts { program: self.enrolled.slot().counts(), cleared_at_entry, lost: 0, parks, faults: None }
     }
 }
 

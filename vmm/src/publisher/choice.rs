@@ -6,8 +6,15 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use super::bpf::{BpfError, Program};
-use super::{BpfPublisher, Bystander, Publisher, PublisherError, PublisherKind};
+use super::faulty::{self, Faults, Faulty};
+use super::{
+    BpfPublisher, Bystander, MsrOwner, ParkPublisher, PerfPublisher, Publisher, PublisherError, PublisherKind,
+};
+use crate::causes;
 use crate::gate::Gate;
+use crate::host::cpus::Cpus;
+use crate::host::perf::{PerfError, SwitchLog};
+use crate::host::thread::own_tid;
 use crate::memory::Ram;
 
 /// What the user asks for.
@@ -90,40 +97,57 @@ impl Loaded {
         self.at
     }
 
-    /// Makes the choice; `kernel_can` says whether KVM has steal time of its own.
+    /// Makes the choice; `kernel_can` says whether KVM has steal time of its own. The automatic choice walks down: `bpf`,
+    /// `perf`, `park`. It never takes KVM's own publisher, whose byte may be anything.
     ///
     /// # Errors
     /// [`PublisherError`] when what was asked for, by name, cannot be had.
     pub fn settle(self, kernel_can: bool) -> Result<Selection, PublisherError> {
-        let plain = |kind, why: String| Selection { kind, program: None, why };
-        Ok(match (self.choice, self.program) {
-            (Choice::Auto, Some(Ok(program))) => Selection {
-                kind: PublisherKind::Bpf,
-                program: Some(Arc::new(program)),
-                why: "the best there is, and this host allows it".to_owned(),
-            },
-            (Choice::Only(_), Some(Ok(program))) => Selection {
-                kind: PublisherKind::Bpf,
-                program: Some(Arc::new(program)),
-                why: "asked for".to_owned(),
-            },
-            (Choice::Only(_), Some(Err(error))) => return Err(error.into()),
-            (Choice::Auto, Some(Err(error))) if kernel_can => {
-                plain(PublisherKind::Kernel, format!("{error}"))
+        let is_auto = self.choice == Choice::Auto;
+        let best = "the best there is, and this host allows it";
+        match self.program {
+            Some(Ok(program)) => {
+                let why = if is_auto { best } else { ASKED_FOR };
+                let program = Some(Arc::new(program));
+                return Ok(Selection { kind: PublisherKind::Bpf, program, why: why.to_owned() });
             }
-            (Choice::Auto, Some(Err(error))) => {
-                plain(PublisherKind::Off, format!("{error}; and KVM offers no steal time of its own"))
-            }
-            (Choice::Only(PublisherKind::Kernel), None) if !kernel_can => {
+            Some(Err(error)) if is_auto => return Ok(Selection::without_bpf(&error)),
+            Some(Err(error)) => return Err(error.into()),
+            None => {}
+        }
+        let kind = match self.choice {
+            Choice::Only(PublisherKind::Kernel) if !kernel_can => {
                 return Err(PublisherError::KernelLacksStealTime);
             }
-            (Choice::Only(kind), None) => plain(kind, "asked for".to_owned()),
-            (Choice::Auto, None) => plain(PublisherKind::Off, "nothing was tried".to_owned()),
-        })
+            Choice::Only(kind) => kind,
+            Choice::Auto => PublisherKind::Park,
+        };
+        if kind == PublisherKind::Perf {
+            probe_perf()?;
+        }
+        Ok(Selection { kind, program: None, why: ASKED_FOR.to_owned() })
     }
 }
 
+const ASKED_FOR: &str = "asked for";
+
+/// Whether perf may record a thread's switches here.
+fn probe_perf() -> Result<(), PerfError> {
+    SwitchLog::of_thread(own_tid(), 1).map(drop)
+}
+
 impl Selection {
+    fn without_bpf(error: &BpfError) -> Self {
+        let not_bpf = format!("not bpf: {}", causes::in_one_line(error));
+        match probe_perf() {
+            Ok(()) => Self { kind: PublisherKind::Perf, program: None, why: not_bpf },
+            Err(error) => {
+                let why = format!("{not_bpf}; not perf: {}", causes::in_one_line(&error));
+                Self { kind: PublisherKind::Park, program: None, why }
+            }
+        }
+    }
+
     /// Which publisher it is.
     pub fn kind(&self) -> PublisherKind {
         self.kind
@@ -139,11 +163,34 @@ impl Selection {
         self.program.as_deref()
     }
 
-    /// The publisher for a VM with this memory and these vCPU threads.
-    pub fn publisher(&self, ram: Ram, gate: Arc<Gate>) -> Arc<dyn Publisher> {
-        match &self.program {
-            Some(program) => Arc::new(BpfPublisher::new(Arc::clone(program), ram, gate)),
-            None => Arc::new(Bystander(self.kind)),
+    /// The publisher for a VM with this memory and these vCPU threads, which use these CPUs, with `faults` if there are to be any.
+    ///
+    /// # Errors
+    /// The host's refusal of what it needs.
+    pub fn publisher(
+        &self,
+        (ram, gate, cpus): (Ram, Arc<Gate>, &Cpus),
+        faults: Option<Faults>,
+    ) -> Result<Arc<dyn Publisher>, PublisherError> {
+        match faults {
+            None => self.sound(ram, gate, cpus),
+            Some(_) if self.kind.msr_owner() != MsrOwner::Monitor => {
+                Err(PublisherError::CannotBeFaulty(self.kind))
+            }
+            Some(faults) => {
+                let shadow = faulty::shadow()?;
+                let inner = self.sound(shadow.clone(), gate, cpus)?;
+                Ok(Arc::new(Faulty::new(inner, shadow, (ram, cpus), faults)?))
+            }
         }
+    }
+
+    fn sound(&self, ram: Ram, gate: Arc<Gate>, cpus: &Cpus) -> Result<Arc<dyn Publisher>, PublisherError> {
+        Ok(match (&self.program, self.kind) {
+            (Some(program), _) => Arc::new(BpfPublisher::new(Arc::clone(program), ram, gate)),
+            (None, PublisherKind::Perf) => Arc::new(PerfPublisher::new(ram, cpus)?),
+            (None, PublisherKind::Park) => Arc::new(ParkPublisher::new(ram)),
+            (None, kind) => Arc::new(Bystander(kind)),
+        })
     }
 }

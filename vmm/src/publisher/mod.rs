@@ -6,6 +6,8 @@
 //! | publisher | who writes the record | what it needs |
 //! |---|---|---|
 //! | `bpf` | a BPF program in the context switch itself | `CAP_BPF` and `CAP_PERFMON`, kernel BTF, Linux 6.9 |
+//! | `perf` | version and steal: the vCPU's thread; the byte: an observer thread that perf tells of switches | Linux with perf events, and `perf_event_paranoid` at most 2 or `CAP_PERFMON` |
+//! | `park` | the vCPU's thread, and only of what this monitor does itself | nothing but KVM |
 //! | `kernel` | KVM, as on any other monitor: the thing to compare with | KVM's own steal time |
 //! | `off` | nobody; CPUID does not show the feature | nothing |
 //!
@@ -15,15 +17,24 @@
 pub mod bpf;
 mod bpf_publisher;
 mod choice;
+pub mod faulty;
 pub mod overlay;
+mod own_record;
+mod pages;
+mod park_publisher;
+pub mod perf;
 pub mod record;
 
 use std::fmt;
 
 use protocol::VcpuId;
 
+use crate::host::perf::PerfError;
+
 pub use bpf_publisher::BpfPublisher;
 pub use choice::{Choice, Loaded, Loading, Selection};
+pub use park_publisher::ParkPublisher;
+pub use perf::PerfPublisher;
 
 /// Who keeps the records true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, clap::ValueEnum)]
@@ -31,6 +42,10 @@ pub use choice::{Choice, Loaded, Loading, Selection};
 pub enum PublisherKind {
     /// A BPF program on `sched_switch`.
     Bpf,
+    /// perf's log of switches, read by an observer thread.
+    Perf,
+    /// The monitor, of its own doing.
+    Park,
     /// KVM itself.
     Kernel,
     /// Nobody.
@@ -38,10 +53,13 @@ pub enum PublisherKind {
 }
 
 impl PublisherKind {
+    /// All of them, the best first.
+    pub const ALL: [Self; 5] = [Self::Bpf, Self::Perf, Self::Park, Self::Kernel, Self::Off];
+
     /// Who answers a guest's access to the MSR.
     pub fn msr_owner(self) -> MsrOwner {
         match self {
-            Self::Bpf => MsrOwner::Monitor,
+            Self::Bpf | Self::Perf | Self::Park => MsrOwner::Monitor,
             Self::Kernel => MsrOwner::Kernel,
             Self::Off => MsrOwner::Nobody,
         }
@@ -52,6 +70,8 @@ impl fmt::Display for PublisherKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Bpf => "bpf",
+            Self::Perf => "perf",
+            Self::Park => "park",
             Self::Kernel => "kernel",
             Self::Off => "off",
         })
@@ -75,6 +95,23 @@ pub enum PublisherError {
     /// The BPF program cannot be loaded or a thread not enrolled.
     #[error(transparent)]
     Bpf(#[from] bpf::BpfError),
+    /// The switches of a thread cannot be recorded.
+    #[error(transparent)]
+    Perf(#[from] PerfError),
+    /// The observer cannot be had.
+    #[error(transparent)]
+    Observer(#[from] perf::ObserverError),
+    /// A publisher that writes guest memory by itself cannot be made faulty.
+    #[error(
+        "Cannot make publisher {0} faulty: nothing of ours stands between it and the guest (try --publisher bpf)"
+    )]
+    CannotBeFaulty(PublisherKind),
+    /// The copying thread.
+    #[error(transparent)]
+    Copier(#[from] faulty::CopierError),
+    /// Memory for inner records.
+    #[error("Cannot get memory for the records of a publisher that is made faulty")]
+    Shadow(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A record's page cannot be laid over.
     #[error(transparent)]
     Overlay(#[from] overlay::OverlayError),
@@ -103,6 +140,11 @@ pub trait Publisher: fmt::Debug + Send + Sync {
 
     /// Guest pages (GPA) that may have been written without KVM's dirty log telling of it: for a snapshot they are dirty.
     fn unlogged_pages(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    /// What it cannot see or do on this host, and how that could be had.
+    fn limits(&self) -> Vec<String> {
         Vec::new()
     }
 }
@@ -163,6 +205,12 @@ pub struct Counts {
     pub program: bpf::Counts,
     /// Times it was about to enter the guest with the byte set.
     pub cleared_at_entry: u64,
+    /// Switches whose record was lost.
+    pub lost: u64,
+    /// Times that the monitor kept it from running.
+    pub parks: u64,
+    /// What was made wrong on purpose.
+    pub faults: Option<faulty::FaultCounts>,
 }
 
 /// The publisher that does nothing of its own: KVM publishes, or nobody.

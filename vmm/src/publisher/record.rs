@@ -13,7 +13,7 @@ use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use protocol::steal_time::StealTime;
+use protocol::steal_time::{PREEMPTED, StealTime};
 
 use crate::memory::{PAGE, PAGE_SIZE, Ram};
 
@@ -42,13 +42,22 @@ impl Record {
     ///
     /// A guest that left the version odd finds it even afterwards, as under KVM.
     pub fn update(&self, least_ns: u64, more_ns: u64) {
+        self.raise_steal(least_ns, more_ns);
+        self.0.preempted.store(0, Ordering::Release);
+    }
+
+    /// Adds `more_ns` to steal, and leaves the byte as it is. The caller is the only writer.
+    pub fn add_steal(&self, more_ns: u64) {
+        self.raise_steal(0, more_ns);
+    }
+
+    fn raise_steal(&self, least_ns: u64, more_ns: u64) {
         let before = self.0.version.load(Ordering::Relaxed);
         let odd = before.wrapping_add(1 + (before & 1));
         self.0.version.store(odd, Ordering::Relaxed);
         let steal = self.0.steal.load(Ordering::Relaxed).max(least_ns);
         self.0.steal.store(steal.wrapping_add(more_ns), Ordering::Release);
         self.0.version.store(odd.wrapping_add(1), Ordering::Release);
-        self.0.preempted.store(0, Ordering::Release);
     }
 
     /// Steal (ns) as it is; whole where nobody writes.
@@ -56,12 +65,30 @@ impl Record {
         self.0.steal.load(Ordering::Acquire)
     }
 
+    /// Steal (ns), whole, if nobody was just writing it.
+    pub fn try_steal_ns(&self) -> Option<u64> {
+        let version = self.0.version.load(Ordering::Acquire);
+        let steal = self.0.steal.load(Ordering::Acquire);
+        let is_whole = version.is_multiple_of(2) && self.0.version.load(Ordering::Relaxed) == version;
+        is_whole.then_some(steal)
+    }
+
     /// All of it; as it is at one moment where nobody writes.
     pub fn bytes(&self) -> [u8; RECORD_SIZE] {
         self.0.bytes()
     }
 
-    /// Clears the byte if it is set, and says whether it was. The caller is the vCPU's own thread.
+    /// Sets the byte.
+    pub fn set_preempted(&self) {
+        self.0.preempted.store(PREEMPTED, Ordering::Release);
+    }
+
+    /// The byte.
+    pub fn preempted(&self) -> u8 {
+        self.0.preempted.load(Ordering::Acquire)
+    }
+
+    /// Clears the byte if it is set, and says whether it was.
     pub fn clear_preempted(&self) -> bool {
         // Read first: the line stays shared with the vCPUs that watch it.
         let was_set = self.0.preempted.load(Ordering::Relaxed) != 0;
@@ -78,6 +105,12 @@ pub struct GuestRecord {
     record: NonNull<Record>,
     _ram: Ram,
 }
+
+// SAFETY: guest memory belongs to the process, not to a thread, and `_ram` keeps it mapped.
+unsafe impl Send for GuestRecord {}
+
+// SAFETY: it lends out a record, which consists of atomics.
+unsafe impl Sync for GuestRecord {}
 
 impl GuestRecord {
     /// The record at `gpa` of `ram`; `None` where none can lie, or there is no RAM.

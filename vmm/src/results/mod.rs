@@ -19,6 +19,7 @@ use crate::boot::Entry;
 use crate::guest::{GuestConfig, GuestRun, PayloadSource};
 use crate::host::facts::HostFacts;
 use crate::progress::Outcome;
+use crate::publisher::faulty::Faults;
 use crate::publisher::{Counts, PublisherKind};
 use crate::timings::Mark;
 use crate::vcpu::ExitCounts;
@@ -86,6 +87,10 @@ pub struct PublisherFacts {
     pub asked: String,
     /// Why this one.
     pub why: String,
+    /// What was made wrong with it on purpose.
+    pub faults: Option<Faults>,
+    /// What it cannot see or do here, and how that could be had.
+    pub limits: Vec<String>,
 }
 
 /// How a run ended.
@@ -170,6 +175,8 @@ impl RunResult {
                 kind: run.publisher,
                 asked: config.publisher.to_string(),
                 why: run.publisher_why.clone(),
+                faults: config.faults,
+                limits: run.publisher_limits.clone(),
             },
             workload: run.workload,
             outcome: OutcomeFacts::new(&run.outcome, report),

@@ -59,17 +59,6 @@ pub fn filter(vm: &VmFd) -> Result<(), MsrFilterError> {
     Ok(())
 }
 
-/// Leaves the MSR to KVM again. Before the first vCPU runs.
-///
-/// # Errors
-/// [`MsrFilterError::Refused`] with KVM's reason.
-pub fn hand_back(vm: &VmFd) -> Result<(), MsrFilterError> {
-    if vm.check_extension(Cap::X86MsrFilter) {
-        vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[])?;
-    }
-    Ok(())
-}
-
 /// What becomes of a guest's access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access<T> {

@@ -171,7 +171,7 @@ impl<'p> Vcpu<'p> {
             Wanted::Nothing => {}
             Wanted::Park => return Ok(State::Parked), // running -> parked: another vCPU needs to be alone
             Wanted::Rest => return Ok(State::Resting), // running -> resting: the guest is paused
-            Wanted::Hold => return Ok(State::Held), // running -> held: a policy wants it not to run
+            Wanted::Hold => return Ok(State::Held),   // running -> held: a policy wants it not to run
             Wanted::End => return Ok(State::Finished(Ending::SentHome)), // running -> finished: the run is over
         }
         self.steal_time.before_entry();

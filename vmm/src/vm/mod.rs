@@ -81,6 +81,11 @@ impl Vm {
         self.threads.rise();
     }
 
+    /// Who publishes for it.
+    pub fn publisher(&self) -> &dyn Publisher {
+        &*self.publisher
+    }
+
     /// Keeps `vcpu` from running, until it is released. Its byte is set, and the time is steal. Says whether there is such
     /// a vCPU. It takes a moment: the thread leaves the guest first.
     pub fn hold(&self, vcpu: VcpuId) -> bool {

@@ -40,7 +40,9 @@ pub enum PerfError {
     )]
     NoRoom(#[source] io::Error),
     /// The kernel has no perf events, or refuses for another reason.
-    #[error("Cannot have the switches of a thread recorded (it takes CONFIG_PERF_EVENTS; try --publisher park)")]
+    #[error(
+        "Cannot have the switches of a thread recorded (it takes CONFIG_PERF_EVENTS; try --publisher park)"
+    )]
     Refused(#[source] io::Error),
 }
 
@@ -62,6 +64,8 @@ pub struct Switch {
     pub at_ns: u64,
     /// What happened.
     pub kind: SwitchKind,
+    /// On which CPU.
+    pub cpu: u32,
 }
 
 /// The switches of one thread, from the moment that the log was opened on.
@@ -72,7 +76,7 @@ pub struct SwitchLog {
 }
 
 impl SwitchLog {
-    /// Logs the switches of thread `tid` of this process, in a ring of `pages` pages: a power of two. A page holds some 170
+    /// Logs the switches of thread `tid` of this process, in a ring of `pages` pages: a power of two. A page holds 170
     /// switches. Whoever polls the descriptor is woken by each.
     ///
     /// # Errors
@@ -94,9 +98,22 @@ impl SwitchLog {
         self.ring.written()
     }
 
+    /// How much of that was read.
+    pub fn read(&self) -> u64 {
+        self.ring.read()
+    }
+
+    /// Has `signal` sent to the calling thread with each record.
+    ///
+    /// # Errors
+    /// [`PerfError::Refused`].
+    pub fn signal_this_thread(&self, signal: libc::c_int) -> Result<(), PerfError> {
+        sys::signal_this_thread(&self.event, signal).map_err(PerfError::Refused)
+    }
+
     /// Hands over what has been recorded and not been read, in order. One thread reads a log.
-    pub fn drain(&self, mut each: impl FnMut(Switch)) {
-        self.ring.drain(|record| each(record));
+    pub fn drain(&self, each: impl FnMut(Switch)) {
+        self.ring.drain(each);
     }
 
     /// How many records found no room.

@@ -60,6 +60,11 @@ impl Ring {
         self.words()[HEAD].load(Ordering::Acquire)
     }
 
+    /// Bytes that were read of these.
+    pub(super) fn read(&self) -> u64 {
+        self.words()[TAIL].load(Ordering::Relaxed)
+    }
+
     /// Records that the kernel says, in the ring, it has lost.
     pub(super) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
@@ -104,15 +109,17 @@ impl Data<'_> {
         while at < head {
             let header = self.word(at);
             // Type in the lower half; then 16 bits that say more, and 16 bits of size.
-            let (kind, misc, size) =
-                (header as u32, (header >> 32) as u32 & 0xffff, (header >> 48) as usize);
+            let (kind, misc, size) = (low(header), low(header >> 32) & 0xffff, (header >> 48) as usize);
             if size < WORD || !size.is_multiple_of(WORD) || at + size as u64 > head {
                 return Read { tail: head, lost: lost + 1 };
             }
-            // What was asked to go with each record, the time, is its last word.
-            let last = self.word(at + (size - WORD) as u64);
             match kind {
-                PERF_RECORD_SWITCH => each(Switch { at_ns: last, kind: kind_of(misc) }),
+                // What was asked to go with each record is its end: the time, and the CPU in half a word.
+                PERF_RECORD_SWITCH if size == 3 * WORD => each(Switch {
+                    at_ns: self.word(at + WORD as u64),
+                    kind: kind_of(misc),
+                    cpu: low(self.word(at + 2 * WORD as u64)),
+                }),
                 // An event's id, then how many.
                 PERF_RECORD_LOST => lost += self.word(at + 2 * WORD as u64),
                 _ => {}
@@ -126,6 +133,12 @@ impl Data<'_> {
         let index = usize::try_from(at).unwrap_or(0) / WORD % self.0.len();
         self.0[index].load(Ordering::Relaxed)
     }
+}
+
+/// The lower half.
+#[expect(clippy::cast_possible_truncation, reason = "the lower half is wanted")]
+const fn low(word: u64) -> u32 {
+    word as u32
 }
 
 fn kind_of(misc: u32) -> SwitchKind {
@@ -163,23 +176,23 @@ mod tests {
     #[test]
     fn records_are_read_in_order_also_around_the_end() {
         let words = [
-            header(PERF_RECORD_SWITCH, PERF_RECORD_MISC_SWITCH_OUT, 2),
+            header(PERF_RECORD_SWITCH, PERF_RECORD_MISC_SWITCH_OUT, 3),
             10,
-            header(PERF_RECORD_SWITCH, 0, 2),
+            0,
+            header(PERF_RECORD_SWITCH, 0, 3),
             20,
-            header(PERF_RECORD_LOST, 0, 4),
+            1,
+            header(PERF_RECORD_LOST, 0, 5),
             7,
             3,
             25,
-            header(
-                PERF_RECORD_SWITCH,
-                PERF_RECORD_MISC_SWITCH_OUT | PERF_RECORD_MISC_SWITCH_OUT_PREEMPT,
-                2,
-            ),
+            0,
+            header(PERF_RECORD_SWITCH, PERF_RECORD_MISC_SWITCH_OUT | PERF_RECORD_MISC_SWITCH_OUT_PREEMPT, 3),
             30,
+            1,
         ];
-        let expected = [(10, SwitchKind::Slept), (20, SwitchKind::In), (30, SwitchKind::Preempted)]
-            .map(|(at_ns, kind)| Switch { at_ns, kind });
+        let expected = [(10, SwitchKind::Slept, 0), (20, SwitchKind::In, 1), (30, SwitchKind::Preempted, 1)]
+            .map(|(at_ns, kind, cpu)| Switch { at_ns, kind, cpu });
         for at in [0, 5, 27, 31] {
             let tail = 4 * SIZE + (at * WORD) as u64;
             let head = tail + (words.len() * WORD) as u64;
@@ -191,9 +204,9 @@ mod tests {
     #[test]
     fn what_is_no_record_ends_reading_and_counts_as_lost() {
         for bad in [0, header(PERF_RECORD_SWITCH, 0, 9), header(1, 0, 1) | 3 << 48] {
-            let data = written(&[header(PERF_RECORD_SWITCH, 0, 2), 10, bad], 0);
-            let (switches, read) = read(&data, 0, 5 * WORD as u64);
-            assert_eq!((switches.len(), read), (1, Read { tail: 5 * WORD as u64, lost: 1 }));
+            let data = written(&[header(PERF_RECORD_SWITCH, 0, 3), 10, 0, bad], 0);
+            let (switches, read) = read(&data, 0, 6 * WORD as u64);
+            assert_eq!((switches.len(), read), (1, Read { tail: 6 * WORD as u64, lost: 1 }));
         }
     }
 }

@@ -3,12 +3,15 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use libc::pid_t;
 use perf_event_open_sys::bindings::{
-    PERF_COUNT_SW_DUMMY, PERF_FORMAT_LOST, PERF_SAMPLE_TIME, PERF_TYPE_SOFTWARE, perf_event_attr,
+    PERF_COUNT_SW_DUMMY, PERF_FORMAT_LOST, PERF_SAMPLE_CPU, PERF_SAMPLE_TIME, PERF_TYPE_SOFTWARE,
+    perf_event_attr,
 };
+
+use crate::host::thread::own_tid;
 
 /// An event that counts nothing, and records the switches of thread `tid` by the monotonic clock.
 pub(super) fn open(tid: pid_t) -> io::Result<OwnedFd> {
@@ -19,12 +22,15 @@ pub(super) fn open(tid: pid_t) -> io::Result<OwnedFd> {
     }
 }
 
+/// `PERF_FLAG_FD_CLOEXEC`
+const CLOSE_ON_EXEC: libc::c_ulong = 8;
+
 fn open_with(tid: pid_t, read_format: u64) -> io::Result<OwnedFd> {
     let mut attributes = perf_event_attr {
         type_: PERF_TYPE_SOFTWARE,
         size: u32::try_from(size_of::<perf_event_attr>()).unwrap_or(u32::MAX),
         config: u64::from(PERF_COUNT_SW_DUMMY),
-        sample_type: u64::from(PERF_SAMPLE_TIME),
+        sample_type: u64::from(PERF_SAMPLE_TIME | PERF_SAMPLE_CPU),
         read_format,
         clockid: libc::CLOCK_MONOTONIC,
         ..perf_event_attr::default()
@@ -37,7 +43,6 @@ fn open_with(tid: pid_t, read_format: u64) -> io::Result<OwnedFd> {
     attributes.set_exclude_hv(1);
     attributes.set_watermark(1);
     attributes.__bindgen_anon_2.wakeup_watermark = 1;
-    const CLOSE_ON_EXEC: libc::c_ulong = 8;
     // SAFETY: the attributes are initialised, and say how long they are; the rest are numbers.
     let fd = unsafe { perf_event_open_sys::perf_event_open(&raw mut attributes, tid, -1, -1, CLOSE_ON_EXEC) };
     if fd < 0 {
@@ -45,6 +50,31 @@ fn open_with(tid: pid_t, read_format: u64) -> io::Result<OwnedFd> {
     }
     // SAFETY: a new descriptor that nobody else closes.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Has `signal` sent to the calling thread whenever the event has written something (fcntl(2), `F_SETOWN_EX`).
+pub(super) fn signal_this_thread(event: &OwnedFd, signal: libc::c_int) -> io::Result<()> {
+    /// `struct f_owner_ex`, and its kind that names a thread (`include/uapi/asm-generic/fcntl.h`).
+    #[repr(C)]
+    struct Owner {
+        kind: libc::c_int,
+        tid: pid_t,
+    }
+    const F_SETSIG: libc::c_int = 10;
+    const F_SETOWN_EX: libc::c_int = 15;
+    const F_OWNER_TID: libc::c_int = 0;
+    let fd = event.as_raw_fd();
+    let owner = Owner { kind: F_OWNER_TID, tid: own_tid() };
+    // SAFETY: the call reads the owner.
+    check(unsafe { libc::fcntl(fd, F_SETOWN_EX, &raw const owner) })?;
+    // SAFETY: a number.
+    check(unsafe { libc::fcntl(fd, F_SETSIG, signal) })?;
+    // SAFETY: flags.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_ASYNC) })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// How many records the event could not write; `None` where the kernel does not count them.

@@ -1,0 +1,119 @@
+//! What those who read the log of a vCPU's thread, and that thread, share.
+
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use crate::host::perf::{PerfError, SwitchKind, SwitchLog};
+use crate::host::thread::own_tid;
+use crate::kick;
+use crate::publisher::record::GuestRecord;
+use crate::publisher::{Counts, bpf};
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Desk {
+    log: SwitchLog,
+    /// Held by whoever reads the log and stores the byte; by the vCPU's thread when it gives the record or takes it back,
+    /// so that after that nobody else stores anything.
+    reading: Mutex<Reading>,
+    /// How much of the log had been written when the vCPU's thread last told its steal.
+    told: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Reading {
+    /// Where the byte is stored.
+    record: Option<Arc<GuestRecord>>,
+    outs: u64,
+    ins: u64,
+    sleeps: u64,
+}
+
+impl Desk {
+    /// For the calling thread, which is kicked at each record, with a ring of `pages` pages.
+    pub(super) fn of_this_thread(pages: usize) -> Result<Self, PerfError> {
+        let log = SwitchLog::of_thread(own_tid(), pages)?;
+        log.signal_this_thread(kick::signal())?;
+        Ok(Self { log, reading: Mutex::default(), told: AtomicU64::new(0) })
+    }
+
+    /// The record whose byte others store from now on; `None` for none. When this returns no other is written.
+    pub(super) fn share(&self, record: Option<Arc<GuestRecord>>) {
+        self.lock().record = record;
+    }
+
+    /// Whether the vCPU's thread, which is about to tell its steal, was switched since this was last asked.
+    pub(super) fn was_switched(&self) -> bool {
+        let written = self.log.written();
+        self.told.swap(written, Ordering::Relaxed) != written
+    }
+
+    /// Reads the log to its end, and makes the byte say what its last record means. Whoever finds somebody else reading
+    /// leaves it to them.
+    pub(super) fn observe(&self) {
+        while let Ok(mut reading) = self.reading.try_lock() {
+            if self.log.written() == self.log.read() {
+                break;
+            }
+            reading.read(&self.log);
+        }
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        let Reading { outs, ins, sleeps, .. } = *self.lock();
+        let program = bpf::Counts { outs, ins, sleeps, ..bpf::Counts::default() };
+        Counts { program, lost: self.log.lost(), ..Counts::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reading> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Reading {
+    fn read(&mut self, log: &SwitchLog) {
+        let mut last = None;
+        log.drain(|switch| {
+            match switch.kind {
+                SwitchKind::In => self.ins += 1,
+                SwitchKind::Preempted => self.outs += 1,
+                SwitchKind::Slept => self.sleeps += 1,
+            }
+            last = Some(switch.kind);
+        });
+        match (last, &self.record) {
+            (Some(SwitchKind::Preempted), Some(record)) => record.set_preempted(),
+            (Some(_), Some(record)) => drop(record.clear_preempted()),
+            _ => {}
+        }
+    }
+}
+
+impl AsRawFd for Desk {
+    fn as_raw_fd(&self) -> RawFd {
+        self.log.as_raw_fd()
+    }
+}
+
+/// Those of all vCPUs.
+#[derive(Debug, Default)]
+pub(super) struct Desks(RwLock<Vec<Arc<Desk>>>);
+
+impl Desks {
+    pub(super) fn add(&self, desk: Arc<Desk>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).push(desk);
+    }
+
+    pub(super) fn remove(&self, desk: &Arc<Desk>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, desk));
+    }
+
+    /// Looks at all but one.
+    pub(super) fn observe_others(&self, own: &Arc<Desk>) {
+        let desks = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        for desk in desks.iter().filter(|other| !Arc::ptr_eq(other, own)) {
+            desk.observe();
+        }
+    }
+}
