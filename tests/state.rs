@@ -193,7 +193,7 @@ fn instruction_that_the_monitor_has_a_part_in_is_complete_at_a_standstill() {
         for _ in 0..100 {
             thread::sleep(Duration::from_micros(300));
             let paused = guest.vm().pause().unwrap();
-            let look = guest.vm().look(&paused)[0];
+            let look = guest.vm().look(&paused).remove(0);
             guest.vm().resume(paused);
             // Each read that the monitor has answered is either counted or about to be: the `in` is over.
             let registers = look.registers.expect("KVM tells");

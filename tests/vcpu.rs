@@ -39,6 +39,12 @@ impl Publication for Entries<'_> {
     fn take_init(&mut self) -> bool {
         false
     }
+    fn park(&mut self) {}
+
+    fn unpark(&mut self, _parked_ns: u64) -> Result<(), PublisherError> {
+        Ok(())
+    }
+
     fn rest(&mut self) {}
     fn forget_waiting(&mut self, _run_delay_ns: u64) -> u64 {
         0

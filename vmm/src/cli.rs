@@ -49,6 +49,8 @@ pub enum Command {
     },
     /// Try the protocol's 31 assertions on this host, publisher by publisher
     Conformance(ConformanceArgs),
+    /// Say how true each publisher's byte is on this host, by an oracle that asks none of them
+    Quality(QualityArgs),
     /// Measure one thing, and print its table
     #[command(subcommand)]
     Bench(Bench),
@@ -77,6 +79,26 @@ pub struct BenchArgs {
     /// No progress bar
     #[arg(long)]
     pub quiet: bool,
+}
+
+/// `vmm quality`.
+#[derive(Debug, Args)]
+pub struct QualityArgs {
+    /// Publishers, separated by commas
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "bpf,perf,park,kernel", value_parser = parse_publisher)]
+    pub publishers: Vec<PublisherKind>,
+    /// Make them faulty, to see whether that is found
+    #[arg(long, value_name = "drop=SHARE,false_hz=RATE,delay_us=TIME,stick,seed=N")]
+    pub faults: Option<Faults>,
+    /// Host CPUs to use, as in 0,2-3: the first for the vCPU, the second to look
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<Cpus>,
+    /// How long each is measured
+    #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(100..=8000))]
+    pub duration_ms: u32,
+    /// Write all findings to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 /// `vmm conformance`.
@@ -292,6 +314,11 @@ fn parse_choice(text: &str) -> Result<Choice, String> {
     }
     let kind = PublisherKind::ALL.into_iter().find(|kind| kind.to_string() == text);
     kind.map(Choice::Only).ok_or_else(|| "publishers are auto, bpf, perf, park, kernel and off".to_owned())
+}
+
+fn parse_publisher(text: &str) -> Result<PublisherKind, String> {
+    let kind = PublisherKind::ALL.into_iter().find(|kind| kind.to_string() == text);
+    kind.ok_or_else(|| "publishers are bpf, perf, park, kernel and off".to_owned())
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {

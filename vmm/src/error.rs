@@ -7,6 +7,7 @@ use crate::experiment::ExperimentError;
 use crate::guest::GuestError;
 use crate::host::cpus::CpuError;
 use crate::output::OutputError;
+use crate::quality::QualityError;
 
 /// Why the program could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +24,9 @@ pub enum Error {
     /// The conformance suite.
     #[error(transparent)]
     Conformance(#[from] ConformanceError),
+    /// The quality of bytes.
+    #[error(transparent)]
+    Quality(#[from] QualityError),
     /// The CPUs.
     #[error(transparent)]
     Cpus(#[from] CpuError),
@@ -47,7 +51,13 @@ impl Error {
     pub fn status(&self) -> u8 {
         match self {
             Self::Guest(error) if error.is_usage() => 2,
-            Self::Cpus(error) | Self::Bench(BenchError::Cpus(error)) if error.is_usage() => 2,
+            Self::Cpus(error)
+            | Self::Bench(BenchError::Cpus(error))
+            | Self::Quality(QualityError::Cpus(error))
+                if error.is_usage() =>
+            {
+                2
+            }
             Self::Bench(BenchError::TooFewCpus(_)) => 2,
             Self::Experiment(ExperimentError::Interrupted)
             | Self::Bench(BenchError::Experiment(ExperimentError::Interrupted)) => 130,

@@ -11,7 +11,8 @@
 //! 6. [`event_loop`], [`console`], [`terminal`], [`escape`]: the main thread, and what a user types;
 //!    [`progress`], [`measure`], [`host`]: a guest under way, and what the host has counted.
 //! 7. [`results`], [`render`], [`table`], [`output`]: a run as a document, and what is printed of it.
-//! 8. [`experiment`], [`demo`], [`mod@bench`], [`conformance`], [`doctor`]: what is made of all that.
+//! 8. [`oracle`], [`quality`]: how true the byte is, by somebody who asks no publisher.
+//! 9. [`experiment`], [`demo`], [`mod@bench`], [`conformance`], [`doctor`]: what is made of all that.
 
 pub mod bench;
 pub mod boot;
@@ -33,10 +34,12 @@ pub mod kick;
 pub mod loader;
 pub mod measure;
 pub mod memory;
+pub mod oracle;
 pub mod output;
 pub mod payload;
 pub mod progress;
 pub mod publisher;
+pub mod quality;
 pub mod render;
 pub mod results;
 pub mod steal_time;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use vmm::bench;
-use vmm::cli::{Cli, Command, ConformanceArgs, RunArgs, usable_cpus};
+use vmm::cli::{Cli, Command, ConformanceArgs, QualityArgs, RunArgs, usable_cpus};
 use vmm::conformance::report::Tap;
 use vmm::conformance::{self, Plan, Subject};
 use vmm::demo;
@@ -20,6 +20,7 @@ use vmm::output::JsonFile;
 use vmm::payload;
 use vmm::progress::Outcome;
 use vmm::publisher::PublisherKind;
+use vmm::quality;
 use vmm::render::{self, Summary};
 use vmm::results::RunResult;
 use vmm::timings::Timings;
@@ -62,6 +63,7 @@ fn run(cli: Cli, began: Instant) -> Result<u8, Error> {
             return Ok(status(bench.was_interrupted()));
         }
         Some(Command::Conformance(args)) => return conform(&args),
+        Some(Command::Quality(args)) => measure_quality(&args)?,
         None if cli.run.is_demo() => return demonstrate(&cli.run),
         None => return run_guest(&cli.run, began),
     }
@@ -100,6 +102,16 @@ fn conform(args: &ConformanceArgs) -> Result<u8, Error> {
         print(&conformance)?;
     }
     Ok(if conformance.is_kept() { status(conformance.interrupted) } else { 1 })
+}
+
+/// Measures byte quality, publisher by publisher.
+fn measure_quality(args: &QualityArgs) -> Result<(), Error> {
+    let json = args.json.as_deref().map(JsonFile::at).transpose()?;
+    let quality = quality::run(args, |publisher| eprintln!("Measuring {publisher} ..."))?;
+    if let Some(json) = json {
+        json.write(&quality)?;
+    }
+    print(&quality)
 }
 
 /// The exit status of work that the user may have ended before it was done.

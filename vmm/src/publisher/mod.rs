@@ -213,6 +213,26 @@ pub struct Counts {
     pub faults: Option<faulty::FaultCounts>,
 }
 
+impl Counts {
+    /// What was added since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        let (now, then) = (self.program, earlier.program);
+        Self {
+            program: bpf::Counts {
+                outs: now.outs.saturating_sub(then.outs),
+                ins: now.ins.saturating_sub(then.ins),
+                sleeps: now.sleeps.saturating_sub(then.sleeps),
+                healed: now.healed.saturating_sub(then.healed),
+            },
+            cleared_at_entry: self.cleared_at_entry.saturating_sub(earlier.cleared_at_entry),
+            lost: self.lost.saturating_sub(earlier.lost),
+            parks: self.parks.saturating_sub(earlier.parks),
+            faults: self.faults.map(|faults| faults.since(earlier.faults.unwrap_or_default())),
+        }
+    }
+}
+
 /// The publisher that does nothing of its own: KVM publishes, or nobody.
 #[derive(Clone, Copy, Debug)]
 pub struct Bystander(pub PublisherKind);
