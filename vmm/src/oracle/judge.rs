@@ -166,13 +166,14 @@ fn is_set_at(looks: &Looks, at_ns: u64) -> bool {
         .map_or(looks.began_set, |change| change.is_set)
 }
 
-/// Whether nobody looked within `span`, or for most of it.
+/// Whether nobody looked for most of `span` at a stretch. One look in its midst is enough: a byte that has followed stays
+/// so until the span is over.
 fn is_blind(looks: &Looks, span: Span) -> bool {
     let first = looks.blind.partition_point(|(_, to)| *to <= span.from_ns);
     let within =
         looks.blind.get(first..).unwrap_or_default().iter().take_while(|(from, _)| *from < span.to_ns);
     let overlap = |(from, to): &(u64, u64)| (*to).min(span.to_ns) - (*from).max(span.from_ns);
-    2 * within.map(overlap).sum::<u64>() > span.to_ns - span.from_ns
+    2 * within.map(overlap).max().unwrap_or(0) > span.to_ns - span.from_ns
 }
 
 /// Changes to set that begin and end within a span in which it should be clear.
@@ -302,6 +303,14 @@ mod tests {
         assert_eq!((judgement.outs.missed, judgement.outs.unobserved), (0, 1));
         assert_eq!(judgement.wrongly_clear.total_ns, 0);
         assert_eq!(judgement.observed_ns, 2_800 * US);
+    }
+
+    #[test]
+    fn short_absences_do_not_hide_a_byte_that_never_came() {
+        let mut looks = looks(1, &[]);
+        looks.blind = (0..9).map(|n| ((1_000 + 100 * n) * US, (1_090 + 100 * n) * US)).collect();
+        let judgement = judge(&switches(1), &[], &looks);
+        assert_eq!((judgement.outs.missed, judgement.outs.unobserved), (1, 0));
     }
 
     #[test]
