@@ -1,4 +1,4 @@
-//! Publishers that need no BPF, holds, and faults.
+//! Publishers that need no BPF, holds, faults, and the oracle that finds them.
 
 #![allow(
     clippy::expect_used,
@@ -10,23 +10,25 @@
 mod support;
 
 use std::io;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
-use protocol::report::Milestone;
 use protocol::steal_time::Registration;
 use support::{
-    LIMIT, alone, cpus, end_of, guest, has_bpf, has_kvm, has_program, has_two_cpus, run, skip, vmm,
+    LIMIT, alone, cpus, end_of, guest, has_bpf, has_kvm, has_program, has_two_cpus, kill, run, skip, start,
+    vmm, wait_for, wait_for_cpu_time,
 };
+use vmm::cli::QualityArgs;
 use vmm::guest::{Guest, GuestConfig};
 use vmm::host::perf::SwitchLog;
 use vmm::host::thread::own_tid;
 use vmm::progress::Outcome;
 use vmm::publisher::PublisherKind;
 use vmm::publisher::record::GuestRecord;
+use vmm::quality::{self, Finding};
 use vmm::results::{ByteFigures, RunResult};
 use vmm::timings::Timings;
 use vmm::vcpu::errand::Look;
@@ -140,9 +142,7 @@ fn held_vcpu_is_marked_until_released_and_the_time_is_steal() {
         alone(|| {
             let config = guest(1, publisher, "job=watch warmup_ms=5 duration_ms=60000");
             let guest = Guest::start(&config, io::sink(), Timings::since(Instant::now())).expect("it starts");
-            let report = guest.report().expect("ours");
-            let opens = Milestone::WindowOpens as u32;
-            wait_until("the window opens", || report.header.milestone.load(Ordering::Acquire) >= opens);
+            assert!(guest.wait_for_window(LIMIT), "{publisher}");
             let before = look(&guest);
             let record = record_of(&guest, &before);
             let steal_before = record.steal_ns();
@@ -173,7 +173,7 @@ fn held_vcpu_is_marked_until_released_and_the_time_is_steal() {
                 steal + forgotten + 5_000_000 >= parked + delay,
                 "{publisher}: {steal}, {parked}, {delay}"
             );
-            report.header.close_now.store(1, Ordering::Relaxed);
+            guest.report().expect("ours").header.close_now.store(1, Ordering::Relaxed);
             let run = guest.wait().expect("it ends");
             assert!(matches!(run.outcome, Outcome::Reset));
         });
@@ -254,4 +254,75 @@ fn unprivileged_user_who_may_use_kvm_runs_guests_and_is_told_what_is_not_seen() 
     assert!(ended.stdout.lines().any(|line| line.starts_with("Publisher p")), "what is not seen: {ended:?}");
     let ended = as_nobody(&["--vcpus", "1", "--publisher", "bpf", "--job", "reset"]);
     assert_eq!(ended.status, Some(1), "{ended:?}");
+}
+
+/// What the oracle says of one publisher, in one second.
+fn judged(publisher: PublisherKind, faults: Option<&str>) -> Finding {
+    let args = QualityArgs {
+        publishers: vec![publisher],
+        faults: faults.map(|faults| faults.parse().expect("faults")),
+        cpus: None,
+        duration_ms: 1_000,
+        json: None,
+    };
+    let quality = alone(|| quality::run(&args, |_| {})).expect("there is somebody to look");
+    let row = quality.rows.into_iter().next().expect("a row for each publisher");
+    row.finding.expect("it can be measured")
+}
+
+#[test]
+fn oracle_finds_that_bpf_misses_nothing_and_tells_exactly_what_was_lost() {
+    if !has_bpf() || !has_perf() || !has_two_cpus() {
+        return;
+    }
+    let finding = judged(PublisherKind::Bpf, None);
+    assert!(finding.doubts.is_empty(), "{:?}", finding.doubts);
+    assert!(finding.outs > 100 && finding.byte.outs.missed == 0, "{:?}", finding.byte);
+    // The publisher's count is taken by the vCPU's thread, which may lose its CPU once more before it sleeps.
+    let counted = finding.counted.expect("it counts").program.outs;
+    assert!(counted.abs_diff(finding.outs) <= 1, "{counted} of {}", finding.outs);
+    assert!(finding.steal_ns.abs_diff(finding.lost_ns) <= finding.lost_ns / 100, "{finding:?}");
+}
+
+#[test]
+fn oracle_finds_each_fault_that_is_made() {
+    if !has_bpf() || !has_perf() || !has_two_cpus() {
+        return;
+    }
+    let dropped = judged(PublisherKind::Bpf, Some("drop=1")).byte;
+    assert_eq!((dropped.outs.latencies_ns.len(), dropped.wrongly_set.total_ns), (0, 0), "{dropped:?}");
+    assert_eq!(dropped.outs.missed + dropped.outs.unobserved, dropped.outs.happened, "{dropped:?}");
+    assert!(dropped.outs.missed > dropped.outs.happened / 2, "{dropped:?}");
+
+    let lies = judged(PublisherKind::Bpf, Some("false_hz=100"));
+    let made = lies.faults.expect("it counts").falsely_set;
+    assert!(made > 20 && lies.byte.falsely_set > made / 2, "{made} {:?}", lies.byte);
+
+    let late = judged(PublisherKind::Bpf, Some("delay_us=500")).byte;
+    // Two preemptions between which the copying thread did not look are one to it: hence not the least, but the median.
+    assert!(late.outs.quantile_ns(0.5).expect("slow preemptions are seen") >= 490_000, "{late:?}");
+
+    let stuck = judged(PublisherKind::Bpf, Some("stick")).byte;
+    assert!(stuck.ins.missed > stuck.ins.happened / 2 && stuck.ins.latencies_ns.is_empty(), "{stuck:?}");
+}
+
+#[test]
+fn quality_needs_a_cpu_to_look_from_and_can_be_interrupted() {
+    if !has_perf() {
+        return;
+    }
+    let ended = end_of(&mut vmm(["quality", "--cpus", "0"]));
+    assert_eq!(ended.status, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("CPU of its own") && ended.stderr.contains("--cpus"), "{ended:?}");
+    if !has_two_cpus() {
+        return;
+    }
+    let mut command = vmm(["quality", "--publishers", "perf,park"]);
+    let mut running = start(command.stdout(Stdio::piped()).stderr(Stdio::null()));
+    let stdout = running.take_stdout();
+    wait_for_cpu_time(&running, Duration::from_millis(300));
+    kill(running.id(), "INT");
+    assert_eq!(wait_for(running), Some(130));
+    let printed = io::read_to_string(stdout.expect("it is piped")).expect("it prints text");
+    assert!(printed.contains("verdict") && !printed.contains("park"), "{printed}");
 }

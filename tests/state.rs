@@ -15,7 +15,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
-use protocol::report::Milestone;
 use support::{Fixture, LIMIT, alone, cpus, guest, has_bpf, has_kvm};
 use vmm::guest::{Guest, GuestConfig, PayloadSource};
 use vmm::progress::Outcome;
@@ -48,8 +47,7 @@ fn wait_until(what: &str, is: &dyn Fn() -> bool) {
 }
 
 fn wait_for_window(guest: &Guest) {
-    let milestone = || guest.report().expect("ours").header.milestone.load(Ordering::Acquire);
-    wait_until("the window opens", &|| milestone() >= Milestone::WindowOpens as u32);
+    assert!(guest.wait_for_window(LIMIT), "its window opens");
 }
 
 /// Asks our payload to stop, and waits until it has.

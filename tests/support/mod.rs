@@ -18,13 +18,12 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use protocol::words::Start;
 use tempfile::TempDir;
-use vmm::guest::{self, GuestConfig, GuestRun, PayloadSource};
+use vmm::guest::{self, GuestConfig, GuestRun};
 use vmm::host::cpus::Cpus;
 use vmm::host::facts::HostFacts;
+use vmm::publisher::PublisherKind;
 use vmm::publisher::bpf::Program;
-use vmm::publisher::{Choice, PublisherKind};
 use vmm::results::RunResult;
 use vmm::timings::Timings;
 
@@ -200,20 +199,7 @@ pub(crate) fn wait_for_cpu_time(running: &Running, time: Duration) {
 
 /// A guest with the embedded payload that does `words`.
 pub(crate) fn guest(vcpus: usize, publisher: PublisherKind, words: &str) -> GuestConfig {
-    GuestConfig {
-        vcpus,
-        memory_mib: 32,
-        cpus: cpus(),
-        publisher: Choice::Only(publisher),
-        faults: None,
-        payload: PayloadSource::Embedded,
-        start: Start::Direct,
-        cmdline: String::new(),
-        options: words.to_owned(),
-        initrd: None,
-        stdin: false,
-        timeout: Some(LIMIT),
-    }
+    GuestConfig::embedded(vcpus, cpus(), publisher, words.to_owned(), LIMIT)
 }
 
 /// Does what needs the CPUs, one test at a time: each would take the other's.

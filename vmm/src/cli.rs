@@ -312,8 +312,9 @@ fn parse_choice(text: &str) -> Result<Choice, String> {
     if text == Choice::Auto.to_string() {
         return Ok(Choice::Auto);
     }
-    let kind = PublisherKind::ALL.into_iter().find(|kind| kind.to_string() == text);
-    kind.map(Choice::Only).ok_or_else(|| "publishers are auto, bpf, perf, park, kernel and off".to_owned())
+    parse_publisher(text)
+        .map(Choice::Only)
+        .map_err(|what| format!("{what}; auto takes the best that can be had"))
 }
 
 fn parse_publisher(text: &str) -> Result<PublisherKind, String> {

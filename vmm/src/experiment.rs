@@ -6,18 +6,15 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use protocol::words::{Job, Lock, Start, Wait, Workload};
+use protocol::words::{Job, Lock, Wait, Workload};
 
-use crate::guest::{self, GuestConfig, GuestError, PayloadSource};
+use crate::guest::{self, GuestConfig, GuestError};
 use crate::host::cpus::Cpus;
 use crate::host::facts::HostFacts;
 use crate::progress::Outcome;
-use crate::publisher::{Choice, PublisherKind};
+use crate::publisher::PublisherKind;
 use crate::results::{LockFigures, RunResult, WindowFigures, as_word};
 use crate::timings::Timings;
-
-/// Memory of an experiment's guests (MiB): room for the payload with its 255 vCPUs' stacks.
-const MEMORY_MIB: u64 = 32;
 
 /// How much longer than its own window a guest may take before it is given up.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -104,20 +101,8 @@ impl Experiment {
         workload: Workload,
     ) -> Result<RunResult, ExperimentError> {
         let length = Duration::from_millis(u64::from(workload.warmup_ms) + u64::from(workload.duration_ms));
-        let config = GuestConfig {
-            vcpus,
-            memory_mib: MEMORY_MIB,
-            cpus: self.cpus.clone(),
-            publisher: Choice::Only(publisher),
-            faults: None,
-            payload: PayloadSource::Embedded,
-            start: Start::Direct,
-            cmdline: String::new(),
-            options: workload.to_string(),
-            initrd: None,
-            stdin: false,
-            timeout: Some(length + PATIENCE),
-        };
+        let cpus = self.cpus.clone();
+        let config = GuestConfig::embedded(vcpus, cpus, publisher, workload.to_string(), length + PATIENCE);
         let run = guest::run(&config, io::sink(), Timings::since(Instant::now()))?;
         let result = RunResult::new(self.host.clone(), &config, &run);
         match run.outcome {

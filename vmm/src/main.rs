@@ -63,7 +63,7 @@ fn run(cli: Cli, began: Instant) -> Result<u8, Error> {
             return Ok(status(bench.was_interrupted()));
         }
         Some(Command::Conformance(args)) => return conform(&args),
-        Some(Command::Quality(args)) => measure_quality(&args)?,
+        Some(Command::Quality(args)) => return measure_quality(&args),
         None if cli.run.is_demo() => return demonstrate(&cli.run),
         None => return run_guest(&cli.run, began),
     }
@@ -105,13 +105,14 @@ fn conform(args: &ConformanceArgs) -> Result<u8, Error> {
 }
 
 /// Measures byte quality, publisher by publisher.
-fn measure_quality(args: &QualityArgs) -> Result<(), Error> {
+fn measure_quality(args: &QualityArgs) -> Result<u8, Error> {
     let json = args.json.as_deref().map(JsonFile::at).transpose()?;
     let quality = quality::run(args, |publisher| eprintln!("Measuring {publisher} ..."))?;
     if let Some(json) = json {
         json.write(&quality)?;
     }
-    print(&quality)
+    print(&quality)?;
+    Ok(status(quality.interrupted))
 }
 
 /// The exit status of work that the user may have ended before it was done.

@@ -12,18 +12,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use protocol::conformance::Assertion;
-use protocol::report::Milestone;
 use protocol::steal_time::{Registration, StealTime};
-use protocol::words::{Job, Start, Workload};
+use protocol::words::{Job, Workload};
 
 use super::{ConformanceError, Plan, Verdicts};
 use crate::experiment::ExperimentError;
-use crate::guest::{Guest, GuestConfig, PayloadSource};
+use crate::guest::{Guest, GuestConfig};
 use crate::host::cpus::Cpus;
 use crate::memory::Ram;
 use crate::progress::Outcome;
 use crate::publisher::record::{GuestRecord, RECORD_SIZE};
-use crate::publisher::{Choice, MsrOwner, PublisherKind};
+use crate::publisher::{MsrOwner, PublisherKind};
 use crate::steal_time::saved::SavedStealTime;
 use crate::timings::Timings;
 use crate::vcpu::errand::Look;
@@ -68,34 +67,13 @@ pub(super) fn judge(
 /// Our payload, spinning for longer than anybody will look.
 fn config(publisher: PublisherKind, cpus: &Cpus, words: &str) -> GuestConfig {
     let workload = Workload { job: Job::Watch, warmup_ms: 10, duration_ms: 60_000, ..Workload::DEFAULT };
-    GuestConfig {
-        vcpus: VCPUS,
-        memory_mib: 32,
-        cpus: cpus.clone(),
-        publisher: Choice::Only(publisher),
-        faults: None,
-        payload: PayloadSource::Embedded,
-        start: Start::Direct,
-        cmdline: String::new(),
-        options: format!("{workload} {words}"),
-        initrd: None,
-        stdin: false,
-        timeout: Some(PATIENCE + Duration::from_secs(60)),
-    }
+    let timeout = PATIENCE + Duration::from_secs(60);
+    GuestConfig::embedded(VCPUS, cpus.clone(), publisher, format!("{workload} {words}"), timeout)
 }
 
 fn wait_for_window(guest: &Guest) -> Result<(), ConformanceError> {
-    let opens = Milestone::WindowOpens as u32;
-    let is_open =
-        || guest.report().is_some_and(|report| report.header.milestone.load(Ordering::Acquire) >= opens);
-    let began = Instant::now();
-    while !is_open() {
-        if began.elapsed() > PATIENCE {
-            return Err(ConformanceError::Outside("its guest did not begin"));
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
+    let has_begun = guest.wait_for_window(PATIENCE);
+    if has_begun { Ok(()) } else { Err(ConformanceError::Outside("its guest did not begin")) }
 }
 
 /// What was seen at a standstill, and when it ended.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use protocol::words::Start;
 
 use crate::host::cpus::Cpus;
-use crate::publisher::Choice;
 use crate::publisher::faulty::Faults;
+use crate::publisher::{Choice, PublisherKind};
 
 /// A guest that is to be run.
 #[derive(Clone, Debug)]
@@ -36,6 +36,35 @@ pub struct GuestConfig {
     pub stdin: bool,
     /// When the run ends, if the guest does not end it.
     pub timeout: Option<Duration>,
+}
+
+/// Memory of a guest with our own payload (MiB): room for it, and for its 255 vCPUs' stacks.
+const EMBEDDED_MIB: u64 = 32;
+
+impl GuestConfig {
+    /// A guest of `vcpus` vCPUs on `cpus` with our own payload, which does what `words` say, for at most `timeout`.
+    pub fn embedded(
+        vcpus: usize,
+        cpus: Cpus,
+        publisher: PublisherKind,
+        words: String,
+        timeout: Duration,
+    ) -> Self {
+        Self {
+            vcpus,
+            memory_mib: EMBEDDED_MIB,
+            cpus,
+            publisher: Choice::Only(publisher),
+            faults: None,
+            payload: PayloadSource::Embedded,
+            start: Start::Direct,
+            cmdline: String::new(),
+            options: words,
+            initrd: None,
+            stdin: false,
+            timeout: Some(timeout),
+        }
+    }
 }
 
 /// Where a payload comes from.

@@ -10,11 +10,13 @@ mod error;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use devices::{ExitPort, I8042, MilestonePort, PortBus, Serial, SerialInput, Unclaimed};
 use kvm_ioctls::VcpuFd;
 use protocol::machine::{COM1, EXIT_PORT, I8042 as I8042_PORTS, I8042_COMMAND, MILESTONE_PORT};
+use protocol::report::Milestone;
 use protocol::words::{self, Boot, Workload};
 use protocol::{MAX_VCPUS, VcpuId};
 use vmm_sys_util::eventfd::EventFd;
@@ -190,6 +192,21 @@ impl Guest {
     /// Our payload's report; `None` for a foreign one.
     pub fn report(&self) -> Option<&ReportView> {
         self.report.as_ref()
+    }
+
+    /// Waits until our payload's window opens, for at most `patience`; says whether it has. It never does for others.
+    pub fn wait_for_window(&self, patience: Duration) -> bool {
+        let opens = Milestone::WindowOpens as u32;
+        let is_open = || {
+            self.report
+                .as_ref()
+                .is_some_and(|report| report.header.milestone.load(Ordering::Acquire) >= opens)
+        };
+        let began = Instant::now();
+        while !is_open() && began.elapsed() < patience {
+            thread::sleep(Duration::from_millis(1));
+        }
+        is_open()
     }
 
     /// Waits until it ends.

@@ -90,8 +90,7 @@ impl RunDelay {
 /// # Errors
 /// The host's reason.
 pub fn own_run_delay_ns() -> io::Result<u64> {
-    let [_, run_delay_ns, _] = parse_schedstat(&fs::read_to_string("/proc/thread-self/schedstat")?)?;
-    Ok(run_delay_ns)
+    RunDelay::of_this_thread()?.read_ns()
 }
 
 /// Times the host took the calling thread off its CPU, without a look into `/proc`, which takes some 50 us: for on the

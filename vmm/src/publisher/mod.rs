@@ -197,6 +197,10 @@ pub trait Publication: fmt::Debug {
     fn counts(&self) -> Counts;
 }
 
+/// A limit of those that are not told of INIT.
+const INIT_GOES_UNNOTICED: &str = "INIT goes unnoticed: the record of a vCPU that is reset is written on until the guest \
+                                   registers it anew (where guests reset vCPUs, use --publisher bpf)";
+
 /// What a publisher counts for a vCPU, from 0 when its thread was attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Counts {

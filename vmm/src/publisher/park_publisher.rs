@@ -7,7 +7,7 @@ use protocol::VcpuId;
 
 use super::own_record::OwnRecord;
 use super::pages::Pages;
-use super::{Counts, Publication, Publisher, PublisherError, PublisherKind};
+use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherError, PublisherKind};
 use crate::memory::Ram;
 
 /// Publishes the monitor's own parks for one VM.
@@ -35,7 +35,7 @@ impl Publisher for ParkPublisher {
 
     fn limits(&self) -> Vec<String> {
         let what = "preemption by the host is not seen: the byte tells of what this monitor does itself";
-        vec![what.to_owned()]
+        vec![what.to_owned(), INIT_GOES_UNNOTICED.to_owned()]
     }
 
     fn attach(&self, _vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {

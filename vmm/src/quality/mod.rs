@@ -16,29 +16,26 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
-use protocol::report::Milestone;
 use protocol::steal_time::Registration;
-use protocol::words::{Job, Start, Workload};
+use protocol::words::{Job, Workload};
 use serde::Serialize;
 
 use crate::causes;
 use crate::cli::{QualityArgs, usable_cpus};
-use crate::guest::{Guest, GuestConfig, GuestError, PayloadSource};
+use crate::guest::{Guest, GuestConfig, GuestError};
 use crate::host::account::ThreadAccount;
 use crate::host::cpus::{CpuError, Cpus};
 use crate::host::facts::HostFacts;
 use crate::host::perf::{PerfError, Switch, SwitchKind, SwitchLog};
-use crate::oracle::{Judgement, Looker, judge};
+use crate::oracle::{Edge, Judgement, Looker, Looks, judge};
+use crate::progress::Outcome;
 use crate::publisher::faulty::{FaultCounts, Faults};
 use crate::publisher::record::GuestRecord;
-use crate::publisher::{Choice, Counts, PublisherKind};
+use crate::publisher::{Counts, PublisherKind};
 use crate::timings::Timings;
 use crate::vcpu::errand::Look;
 use crate::vm::StateError;
 use disturbance::Disturbance;
-
-/// Memory of the guest (MiB).
-const MEMORY_MIB: u64 = 32;
 
 /// Pages of the oracle's ring: room for 87,000 switches, ten times as many as the disturbance makes in the longest run.
 const RING_PAGES: usize = 512;
@@ -78,6 +75,9 @@ pub enum QualityError {
         /// The host's reason.
         source: io::Error,
     },
+    /// The user ended it.
+    #[error("Interrupted")]
+    Interrupted,
     /// The guest did not do its part.
     #[error("The guest that was to be watched {0}")]
     Idle(&'static str),
@@ -94,6 +94,8 @@ pub struct Quality {
     pub host: HostFacts,
     /// By publisher.
     pub rows: Vec<Row>,
+    /// Whether the user ended it before it was done.
+    pub interrupted: bool,
 }
 
 /// One publisher.
@@ -140,14 +142,20 @@ pub fn run(args: &QualityArgs, mut begun: impl FnMut(PublisherKind)) -> Result<Q
     let cpus = usable_cpus(args.cpus.as_ref())?;
     let vcpu_cpus = cpus.first(1);
     let looker_cpus = cpus.without(&vcpu_cpus).ok_or(QualityError::TooFewCpus(cpus))?.first(1);
-    let mut rows = Vec::new();
+    let (mut rows, mut interrupted) = (Vec::new(), false);
     for publisher in args.publishers.iter().copied() {
         begun(publisher);
         let setting = Setting { publisher, vcpu_cpus: &vcpu_cpus, looker_cpus: &looker_cpus, args };
-        let finding = setting.measure().map_err(|error| causes::in_one_line(&error));
+        let finding = match setting.measure() {
+            Err(QualityError::Interrupted) => {
+                interrupted = true;
+                break;
+            }
+            measured => measured.map_err(|error| causes::in_one_line(&error)),
+        };
         rows.push(Row { publisher, faults: args.faults, finding });
     }
-    Ok(Quality { host: HostFacts::probe(), rows })
+    Ok(Quality { host: HostFacts::probe(), rows, interrupted })
 }
 
 /// One measurement.
@@ -162,13 +170,14 @@ impl Setting<'_> {
     fn measure(&self) -> Result<Finding, QualityError> {
         let length = Duration::from_millis(u64::from(self.args.duration_ms));
         let guest = Guest::start(&self.guest(length), io::sink(), Timings::since(Instant::now()))?;
-        wait_for_window(&guest)?;
+        if !guest.wait_for_window(PATIENCE) {
+            return Err(QualityError::Idle("did not come up"));
+        }
         let tid = guest.vm().threads().first().map(|(_, thread)| thread.tid());
         let tid = tid.ok_or(QualityError::Idle("has ended"))?;
         let log = SwitchLog::of_thread(tid, RING_PAGES)?;
 
-        let before = End::take(&guest, tid)?;
-        log.drain(|_| {});
+        let before = End::take(&guest, tid, &log)?;
         let record = Arc::new(before.record(&guest)?);
         let disturbance = Disturbance::start(self.vcpu_cpus.clone()).map_err(host("start a thread"))?;
         let looker = Looker::start(Arc::clone(&record), self.looker_cpus.clone());
@@ -176,48 +185,29 @@ impl Setting<'_> {
         hold_now_and_then(&guest, length);
         let looks = looker.finish();
         drop(disturbance);
-        let after = End::take(&guest, tid)?;
+        let after = End::take(&guest, tid, &log)?;
 
-        let mut switches = Vec::new();
-        log.drain(|switch| switches.push(switch));
-        let finding = Finding::new(&before, &after, &switches, &log, |holds| judge(&switches, holds, &looks));
+        let finding = Finding::new(&before, &after, log.lost(), &looks);
         if let Some(report) = guest.report() {
             report.header.close_now.store(1, Ordering::Relaxed);
         }
-        guest.wait()?;
-        Ok(finding)
+        match guest.wait()?.outcome {
+            Outcome::Reset => Ok(finding),
+            Outcome::Interrupted => Err(QualityError::Interrupted),
+            _ => Err(QualityError::Idle("did not end well")),
+        }
     }
 
     fn guest(&self, length: Duration) -> GuestConfig {
         let duration_ms = self.args.duration_ms.saturating_mul(2).saturating_add(60_000);
         let workload = Workload { job: Job::Watch, warmup_ms: 5, duration_ms, ..Workload::DEFAULT };
+        let timeout = 2 * length + 2 * PATIENCE;
+        let (cpus, words) = (self.vcpu_cpus.clone(), workload.to_string());
         GuestConfig {
-            vcpus: 1,
-            memory_mib: MEMORY_MIB,
-            cpus: self.vcpu_cpus.clone(),
-            publisher: Choice::Only(self.publisher),
             faults: self.args.faults,
-            payload: PayloadSource::Embedded,
-            start: Start::Direct,
-            cmdline: String::new(),
-            options: workload.to_string(),
-            initrd: None,
-            stdin: false,
-            timeout: Some(2 * length + 2 * PATIENCE),
+            ..GuestConfig::embedded(1, cpus, self.publisher, words, timeout)
         }
     }
-}
-
-fn wait_for_window(guest: &Guest) -> Result<(), QualityError> {
-    let report = guest.report().ok_or(QualityError::Idle("gives no report"))?;
-    let began = Instant::now();
-    while report.header.milestone.load(Ordering::Acquire) < Milestone::WindowOpens as u32 {
-        if began.elapsed() > PATIENCE {
-            return Err(QualityError::Idle("did not come up"));
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
 }
 
 fn hold_now_and_then(guest: &Guest, length: Duration) {
@@ -235,21 +225,25 @@ struct End {
     look: Look,
     account: ThreadAccount,
     steal_ns: u64,
+    /// What perf has recorded since the log was opened, or since the end before.
+    switches: Vec<Switch>,
 }
 
 impl End {
-    fn take(guest: &Guest, tid: libc::pid_t) -> Result<Self, QualityError> {
+    fn take(guest: &Guest, tid: libc::pid_t, log: &SwitchLog) -> Result<Self, QualityError> {
         let paused = guest.vm().pause().map_err(|_| QualityError::Idle("was paused by somebody else"))?;
         let look = guest.vm().look(&paused).into_iter().next();
         let look = look.ok_or(QualityError::Idle("has ended"));
         // The thread has answered, and falls asleep again.
         thread::sleep(Duration::from_millis(2));
         let account = ThreadAccount::read(tid).map_err(host("read the account of a vCPU's thread"));
+        let mut switches = Vec::new();
+        log.drain(|switch| switches.push(switch));
         guest.vm().resume(paused);
         let look = look?;
         let steal = look.record.as_ref().and_then(|record| record.first_chunk());
         let steal_ns = steal.copied().map_or(0, u64::from_le_bytes);
-        Ok(Self { look, account: account?, steal_ns })
+        Ok(Self { look, account: account?, steal_ns, switches })
     }
 
     fn record(&self, guest: &Guest) -> Result<GuestRecord, QualityError> {
@@ -262,21 +256,14 @@ impl End {
 }
 
 impl Finding {
-    fn new(
-        before: &End,
-        after: &End,
-        switches: &[Switch],
-        log: &SwitchLog,
-        judge: impl FnOnce(&[crate::vcpu::errand::Held]) -> Judgement,
-    ) -> Self {
-        let count = |kind| switches.iter().filter(|switch| switch.kind == kind).count() as u64;
+    fn new(before: &End, after: &End, lost: u64, looks: &Looks) -> Self {
+        let count = |kind| after.switches.iter().filter(|switch| switch.kind == kind).count() as u64;
         let (outs, ins, sleeps) =
             (count(SwitchKind::Preempted), count(SwitchKind::In), count(SwitchKind::Slept));
         let grown = after.account.since(before.account);
         let mut doubts = Vec::new();
         let mut doubt = |is_doubtful: bool, why: String| doubts.extend(is_doubtful.then_some(why));
-        doubt(log.lost() > 0, format!("perf lost {} records", log.lost()));
-        // The log is opened to before it is drained; between draining and reading accounts the thread sleeps.
+        doubt(lost > 0, format!("perf lost {lost} records"));
         let counted = grown.voluntary_switches + grown.involuntary_switches;
         doubt(outs + sleeps != counted, format!("perf saw {} switches out, status {counted}", outs + sleeps));
         doubt(ins != grown.arrivals, format!("perf saw {ins} switches in, schedstat {}", grown.arrivals));
@@ -285,10 +272,9 @@ impl Finding {
         let held_before: u64 = before.look.holds.iter().map(|held| held.parked_ns).sum();
         let run_delay = after.look.account.since(before.look.account).run_delay_ns;
         let forgotten = after.look.forgotten_ns.saturating_sub(before.look.forgotten_ns);
-        let byte = judge(&after.look.holds);
+        let byte = judge(&after.switches, &after.look.holds, looks);
         let counts = after.look.counts.map(|counts| counts.since(before.look.counts.unwrap_or_default()));
-        let quantiles =
-            |edge: &crate::oracle::Edge| [0.5, 0.99, 0.999, 1.0].map(|share| edge.quantile_ns(share));
+        let quantiles = |edge: &Edge| [0.5, 0.99, 0.999, 1.0].map(|share| edge.quantile_ns(share));
         Self {
             out_latency_ns: quantiles(&byte.outs),
             in_latency_ns: quantiles(&byte.ins),

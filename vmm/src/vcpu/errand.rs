@@ -7,7 +7,6 @@ use std::sync::mpsc;
 use std::time::Instant;
 
 use kvm_bindings::kvm_regs;
-use libc::pid_t;
 use protocol::VcpuId;
 
 use super::ExitCounts;
@@ -51,8 +50,6 @@ pub struct Look {
     pub exits: ExitCounts,
     /// Its general purpose registers; `None` where KVM does not tell.
     pub registers: Option<kvm_regs>,
-    /// Its thread.
-    pub tid: pid_t,
     /// What the publisher has counted so far; `None` where nobody counts.
     pub counts: Option<Counts>,
     /// When it was held, in order; of very many the last.

@@ -282,7 +282,6 @@ impl<'p> Vcpu<'p> {
             forgotten_ns,
             exits: self.exits,
             registers: self.fd.get_regs().ok(),
-            tid: own_tid(),
             counts: self.steal_time.counts(),
             holds: self.holds.iter().copied().collect(),
         }

@@ -75,9 +75,7 @@ impl Publisher for Faulty {
         let Some(shadow) = GuestRecord::at(&self.shadow, shadow_gpa) else { return Ok(None) };
         let route = Arc::new(Route::new(shadow, plan::Plan::new(self.faults, vcpu)));
         self.copier.add(Arc::clone(&route));
-        let mut publication = FaultyPublication { inner, route, shadow_gpa, publisher: self };
-        publication.inner.publish(shadow_gpa, 0)?;
-        Ok(Some(Box::new(publication)))
+        Ok(Some(Box::new(FaultyPublication { inner, route, shadow_gpa, publisher: self })))
     }
 
     fn unlogged_pages(&self) -> Vec<u64> {
@@ -113,6 +111,7 @@ impl Publication for FaultyPublication<'_> {
 
     fn withdraw(&mut self) {
         self.route.lead_nowhere();
+        self.inner.withdraw();
     }
 
     fn take_init(&mut self) -> bool {
@@ -157,7 +156,7 @@ impl Publication for FaultyPublication<'_> {
 
 impl Drop for FaultyPublication<'_> {
     fn drop(&mut self) {
-        self.route.lead_nowhere();
+        self.withdraw();
         self.publisher.copier.remove(&self.route);
     }
 }

@@ -50,7 +50,8 @@ impl Desk {
     }
 
     /// Reads the log to its end, and makes the byte say what its last record means. Whoever finds somebody else reading
-    /// leaves it to them.
+    /// leaves it to them: who reads looks again before it ends. (A vCPU that loses its CPU in the few instructions in which
+    /// it gives its record is overlooked, until it is back.)
     pub(super) fn observe(&self) {
         while let Ok(mut reading) = self.reading.try_lock() {
             if self.log.written() == self.log.read() {
