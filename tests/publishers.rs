@@ -181,6 +181,36 @@ fn held_vcpu_is_marked_until_released_and_the_time_is_steal() {
 }
 
 #[test]
+fn paused_vcpus_are_unmarked_and_their_records_untouched_without_bpf_as_well() {
+    for publisher in [PublisherKind::Perf, PublisherKind::Park] {
+        if !can_publish(publisher) {
+            continue;
+        }
+        alone(|| {
+            // Whoever is paused has just lost its CPU to the other, half of the time.
+            let config = guest(2, publisher, "job=watch warmup_ms=5 duration_ms=60000");
+            let config = GuestConfig { cpus: config.cpus.first(1), ..config };
+            let guest = Guest::start(&config, io::sink(), Timings::since(Instant::now())).expect("it starts");
+            assert!(guest.wait_for_window(LIMIT), "{publisher}");
+            for _ in 0..50 {
+                thread::sleep(Duration::from_millis(7));
+                let paused = guest.vm().pause().expect("nobody else pauses it");
+                let records: Vec<_> =
+                    guest.vm().look(&paused).iter().map(|look| record_of(&guest, look)).collect();
+                let before: Vec<_> = records.iter().map(|record| record.bytes()).collect();
+                assert!(records.iter().all(|record| record.preempted() == 0), "{publisher}");
+                thread::sleep(Duration::from_millis(1));
+                let after: Vec<_> = records.iter().map(|record| record.bytes()).collect();
+                guest.vm().resume(paused);
+                assert_eq!(before, after, "{publisher}");
+            }
+            guest.report().expect("ours").header.close_now.store(1, Ordering::Relaxed);
+            guest.wait().expect("it ends");
+        });
+    }
+}
+
+#[test]
 fn fault_that_was_asked_for_is_made_and_counted_around_each_publisher() {
     for publisher in [PublisherKind::Bpf, PublisherKind::Perf] {
         if !can_publish(publisher) || !has_two_cpus() {

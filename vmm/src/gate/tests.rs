@@ -179,3 +179,30 @@ fn held_thread_goes_home_and_one_alone_is_released_at_the_moment_that_it_is_told
         assert!((before..=after).contains(&thread.join().unwrap()));
     });
 }
+
+#[test]
+fn pause_waits_for_a_held_thread_to_rest() {
+    let (gate, inside) = (Gate::new(), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        let thread = scope.spawn(|| vcpu_thread(&gate, VcpuId::BOOT, &inside, |_| {}));
+        while !gate.hold(VcpuId::BOOT) || !gate.lock().none_runs(None) {
+            thread::yield_now();
+        }
+        for _ in 0..20 {
+            gate.pause().unwrap();
+            let is_at_rest = gate.lock().members.iter().all(|member| member.place == Place::Resting);
+            gate.resume();
+            assert!(
+                is_at_rest || {
+                    gate.end();
+                    false
+                }
+            );
+            while gate.lock().members.iter().any(|member| member.place != Place::Held) {
+                thread::yield_now();
+            }
+        }
+        gate.end();
+        thread.join().unwrap();
+    });
+}
