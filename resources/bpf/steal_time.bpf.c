@@ -11,7 +11,7 @@
  *	loses its CPU, still runnable         byte = 1
  *	leaves its CPU to sleep               untouched: the vCPU halted, nobody took anything from it
  *	gets a CPU                            version odd, steal += delay, version even, byte = 0
- *	runs, and its byte is 1               the same: nobody traced the switch that brought it here
+ *	runs, and nobody traced how it came   the same, as soon as that is noticed
  *	is sent INIT for its vCPU             untouched from now on: INIT has cleared the MSR
  *
  * This is what KVM does for a guest whose MSR it handles itself (kvm_sched_out(), record_steal_time()).
@@ -23,7 +23,9 @@
  *	slot.site                             the monitor; this program at INIT
  *	slot.parked                           the monitor
  *	slot.accounted                        the monitor before it sets `site`, this program after
- *	slot.outs, ins, sleeps, healed, inits this program
+ *	slot.running                          this program; the vCPU's own thread before it is enrolled
+ *	slot.lose_every                       the monitor
+ *	the rest of a slot                    this program
  *	vcpu_of_task                          the monitor
  *
  * One writer at a time, without a lock. A switch is traced with interrupts off, on the CPU that the thread leaves or
@@ -103,10 +105,15 @@ struct slot {
 	__u64 outs;	 /* switched out while runnable */
 	__u64 ins;	 /* switched in */
 	__u64 sleeps;	 /* switched out to sleep */
-	__u64 healed;	 /* found with its byte set while it ran */
+	__u64 healed;	 /* found running although no switch in was traced */
 	__u64 inits;	 /* INITs that it was sent */
 	__u64 asserts;	 /* whether the last INIT that it sent was to be taken */
-	__u64 unused[7];
+	__u64 running;	 /* whether it has a CPU, as far as is known here */
+	__u64 unseen;	 /* switched out without ever having been found running: an in that neither `ins` nor `healed` has */
+	__u64 corrected; /* found running as it should, with its byte set */
+	__u64 lose_every;/* overlook each so many-th switch in, on purpose; 0: none */
+	__u64 arrivals;	 /* switches in while some were to be overlooked */
+	__u64 unused[2];
 };
 
 /* A thread's vCPU. Task storage costs a thread without any least: its task_struct says at once that it has none. */
@@ -193,6 +200,9 @@ static __always_inline void leave(struct slot *slot, bool runnable)
 {
 	struct steal_time *record;
 
+	if (!slot->running)
+		slot->unseen++;
+	slot->running = 0;
 	if (!runnable) {
 		slot->sleeps++;
 		return;
@@ -205,11 +215,16 @@ static __always_inline void leave(struct slot *slot, bool runnable)
 
 static __always_inline void arrive(struct slot *slot, struct task_struct *task)
 {
+	__u64 lose_every = READ_ONCE(slot->lose_every);
 	__u64 site = READ_ONCE(slot->site);
-	struct steal_time *record = record_at(site);
+	struct steal_time *record;
 
+	if (lose_every && ++slot->arrivals % lose_every == 0)
+		return;
+	record = record_at(site);
 	if (record)
 		publish_arrival(slot, site, record, run_delay_at_arrival(task));
+	slot->running = 1;
 	slot->ins++;
 }
 
@@ -230,16 +245,17 @@ int BPF_PROG(steal_switch, bool preempt, struct task_struct *prev, struct task_s
 
 /*
  * Some hosts lose the trace of a switch now and then, and a byte left at 1 would tell the other vCPUs that this one
- * does not run for as long as it does. So the byte is looked at again wherever a vCPU's thread is known to run, and the
- * run delay is final. The loader attaches this program to two such places:
+ * does not run for as long as it does. So it is asked again wherever a vCPU's thread is known to run, and the run delay
+ * is final: a thread that runs, and was not seen to come, is treated as it would have been then. The loader attaches
+ * this program to two such places:
  *
  *	x86_fpu_regs_activated	the thread's FPU registers are loaded, because another thread had them meanwhile; that
  *				is between the switch-in and the guest
- *	hrtimer_expire_entry	a timer interrupts the thread, as the host's tick does at least
+ *	hrtimer_expire_entry	a timer interrupts the thread: the host's tick, and a timer of the monitor's on each CPU
+ *				that the vCPUs use, which bounds the lie to a millisecond
  *
- * A timer of our own on the thread's CPU time (SW_CPU_CLOCK) would bound the lie by less than a tick. But it is
- * started and stopped with every switch, and wants interrupts of its own: measured at 1 ms, 4.4 us more for each
- * switch, and 1.5 % of all that the vCPU computes.
+ * Neither comes between the trace of a switch and the switch itself, while the thread that leaves is still the current
+ * one: interrupts are off, and no registers are loaded for it any more.
  */
 SEC("tp_btf")
 int steal_heal(void *ctx)
@@ -253,9 +269,14 @@ int steal_heal(void *ctx)
 		return 0;
 	site = READ_ONCE(slot->site);
 	record = record_at(site);
-	if (record && READ_ONCE(record->preempted) && !(site & SITE_PARKED)) {
-		publish_arrival(slot, site, record, task->sched_info.run_delay);
+	if (!slot->running) {
+		if (record)
+			publish_arrival(slot, site, record, task->sched_info.run_delay);
+		slot->running = 1;
 		slot->healed++;
+	} else if (record && READ_ONCE(record->preempted) && !(site & SITE_PARKED)) {
+		WRITE_ONCE(record->preempted, 0);
+		slot->corrected++;
 	}
 	return 0;
 }

@@ -45,13 +45,7 @@ struct Spinner {
 
 impl Spinner {
     fn counted(&self) -> Counts {
-        let (begin, end) = (self.begin.counts, self.end.counts);
-        Counts {
-            outs: end.outs - begin.outs,
-            ins: end.ins - begin.ins,
-            sleeps: end.sleeps - begin.sleeps,
-            healed: end.healed - begin.healed,
-        }
+        self.end.counts.since(self.begin.counts)
     }
 
     /// Switch-ins that nobody traced. Some hosts have them.
@@ -158,14 +152,15 @@ fn preemptions_and_sleeps_are_those_that_the_kernel_counts() {
 }
 
 #[test]
-fn switch_ins_are_those_that_the_kernel_counts_but_for_lost_ones_that_heal() {
+fn switch_ins_are_those_that_the_kernel_counts_seen_healed_or_unseen() {
     let Some(Contention { spinners }) = contention() else { return };
     for spinner in spinners {
         if spinner.lost() > 0 {
             eprintln!("{} switch-ins lost, {} of them healed", spinner.lost(), spinner.counted().healed);
         }
-        // A lost one that ends in a preemption before the timer comes needs no healing
-        assert!(spinner.counted().healed <= spinner.lost(), "{spinner:?}");
+        let Counts { healed, unseen, .. } = spinner.counted();
+        // The spinner may have just come unseen at either end
+        assert!((healed + unseen).abs_diff(spinner.lost()) <= 1, "{spinner:?}");
         assert!(spinner.lost() <= spinner.counted().ins / 20, "{spinner:?}");
     }
 }

@@ -95,7 +95,7 @@ fn moved_publication_leaves_the_old_record_alone() {
 }
 
 #[test]
-fn byte_set_while_the_thread_runs_is_healed_and_counted() {
+fn byte_set_while_the_thread_runs_is_corrected_and_counted() {
     publishing(|program, vcpu, record| {
         let byte = program.pages().preempted(Site::new(0, 0x40)).expect("an element");
         let mut by_timer = 0;
@@ -105,11 +105,11 @@ fn byte_set_while_the_thread_runs_is_healed_and_counted() {
             spin_until("the byte is clear", || record.preempted() == 0);
             let after = vcpu.slot().counts();
             // A timer found it, or a preemption came first and its switch-in cleared it, or both came at one tick
-            assert!(after.healed > before.healed || after.ins > before.ins, "{before:?} {after:?}");
+            assert!(after.corrected > before.corrected || after.ins > before.ins, "{before:?} {after:?}");
             by_timer += u64::from(after.ins == before.ins);
         }
-        let healed = vcpu.slot().counts().healed;
-        assert!(healed > 0 && healed >= by_timer, "{by_timer} by timer, {healed} healed");
+        let corrected = vcpu.slot().counts().corrected;
+        assert!(corrected > 0 && corrected >= by_timer, "{by_timer} by timer, {corrected} corrected");
     });
 }
 
@@ -118,7 +118,7 @@ fn byte_of_parked_vcpu_stays_set_while_its_thread_runs_and_switches() {
     publishing(|program, vcpu, record| {
         let byte = program.pages().preempted(Site::new(0, 0x40)).expect("an element");
         vcpu.park();
-        let healed = vcpu.slot().counts().healed;
+        let corrected = vcpu.slot().counts().corrected;
         for _ in 0..10 {
             sleep_and_return(vcpu.slot());
             // Some ticks long
@@ -127,7 +127,7 @@ fn byte_of_parked_vcpu_stays_set_while_its_thread_runs_and_switches() {
                 assert_eq!(record.preempted(), 1);
             }
         }
-        assert_eq!(vcpu.slot().counts().healed, healed);
+        assert_eq!(vcpu.slot().counts().corrected, corrected);
 
         vcpu.unpark();
         assert_eq!(record.preempted(), 0);
@@ -194,4 +194,25 @@ fn vcpu_that_the_program_was_not_loaded_for_is_refused() {
     let Some(program) = load(2) else { return };
     let enrolled = program.enrol_current_thread(vcpu(2));
     assert!(matches!(enrolled, Err(BpfError::NoSuchVcpu { vcpus: 2, .. })), "{enrolled:?}");
+}
+
+#[test]
+fn switch_in_that_is_overlooked_is_healed_and_every_one_is_counted_once() {
+    publishing(|_, vcpu, record| {
+        let slot = vcpu.slot();
+        sleep_and_return(slot);
+        let (before, begin) = (slot.counts(), Snapshot::take(slot, record));
+        slot.lose_every(3);
+        for _ in 0..300 {
+            thread::sleep(Duration::from_micros(100));
+        }
+        slot.lose_every(0);
+        sleep_and_return(slot);
+        let end = Snapshot::take(slot, record);
+        let counted = slot.counts().since(before);
+        assert!(counted.healed + counted.unseen >= 100, "{counted:?}");
+        assert_eq!(counted.arrivals(), end.arrivals - begin.arrivals, "{counted:?}");
+        // What was published late is published whole.
+        assert_eq!(end.steal - begin.steal, end.run_delay - begin.run_delay);
+    });
 }

@@ -7,15 +7,19 @@
 //! - before each entry: a byte that is still set is cleared. It is the last of three layers: the switch-in clears
 //!   it, a timer's interrupt clears it where a switch-in went untraced, and so does this.
 
+use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use protocol::VcpuId;
 
-use super::bpf::{Enrolled, Program, Site};
+use super::bpf::{self, Enrolled, Program, Site};
 use super::overlay::Overlay;
-use super::{Counts, Publication, Publisher, PublisherError, PublisherKind};
+use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherError, PublisherKind};
 use crate::gate::Gate;
 use crate::host::account;
+use crate::host::cpus::Cpus;
+use crate::host::perf::CpuClock;
 use crate::memory::Ram;
 
 /// Publishes by BPF for one VM.
@@ -23,15 +27,23 @@ use crate::memory::Ram;
 pub struct BpfPublisher {
     program: Arc<Program>,
     overlay: Overlay,
+    /// What makes the program look at whoever runs.
+    clock: io::Result<CpuClock>,
+    /// Each so many-th switch-in is overlooked, on purpose; 0: none.
+    lose_every: u64,
 }
 
 impl BpfPublisher {
-    /// Publishes into records in `ram` for the vCPU threads of `gate`.
-    pub fn new(program: Arc<Program>, ram: Ram, gate: Arc<Gate>) -> Self {
+    /// Publishes into records in `ram` for the vCPU threads of `gate`, which use `cpus`. Of the switch-ins each
+    /// `lose_every`-th is overlooked, on purpose; 0 for none.
+    pub fn new(program: Arc<Program>, (ram, gate, cpus): (Ram, Arc<Gate>, &Cpus), lose_every: u64) -> Self {
         let overlay = Overlay::new(ram, gate, Arc::clone(&program));
-        Self { program, overlay }
+        Self { program, overlay, clock: CpuClock::start(cpus, LONGEST_LIE), lose_every }
     }
 }
+
+/// A switch-in that was overlooked is found out after so long at most.
+const LONGEST_LIE: Duration = Duration::from_micros(900);
 
 impl Publisher for BpfPublisher {
     fn kind(&self) -> PublisherKind {
@@ -39,8 +51,10 @@ impl Publisher for BpfPublisher {
     }
 
     fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
+        let enrolled = self.program.enrol_current_thread(vcpu)?;
+        enrolled.slot().lose_every(self.lose_every);
         Ok(Some(Box::new(BpfPublication {
-            enrolled: self.program.enrol_current_thread(vcpu)?,
+            enrolled,
             overlay: &self.overlay,
             cleared_at_entry: 0,
             parks: 0,
@@ -52,6 +66,27 @@ impl Publisher for BpfPublisher {
 
     fn unlogged_pages(&self) -> Vec<u64> {
         self.overlay.pages()
+    }
+
+    fn program_counts(&self, vcpu: VcpuId) -> Option<bpf::Counts> {
+        Some(self.program.slot(vcpu).counts())
+    }
+
+    fn limits(&self) -> Vec<String> {
+        let mut limits = Vec::new();
+        if let Err(error) = &self.clock {
+            limits.push(format!(
+                "no timer of its own looks whether a switch-in was overlooked, only the host's tick ({error}; grant \
+                 CAP_PERFMON)"
+            ));
+        }
+        if !self.program.notices_init() {
+            limits.push(INIT_GOES_UNNOTICED.to_owned());
+        }
+        if self.lose_every > 0 {
+            limits.push(format!("it overlooks one switch-in in {}, on purpose", self.lose_every));
+        }
+        limits
     }
 }
 
@@ -149,7 +184,7 @@ impl Publication for BpfPublication<'_> {
 
     fn counts(&self) -> Counts {
         let Self { cleared_at_entry, parks, .. } = *self;
-        Counts { program: self.enrolled.slot().counts(), cleared_at_entry, lost: 0, parks, faults: None }
+        Counts { program: self.enrolled.counts(), cleared_at_entry, lost: 0, parks, faults: None }
     }
 }
 

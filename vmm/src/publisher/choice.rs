@@ -173,21 +173,31 @@ impl Selection {
         faults: Option<Faults>,
     ) -> Result<Arc<dyn Publisher>, PublisherError> {
         match faults {
-            None => self.sound(ram, gate, cpus),
+            None => self.sound((ram, gate, cpus), 0),
+            Some(faults) if faults.lose_every > 0 && !faults.takes_a_copier() => {
+                self.sound((ram, gate, cpus), faults.lose_every)
+            }
             Some(_) if self.kind.msr_owner() != MsrOwner::Monitor => {
                 Err(PublisherError::CannotBeFaulty(self.kind))
             }
             Some(faults) => {
                 let shadow = faulty::shadow()?;
-                let inner = self.sound(shadow.clone(), gate, cpus)?;
+                let inner = self.sound((shadow.clone(), gate, cpus), faults.lose_every)?;
                 Ok(Arc::new(Faulty::new(inner, shadow, (ram, cpus), faults)?))
             }
         }
     }
 
-    fn sound(&self, ram: Ram, gate: Arc<Gate>, cpus: &Cpus) -> Result<Arc<dyn Publisher>, PublisherError> {
+    fn sound(
+        &self,
+        (ram, gate, cpus): (Ram, Arc<Gate>, &Cpus),
+        lose_every: u64,
+    ) -> Result<Arc<dyn Publisher>, PublisherError> {
         Ok(match (&self.program, self.kind) {
-            (Some(program), _) => Arc::new(BpfPublisher::new(Arc::clone(program), ram, gate)),
+            (Some(program), _) => {
+                Arc::new(BpfPublisher::new(Arc::clone(program), (ram, gate, cpus), lose_every))
+            }
+            (None, kind) if lose_every > 0 => return Err(PublisherError::CannotOverlook(kind)),
             (None, PublisherKind::Perf) => Arc::new(PerfPublisher::new(ram, cpus)?),
             (None, PublisherKind::Park) => Arc::new(ParkPublisher::new(ram)),
             (None, kind) => Arc::new(Bystander(kind)),

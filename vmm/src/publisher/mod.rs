@@ -106,6 +106,9 @@ pub enum PublisherError {
         "Cannot make publisher {0} faulty: nothing of ours stands between it and the guest (try --publisher bpf)"
     )]
     CannotBeFaulty(PublisherKind),
+    /// Only the program can be made to overlook switches.
+    #[error("Cannot make publisher {0} overlook switches: only bpf is told of each (try drop=SHARE)")]
+    CannotOverlook(PublisherKind),
     /// The copying thread.
     #[error(transparent)]
     Copier(#[from] faulty::CopierError),
@@ -141,6 +144,11 @@ pub trait Publisher: fmt::Debug + Send + Sync {
     /// Guest pages (GPA) that may have been written without KVM's dirty log telling of it: for a snapshot they are dirty.
     fn unlogged_pages(&self) -> Vec<u64> {
         Vec::new()
+    }
+
+    /// What a program in the switches has counted for `vcpu`, which nobody has to be awake for; `None` where there is none.
+    fn program_counts(&self, _vcpu: VcpuId) -> Option<bpf::Counts> {
+        None
     }
 
     /// What it cannot see or do on this host, and how that could be had.
@@ -221,14 +229,8 @@ impl Counts {
     /// What was added since `earlier`.
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
-        let (now, then) = (self.program, earlier.program);
         Self {
-            program: bpf::Counts {
-                outs: now.outs.saturating_sub(then.outs),
-                ins: now.ins.saturating_sub(then.ins),
-                sleeps: now.sleeps.saturating_sub(then.sleeps),
-                healed: now.healed.saturating_sub(then.healed),
-            },
+            program: self.program.since(earlier.program),
             cleared_at_entry: self.cleared_at_entry.saturating_sub(earlier.cleared_at_entry),
             lost: self.lost.saturating_sub(earlier.lost),
             parks: self.parks.saturating_sub(earlier.parks),

@@ -239,8 +239,13 @@ impl End {
         let account = ThreadAccount::read(tid).map_err(host("read the account of a vCPU's thread"));
         let mut switches = Vec::new();
         log.drain(|switch| switches.push(switch));
+        let program = guest.vm().publisher().program_counts(VcpuId::BOOT);
         guest.vm().resume(paused);
-        let look = look?;
+        let mut look = look?;
+        // What the thread says was true a moment before it fell asleep.
+        if let (Some(counts), Some(program)) = (&mut look.counts, program) {
+            counts.program = program;
+        }
         let steal = look.record.as_ref().and_then(|record| record.first_chunk());
         let steal_ns = steal.copied().map_or(0, u64::from_le_bytes);
         Ok(Self { look, account: account?, steal_ns, switches })

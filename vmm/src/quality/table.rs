@@ -3,9 +3,10 @@
 use std::fmt;
 
 use super::{Finding, Quality, Row};
+use crate::publisher::Counts;
 use crate::table::{Table, count, figure};
 
-const HEADER: [&str; 14] = [
+const HEADER: [&str; 15] = [
     "publisher",
     "verdict",
     "preempted",
@@ -15,6 +16,7 @@ const HEADER: [&str; 14] = [
     "false",
     "out p50/p99/p99.9/max us",
     "back",
+    "ins: all, healed, counted",
     "missed",
     "in p50/p99/p99.9/max us",
     "wrongly set, longest ms",
@@ -59,7 +61,7 @@ impl fmt::Display for Quality {
     }
 }
 
-fn cells(row: &Row, finding: &Finding) -> [String; 14] {
+fn cells(row: &Row, finding: &Finding) -> [String; 15] {
     let Finding { byte, .. } = finding;
     let microseconds = |ns: Option<i64>| ns.map_or("-".to_owned(), |ns| figure(ns as f64 / 1e3));
     let latencies = |ns: [Option<i64>; 4]| ns.map(microseconds).join(" / ");
@@ -68,6 +70,13 @@ fn cells(row: &Row, finding: &Finding) -> [String; 14] {
         format!("{share:.3} %, {:.3}", direction.longest_ns as f64 / 1e6)
     };
     let counted = finding.counted.map_or_else(|| "-".to_owned(), |counts| count(counts.program.outs));
+    let ins = finding.counted.map_or_else(
+        || format!("{}, -", count(finding.ins)),
+        |Counts { program, .. }| {
+            let healed = count(program.healed + program.unseen);
+            format!("{}, {healed}, {}", count(finding.ins), count(program.arrivals()))
+        },
+    );
     [
         row.publisher.to_string(),
         if finding.doubts.is_empty() { "known" } else { "unknown" }.to_owned(),
@@ -78,6 +87,7 @@ fn cells(row: &Row, finding: &Finding) -> [String; 14] {
         count(byte.falsely_set),
         latencies(finding.out_latency_ns),
         count(byte.ins.happened),
+        ins,
         count(byte.ins.missed),
         latencies(finding.in_latency_ns),
         wrong(byte.wrongly_set),

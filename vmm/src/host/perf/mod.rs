@@ -9,6 +9,7 @@
 //!
 //! Source: `perf_event_open(2)`; Linux `kernel/events/core.c`, `perf_event_switch_output`.
 
+mod cpu_clock;
 mod ring;
 mod sys;
 
@@ -17,6 +18,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use libc::pid_t;
 
+pub use cpu_clock::CpuClock;
 use ring::Ring;
 
 /// Switches cannot be logged.

@@ -7,8 +7,8 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use libc::pid_t;
 use perf_event_open_sys::bindings::{
-    PERF_COUNT_SW_DUMMY, PERF_FORMAT_LOST, PERF_SAMPLE_CPU, PERF_SAMPLE_TIME, PERF_TYPE_SOFTWARE,
-    perf_event_attr,
+    PERF_COUNT_SW_CPU_CLOCK, PERF_COUNT_SW_DUMMY, PERF_FORMAT_LOST, PERF_SAMPLE_CPU, PERF_SAMPLE_TIME,
+    PERF_TYPE_SOFTWARE, perf_event_attr,
 };
 
 use crate::host::thread::own_tid;
@@ -20,6 +20,19 @@ pub(super) fn open(tid: pid_t) -> io::Result<OwnedFd> {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open_with(tid, 0),
         opened => opened,
     }
+}
+
+/// An event that interrupts CPU `cpu` once in `period_ns`, whoever runs there, and records nothing.
+pub(super) fn open_cpu_clock(cpu: usize, period_ns: u64) -> io::Result<OwnedFd> {
+    let mut attributes = perf_event_attr {
+        type_: PERF_TYPE_SOFTWARE,
+        size: u32::try_from(size_of::<perf_event_attr>()).unwrap_or(u32::MAX),
+        config: u64::from(PERF_COUNT_SW_CPU_CLOCK),
+        ..perf_event_attr::default()
+    };
+    attributes.__bindgen_anon_1.sample_period = period_ns;
+    let cpu = libc::c_int::try_from(cpu).map_err(io::Error::other)?;
+    open_event(attributes, -1, cpu)
 }
 
 /// `PERF_FLAG_FD_CLOEXEC`
@@ -43,8 +56,13 @@ fn open_with(tid: pid_t, read_format: u64) -> io::Result<OwnedFd> {
     attributes.set_exclude_hv(1);
     attributes.set_watermark(1);
     attributes.__bindgen_anon_2.wakeup_watermark = 1;
+    open_event(attributes, tid, -1)
+}
+
+fn open_event(mut attributes: perf_event_attr, tid: pid_t, cpu: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: the attributes are initialised, and say how long they are; the rest are numbers.
-    let fd = unsafe { perf_event_open_sys::perf_event_open(&raw mut attributes, tid, -1, -1, CLOSE_ON_EXEC) };
+    let fd =
+        unsafe { perf_event_open_sys::perf_event_open(&raw mut attributes, tid, cpu, -1, CLOSE_ON_EXEC) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }

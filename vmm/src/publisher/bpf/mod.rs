@@ -129,6 +129,7 @@ impl Program {
             Some(libc::EINVAL) => BpfError::NoThreadPidfd(source),
             _ => BpfError::Kernel { what: "name a vCPU's thread", source },
         })?;
+        slot.begin_running();
         syscall::add_thread(self.vcpu_of_task.as_fd(), thread.as_fd(), vcpu)
             .map_err(BpfError::from_kernel("tell the BPF program a vCPU's thread"))?;
         Ok(Enrolled { program: self, slot, thread, _not_send: PhantomData })
@@ -218,6 +219,12 @@ impl Enrolled<'_> {
             byte.store(0, Ordering::Release);
         }
         set.is_some()
+    }
+
+    /// The counts, in which this thread's own last switch-in is contained, seen or not.
+    pub fn counts(&self) -> Counts {
+        self.slot.count_this_arrival();
+        self.slot.counts()
     }
 
     /// The vCPU's slot.

@@ -48,6 +48,13 @@ pub struct Slot {
     inits: AtomicU64,
     /// The program's own note.
     _asserts: AtomicU64,
+    /// 1 while the thread has a CPU, as far as the program knows.
+    running: AtomicU64,
+    unseen: AtomicU64,
+    corrected: AtomicU64,
+    lose_every: AtomicU64,
+    /// The program's own note.
+    _arrivals: AtomicU64,
 }
 
 /// How often the program has seen a vCPU's thread, since the thread was enrolled first, published or not.
@@ -55,12 +62,36 @@ pub struct Slot {
 pub struct Counts {
     /// Switched out while runnable: the host took its CPU away.
     pub outs: u64,
-    /// Switched in. On some hosts a trace is lost now and then; `outs` and `sleeps` never are.
+    /// Seen to be switched in. On some hosts a trace is lost now and then; `outs` and `sleeps` never are.
     pub ins: u64,
     /// Switched out to sleep.
     pub sleeps: u64,
-    /// Found with its byte set while it ran, which is the sign of a lost switch-in.
+    /// Found running although nobody had seen it switched in: the trace was lost, and this made up for it.
     pub healed: u64,
+    /// Switched out again before anybody had found it running. With `ins` and `healed` these are all switch-ins.
+    pub unseen: u64,
+    /// Found running, as was known, with its byte set. Somebody else had set it.
+    pub corrected: u64,
+}
+
+impl Counts {
+    /// How often the thread was switched in, seen or not.
+    pub fn arrivals(&self) -> u64 {
+        self.ins + self.healed + self.unseen
+    }
+
+    /// What was added since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            outs: self.outs.saturating_sub(earlier.outs),
+            ins: self.ins.saturating_sub(earlier.ins),
+            sleeps: self.sleeps.saturating_sub(earlier.sleeps),
+            healed: self.healed.saturating_sub(earlier.healed),
+            unseen: self.unseen.saturating_sub(earlier.unseen),
+            corrected: self.corrected.saturating_sub(earlier.corrected),
+        }
+    }
 }
 
 impl Slot {
@@ -79,7 +110,29 @@ impl Slot {
             ins: self.ins.load(Ordering::Relaxed),
             sleeps: self.sleeps.load(Ordering::Relaxed),
             healed: self.healed.load(Ordering::Relaxed),
+            unseen: self.unseen.load(Ordering::Relaxed),
+            corrected: self.corrected.load(Ordering::Relaxed),
         }
+    }
+
+    /// Makes the program overlook each `every`-th switch-in of this vCPU, as some hosts do; 0 for none.
+    pub fn lose_every(&self, every: u64) {
+        self.lose_every.store(every, Ordering::Relaxed);
+    }
+
+    /// Counts a switch-in that nobody has seen yet: for the thread itself, which knows that it runs.
+    ///
+    /// The program counts in interrupts of this same thread, so each of these operations is whole for it. What it would
+    /// have published it publishes at the next switch.
+    pub(super) fn count_this_arrival(&self) {
+        if self.running.compare_exchange(0, 1, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.unseen.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The thread runs: for itself to say, before the program knows it.
+    pub(super) fn begin_running(&self) {
+        self.running.store(1, Ordering::Relaxed);
     }
 
     /// How many INITs the vCPU has been sent. With each the program stops publishing.
@@ -166,6 +219,15 @@ mod tests {
         slot.add_parked(7);
         assert_eq!(slot.account(130), 37);
         assert_eq!(slot.account(130), 0);
+    }
+
+    #[test]
+    fn arrival_that_nobody_saw_is_counted_once() {
+        let slot = Slot::default();
+        slot.count_this_arrival();
+        slot.count_this_arrival();
+        assert_eq!(slot.counts(), Counts { unseen: 1, ..Counts::default() });
+        assert_eq!(slot.counts().arrivals(), 1);
     }
 
     #[test]

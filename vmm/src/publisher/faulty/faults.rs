@@ -1,4 +1,4 @@
-//! Faults, as users write them: `drop=0.1,false_hz=20,delay_us=500,stick,seed=7`.
+//! Faults, as users write them: `drop=0.1,false_hz=20,delay_us=500,stick,lose_every=10,seed=7`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,6 +16,8 @@ pub struct Faults {
     pub delay_us: u32,
     /// Once set, it is never cleared.
     pub stick: bool,
+    /// Of the switch-ins the BPF program overlooks each so many-th, as some hosts make it; 0: none.
+    pub lose_every: u64,
     /// By which it is decided what goes wrong when.
     pub seed: u64,
 }
@@ -23,7 +25,7 @@ pub struct Faults {
 /// What was written makes no fault.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no fault (write drop=SHARE, false_hz=RATE, delay_us=TIME, stick, seed=N, separated by commas)"
+    "{0:?} is no fault (write drop=SHARE, false_hz=RATE, delay_us=TIME, stick, lose_every=N, seed=N, separated by commas)"
 )]
 pub struct FaultsError(String);
 
@@ -53,6 +55,7 @@ impl FromStr for Faults {
                     faults.delay_us = if delay <= LONGEST_DELAY_US { delay } else { return Err(bad()) };
                 }
                 "stick" if value.is_empty() => faults.stick = true,
+                "lose_every" => faults.lose_every = value.parse().map_err(|_| bad())?,
                 "seed" => faults.seed = value.parse().map_err(|_| bad())?,
                 _ => return Err(bad()),
             }
@@ -61,9 +64,16 @@ impl FromStr for Faults {
     }
 }
 
+impl Faults {
+    /// Whether any of these is made between publisher and guest, by the copier.
+    pub(in crate::publisher) fn takes_a_copier(&self) -> bool {
+        self.drop > 0.0 || self.false_hz > 0.0 || self.delay_us > 0 || self.stick
+    }
+}
+
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { drop, false_hz, delay_us, stick, seed } = self;
+        let Self { drop, false_hz, delay_us, stick, lose_every, seed } = self;
         if *drop > 0.0 {
             write!(f, "drop={drop},")?;
         }
@@ -75,6 +85,9 @@ impl fmt::Display for Faults {
         }
         if *stick {
             write!(f, "stick,")?;
+        }
+        if *lose_every > 0 {
+            write!(f, "lose_every={lose_every},")?;
         }
         write!(f, "seed={seed}")
     }
@@ -92,9 +105,11 @@ mod tests {
 
     #[test]
     fn faults_read_back_as_they_were_written() {
-        for text in
-            ["drop=0.1,seed=1", "false_hz=20,delay_us=500,seed=7", "drop=1,stick,seed=18446744073709551615"]
-        {
+        for text in [
+            "drop=0.1,seed=1",
+            "false_hz=20,delay_us=500,seed=7",
+            "drop=1,stick,lose_every=10,seed=18446744073709551615",
+        ] {
             assert_eq!(text.parse::<Faults>().unwrap().to_string(), text);
         }
         assert_eq!("stick".parse::<Faults>().unwrap().to_string(), "stick,seed=1");

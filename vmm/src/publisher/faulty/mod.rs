@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use protocol::VcpuId;
 
+use super::bpf;
 use super::pages::Pages;
 use super::record::{GuestRecord, RECORD_SIZE};
 use super::{Counts, Publication, Publisher, PublisherError, PublisherKind};
@@ -80,6 +81,10 @@ impl Publisher for Faulty {
 
     fn unlogged_pages(&self) -> Vec<u64> {
         self.pages.all()
+    }
+
+    fn program_counts(&self, vcpu: VcpuId) -> Option<bpf::Counts> {
+        self.inner.program_counts(vcpu)
     }
 
     fn limits(&self) -> Vec<String> {
