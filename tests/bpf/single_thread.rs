@@ -7,10 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
-use vmm::publisher::bpf::{BpfError, Enrolled, Program, Site, Slot};
+use vmm::publisher::bpf::{BpfError, EmptyProgram, Enrolled, Program, RunStats, Site, Slot};
 
 use super::record::{Record, Snapshot};
-use super::{load, spin_until, vcpu};
+use super::{load, skip, spin_until, vcpu};
 
 /// Sleeps until the program has seen the calling thread come back, so that what it publishes then is published.
 fn sleep_and_return(slot: &Slot) {
@@ -215,4 +215,26 @@ fn switch_in_that_is_overlooked_is_healed_and_every_one_is_counted_once() {
         // What was published late is published whole.
         assert_eq!(end.steal - begin.steal, end.run_delay - begin.run_delay);
     });
+}
+
+#[test]
+fn run_time_is_counted_while_statistics_are_kept_and_for_each_program_apart() {
+    let Some(program) = load(1) else { return };
+    let stats = match RunStats::keep() {
+        Ok(stats) => stats,
+        Err(error) => return skip(&error.to_string()),
+    };
+    let empty = EmptyProgram::load().expect("it is smaller than ours");
+    let (ours, its) = (program.switch_time().expect("loaded"), empty.time().expect("loaded"));
+    for _ in 0..100 {
+        thread::sleep(Duration::from_micros(50));
+    }
+    for (after, before) in
+        [(program.switch_time().expect("loaded"), ours), (empty.time().expect("loaded"), its)]
+    {
+        assert!(after.runs >= before.runs + 100, "{before:?} {after:?}");
+        assert!(after.each_ns_since(before).is_some_and(|ns| ns > 0.0), "{before:?} {after:?}");
+        assert_eq!(before.each_ns_since(after), None);
+    }
+    drop(stats);
 }

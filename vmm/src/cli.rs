@@ -65,6 +65,8 @@ pub enum Bench {
     Retention(RetentionArgs),
     /// How long a guest takes from nothing to its end, beside QEMU
     Startup(StartupArgs),
+    /// What the BPF program takes of a host context switch, of vCPU threads and of strangers
+    Switch(BenchArgs),
 }
 
 /// What all benches take.

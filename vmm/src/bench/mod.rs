@@ -3,6 +3,7 @@
 mod byte;
 mod retention;
 mod startup;
+mod switch;
 
 use std::fmt::Display;
 
@@ -13,6 +14,7 @@ use crate::experiment::ExperimentError;
 use crate::guest::GuestError;
 use crate::host::cpus::CpuError;
 use crate::output::{JsonFile, OutputError};
+use crate::publisher::bpf::BpfError;
 
 /// A bench could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +31,12 @@ pub enum BenchError {
     /// The file for the results.
     #[error(transparent)]
     Output(#[from] OutputError),
+    /// The program that is measured.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// What the kernel accounts for.
+    #[error("Cannot read the account of a thread (is /proc mounted?)")]
+    Account(#[source] std::io::Error),
     /// Too few CPUs for what it compares.
     #[error("This bench compares one CPU with two, and may use only CPUs {0} (try another --cpus)")]
     TooFewCpus(crate::host::cpus::Cpus),
@@ -59,6 +67,7 @@ pub fn run(bench: cli::Bench) -> Result<Box<dyn Bench>, BenchError> {
         cli::Bench::Byte(args) => Box::new(saved(&args, byte::run)?),
         cli::Bench::Retention(args) => Box::new(saved(&args.common, |_| retention::run(&args))?),
         cli::Bench::Startup(args) => Box::new(startup::run(&args)?),
+        cli::Bench::Switch(args) => Box::new(saved(&args, switch::run)?),
     })
 }
 

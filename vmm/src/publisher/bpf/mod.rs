@@ -15,11 +15,13 @@
 //! | `kernel_btf.rs` | finds the kernel's offsets that the program needs |
 //! | `btf_writer.rs`, `object.rs` | fit the committed object to them |
 //! | `syscall.rs` | asks the kernel for maps and programs |
+//! | `cost.rs` | says what the program takes of a switch |
 //! | `mapping.rs`, `slot.rs`, `pages.rs` | the shared memory |
 //!
 //! Nothing is pinned: the kernel takes all of it back with the last descriptor, also after a `SIGKILL`.
 
 mod btf_writer;
+mod cost;
 mod error;
 mod kernel_btf;
 mod mapping;
@@ -38,6 +40,7 @@ use std::time::{Duration, Instant};
 use protocol::VcpuId;
 use protocol::steal_time::PREEMPTED;
 
+pub use cost::{EmptyProgram, RunStats, RunTime};
 pub use error::BpfError;
 pub use kernel_btf::KernelBtfError;
 use kernel_btf::KernelLayout;
@@ -52,6 +55,7 @@ use syscall::NewProgram;
 pub struct Program {
     _links: [OwnedFd; 3],
     init_links: Option<[OwnedFd; 2]>,
+    switch: OwnedFd,
     vcpu_of_task: OwnedFd,
     slots: Mapping<Slot>,
     pages: RecordPages,
@@ -112,7 +116,7 @@ impl Program {
         let init_links = attach_to_init(&object, btf.as_fd())?;
         stages.end("INIT programs");
 
-        Ok(Self { _links: links, init_links, vcpu_of_task, slots, pages, timings: stages.ended })
+        Ok(Self { _links: links, init_links, switch, vcpu_of_task, slots, pages, timings: stages.ended })
     }
 
     /// Makes the calling thread the thread of `vcpu`, until the guard is dropped: its switches are counted in
@@ -151,6 +155,14 @@ impl Program {
     /// Whether it is told of INIT. It is not where KVM's tracepoints are missing.
     pub fn notices_init(&self) -> bool {
         self.init_links.is_some()
+    }
+
+    /// How long the program on `sched_switch` has run, while [`RunStats`] were kept.
+    ///
+    /// # Errors
+    /// The kernel's refusal.
+    pub fn switch_time(&self) -> Result<RunTime, BpfError> {
+        RunTime::of(self.switch.as_fd())
     }
 
     /// How long each stage of loading took.

@@ -8,7 +8,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_insn, bpf_map_type, bpf_prog_type};
+use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_insn, bpf_map_type, bpf_prog_info, bpf_prog_type};
 use protocol::VcpuId;
 
 use crate::host::thread::own_tid;
@@ -148,6 +148,9 @@ pub(super) struct Info {
 }
 
 impl Info {
+    /// None: the program is a function without a name or a line.
+    pub(super) const NONE: Self = Self { records: Vec::new(), record_size: 0 };
+
     fn size_and_count(&self) -> (u32, u32) {
         let count = self.records.len().checked_div(self.record_size);
         (size(self.record_size), size(count.unwrap_or(0)))
@@ -230,6 +233,38 @@ pub(super) fn attach_to_tracepoint(program: BorrowedFd<'_>, name: Option<&CStr>)
     let fd = unsafe { bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &attr) }?;
     // SAFETY: BPF_RAW_TRACEPOINT_OPEN returns a new descriptor.
     Ok(unsafe { owned(fd) })
+}
+
+/// Has the kernel keep run statistics of all BPF programs, until the descriptor is closed.
+pub(super) fn enable_run_stats() -> io::Result<OwnedFd> {
+    /// `BPF_STATS_RUN_TIME`
+    const RUN_TIME: u32 = 0;
+    // SAFETY: BPF_ENABLE_STATS reads a number.
+    let fd = unsafe { bpf(bpf_cmd::BPF_ENABLE_STATS, &RUN_TIME) }?;
+    // SAFETY: BPF_ENABLE_STATS returns a new descriptor.
+    Ok(unsafe { owned(fd) })
+}
+
+/// For how long (ns), and how often, a program has run while statistics were kept.
+pub(super) fn run_stats(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    #[repr(C)]
+    struct Attr {
+        program: RawFd,
+        info_size: u32,
+        info: u64,
+    }
+    const RUN_TIME_NS: usize = std::mem::offset_of!(bpf_prog_info, run_time_ns) / 8;
+    const WORDS: usize = RUN_TIME_NS + 2;
+    let mut info = [0_u64; WORDS];
+    let attr = Attr {
+        program: program.as_raw_fd(),
+        info_size: size(size_of_val(&info)),
+        info: address(&raw mut info),
+    };
+    // SAFETY: BPF_OBJ_GET_INFO_BY_FD writes at most `info_size` bytes at `info`. It reads from there, too, where to put
+    // instructions and the like: that is zero, nowhere.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &attr) }?;
+    Ok((info[RUN_TIME_NS], info[RUN_TIME_NS + 1]))
 }
 
 #[repr(C)]
