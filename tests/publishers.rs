@@ -361,6 +361,20 @@ fn oracle_finds_each_fault_that_is_made() {
 }
 
 #[test]
+fn doctor_has_the_oracle_look_at_each_publisher() {
+    if !has_perf() || !has_two_cpus() {
+        return;
+    }
+    let ended = alone(|| end_of(&mut vmm(["doctor"])));
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    for publisher in ["bpf", "perf", "park", "kernel"] {
+        let line = ended.stdout.lines().find(|line| line.contains(&format!("byte by {publisher}")));
+        assert!(line.is_some_and(|line| line.contains("preemptions") || line.starts_with("--")), "{ended:?}");
+    }
+    assert!(ended.stdout.contains("--  byte by park"), "{ended:?}");
+}
+
+#[test]
 fn quality_needs_a_cpu_to_look_from_and_can_be_interrupted() {
     if !has_perf() {
         return;

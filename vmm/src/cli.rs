@@ -90,7 +90,7 @@ pub struct QualityArgs {
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "bpf,perf,park,kernel", value_parser = parse_publisher)]
     pub publishers: Vec<PublisherKind>,
     /// Make them faulty, to see whether that is found
-    #[arg(long, value_name = "drop=SHARE,false_hz=RATE,delay_us=TIME,stick,seed=N")]
+    #[arg(long, value_name = "drop=SHARE,false_hz=RATE,delay_us=TIME,stick,lose_every=N,seed=N")]
     pub faults: Option<Faults>,
     /// Host CPUs to use, as in 0,2-3: the first for the vCPU, the second to look
     #[arg(long, value_name = "LIST")]
@@ -170,7 +170,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "WHO", default_value = "auto", value_parser = parse_choice)]
     pub publisher: Choice,
     /// Make the publisher faulty, in ways that are known and counted
-    #[arg(long, value_name = "drop=SHARE,false_hz=RATE,delay_us=TIME,stick,seed=N")]
+    #[arg(long, value_name = "drop=SHARE,false_hz=RATE,delay_us=TIME,stick,lose_every=N,seed=N")]
     pub faults: Option<Faults>,
     /// Kernel command line
     #[arg(long, value_name = "TEXT")]

@@ -11,6 +11,8 @@ use kvm_bindings::KVM_CAP_HALT_POLL;
 use kvm_ioctls::{Cap, Kvm};
 use protocol::words::{Job, Workload};
 
+use crate::causes;
+use crate::cli::QualityArgs;
 use crate::cpuid::Supported;
 use crate::experiment::Experiment;
 use crate::host::account;
@@ -18,12 +20,23 @@ use crate::host::cpus::Cpus;
 use crate::host::facts::HostFacts;
 use crate::publisher::PublisherKind;
 use crate::publisher::bpf::Program;
+use crate::quality::{self, QualityError};
 use crate::results::RunResult;
 use crate::table::figure;
 use crate::vm::machine;
 
 /// How long two vCPUs sample each other's byte, for each publisher.
 const SAMPLING_MS: u32 = 200;
+
+/// How long the oracle looks at the byte, for each publisher.
+const LOOKING_MS: u32 = 300;
+
+const PUBLISHERS: [(&str, PublisherKind); 4] = [
+    ("byte by bpf", PublisherKind::Bpf),
+    ("byte by perf", PublisherKind::Perf),
+    ("byte by park", PublisherKind::Park),
+    ("byte by kernel", PublisherKind::Kernel),
+];
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -134,16 +147,68 @@ impl Diagnosis {
         }
     }
 
-    /// Two vCPUs on one CPU: what does each publisher's byte say?
+    /// What does each publisher's byte say? The oracle is asked, or where it has no CPU to look from, two vCPUs on one CPU.
     fn examine_publishers(&mut self) {
         let Some(host) = self.host.clone() else { return };
         let Some(cpus) = host.cpus.clone() else {
             return self.bad("CPUs", "this process cannot tell which it may use".to_owned());
         };
         self.good("CPUs", describe(&cpus));
+        let args = QualityArgs {
+            publishers: PUBLISHERS.map(|(_, kind)| kind).to_vec(),
+            faults: None,
+            cpus: None,
+            duration_ms: LOOKING_MS,
+            json: None,
+        };
+        match quality::run(&args, |_| {}) {
+            Ok(quality) => {
+                for ((what, _), row) in PUBLISHERS.iter().zip(&quality.rows) {
+                    self.judge(what, &row.finding);
+                }
+            }
+            Err(QualityError::TooFewCpus(_)) => self.sample_publishers(host, &cpus),
+            Err(error) => self.bad("byte", causes::in_one_line(&error)),
+        }
+    }
+
+    fn judge(&mut self, what: &'static str, finding: &Result<quality::Finding, String>) {
+        let finding = match finding {
+            Ok(finding) => finding,
+            Err(why) => return self.bad(what, why.clone()),
+        };
+        if let Some(doubt) = finding.doubts.first() {
+            return self.bad(what, format!("how true it is cannot be said: {doubt}"));
+        }
+        let edge = &finding.byte.outs;
+        let wrong = finding.byte.wrongly_set.longest_ns.max(finding.byte.wrongly_clear.longest_ns);
+        match edge.quantile_ns(0.5) {
+            Some(late) if edge.missed * 100 <= edge.happened => {
+                let text = format!(
+                    "set for all but {} of {} preemptions, after {} us in the median; wrong for {} ms at most",
+                    edge.missed,
+                    edge.happened,
+                    figure(late as f64 / 1e3),
+                    figure(wrong as f64 / 1e6),
+                );
+                self.good(what, text);
+            }
+            _ => self.bad(
+                what,
+                format!(
+                    "not set for {} of {} preemptions; wrong for up to {} ms",
+                    edge.missed,
+                    edge.happened,
+                    figure(wrong as f64 / 1e6)
+                ),
+            ),
+        }
+    }
+
+    fn sample_publishers(&mut self, host: HostFacts, cpus: &Cpus) {
         let workload = Workload { job: Job::Watch, duration_ms: SAMPLING_MS, ..Workload::DEFAULT };
         let experiment = Experiment { host, cpus: cpus.first(1), workload };
-        for (what, kind) in [("byte by bpf", PublisherKind::Bpf), ("byte by kernel", PublisherKind::Kernel)] {
+        for (what, kind) in PUBLISHERS {
             match experiment.run(2, kind, workload) {
                 Ok(result) => self.judge_byte(what, &result),
                 Err(error) => self.bad(what, error.to_string()),

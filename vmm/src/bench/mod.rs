@@ -3,7 +3,7 @@
 mod byte;
 mod retention;
 mod startup;
-mod switch;
+pub mod switch;
 
 use std::fmt::Display;
 

@@ -29,26 +29,41 @@ const THREADS: usize = 2;
 const ROUNDS: usize = 15;
 const LENGTH: Duration = Duration::from_millis(60);
 
-/// What is attached to the switch while it is measured.
+/// What is attached to the switch while it is measured. Each is a bench of criterion's, too (`cargo bench`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Setting {
+pub enum Setting {
+    /// No program.
     Nothing,
+    /// One that does nothing.
     Empty,
+    /// Ours, which does not know the threads.
     Strangers,
+    /// Ours, which takes them for vCPUs and writes their records.
     Vcpus,
 }
 
 impl Setting {
-    const ALL: [Self; 4] = [Self::Nothing, Self::Empty, Self::Strangers, Self::Vcpus];
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Nothing, Self::Empty, Self::Strangers, Self::Vcpus];
 
-    fn name(self) -> &'static str {
+    /// As the table has it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Nothing => "no program",
             Self::Empty => "empty program",
             Self::Strangers => "ours, strangers",
             Self::Vcpus => "ours, vCPUs",
         }
+    }
+
+    /// How long `count` switches take on `cpu`, going by as many as it does in some hundredths of a second.
+    ///
+    /// # Errors
+    /// [`BenchError`], most likely that BPF is not allowed.
+    pub fn time_of(self, count: u64, cpu: &Cpus) -> Result<Duration, BenchError> {
+        let (wall_ns, _) = measure(self, cpu)?;
+        Ok(Duration::from_secs_f64(wall_ns * count as f64 / 1e9))
     }
 }
 
@@ -64,15 +79,13 @@ struct Row {
 
 /// All of it.
 #[derive(Debug, Serialize)]
-pub(super) struct SwitchBench {
+pub struct SwitchBench {
     host: HostFacts,
     rows: Vec<Row>,
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<SwitchBench, BenchError> {
-    // The last one: the first has the interrupts.
-    let cpus = usable_cpus(args.cpus.as_ref())?;
-    let cpu = cpus.without(&cpus.first(cpus.count() - 1)).unwrap_or(cpus);
+    let cpu = last_of(usable_cpus(args.cpus.as_ref())?);
     let row = |setting| Row { setting, wall_ns: Vec::new(), program_ns: Vec::new() };
     let mut rows: Vec<_> = Setting::ALL.map(row).into();
     // One round that does not count warms the caches.
@@ -89,6 +102,11 @@ pub(super) fn run(args: &BenchArgs) -> Result<SwitchBench, BenchError> {
         }
     }
     Ok(SwitchBench { host: HostFacts::probe(), rows })
+}
+
+/// The last CPU: the first has the interrupts.
+pub fn last_of(cpus: Cpus) -> Cpus {
+    cpus.without(&cpus.first(cpus.count().saturating_sub(1))).unwrap_or(cpus)
 }
 
 /// Nanoseconds of a switch, and of a run of the program, if statistics are kept.
