@@ -1,11 +1,12 @@
 //! The host's accounts: what its scheduler has noted about a thread, and about its CPUs.
 //!
 //! Sources: `/proc/self/task/TID/schedstat` (run time, run delay, time slices; kernel/sched/stats.h), the
-//! `ctxt_switches` lines of `/proc/self/task/TID/status`, and `/proc/stat` (proc(5)).
+//! `State` and `ctxt_switches` lines of `/proc/self/task/TID/status`, and `/proc/stat` (proc(5)).
 
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::thread;
 use std::time::Duration;
 
 use libc::pid_t;
@@ -46,6 +47,25 @@ impl ThreadAccount {
         })
     }
 
+    /// The account of a thread that is falling asleep, and what `count` gives, both at one moment: each counts its
+    /// switches, and a host in a hurry can take milliseconds over the last one. `None` if it does not stay asleep.
+    ///
+    /// # Errors
+    /// As of [`read`](Self::read).
+    pub fn read_asleep<C>(tid: pid_t, mut count: impl FnMut() -> C) -> io::Result<Option<(Self, C)>> {
+        const TRIES: u32 = 500;
+        for _ in 0..TRIES {
+            thread::sleep(Duration::from_millis(1));
+            let account = Self::read(tid)?;
+            let counted = count();
+            // It has not slept and woken in between, nor is it about to.
+            if is_asleep(tid)? && Self::read(tid)? == account {
+                return Ok(Some((account, counted)));
+            }
+        }
+        Ok(None)
+    }
+
     /// What was added since `earlier`.
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
@@ -57,6 +77,14 @@ impl ThreadAccount {
             involuntary_switches: self.involuntary_switches.saturating_sub(earlier.involuntary_switches),
         }
     }
+}
+
+/// Whether thread `tid` of this process sleeps, and can be woken.
+fn is_asleep(tid: pid_t) -> io::Result<bool> {
+    let status = fs::read_to_string(format!("/proc/self/task/{tid}/status"))?;
+    Ok(status
+        .lines()
+        .any(|line| line.strip_prefix("State:").is_some_and(|state| state.trim_start().starts_with('S'))))
 }
 
 /// The calling thread's run delay, to be read often: its file stays open.
@@ -180,6 +208,8 @@ fn malformed(what: &str) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     #[test]
@@ -203,10 +233,35 @@ mod tests {
     fn own_account_is_readable_and_grows() {
         let tid = crate::host::thread::own_tid();
         let before = ThreadAccount::read(tid).unwrap();
-        std::thread::sleep(Duration::from_millis(2));
+        thread::sleep(Duration::from_millis(2));
         let after = ThreadAccount::read(tid).unwrap();
         assert!(after.voluntary_switches > before.voluntary_switches);
         assert!(after.run_delay_ns >= before.run_delay_ns);
         assert!((after.involuntary_switches..).contains(&own_involuntary_switches()));
+    }
+
+    #[test]
+    fn account_at_rest_is_not_of_a_thread_that_runs_or_is_about_to() {
+        let (tell_tid, tid) = mpsc::channel();
+        let (wake, woken) = mpsc::channel::<()>();
+        let sleeper = thread::spawn(move || {
+            tell_tid.send(crate::host::thread::own_tid()).unwrap();
+            woken.iter().count()
+        });
+        let tid = tid.recv().unwrap();
+        let (mut counted, mut wake) = (0, Some(wake));
+        let account = ThreadAccount::read_asleep(tid, || {
+            counted += 1;
+            if counted <= 3 {
+                wake.as_ref().unwrap().send(()).unwrap();
+            }
+            counted
+        });
+        assert_eq!(account.unwrap().map(|(_, counted)| counted), Some(counted));
+        assert!(counted > 3, "{counted}");
+        drop(wake.take());
+        assert_eq!(sleeper.join().unwrap(), 3);
+        let own = ThreadAccount::read_asleep(crate::host::thread::own_tid(), || ());
+        assert!(own.unwrap().is_none());
     }
 }

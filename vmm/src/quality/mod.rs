@@ -234,21 +234,23 @@ impl End {
         let paused = guest.vm().pause().map_err(|_| QualityError::Idle("was paused by somebody else"))?;
         let look = guest.vm().look(&paused).into_iter().next();
         let look = look.ok_or(QualityError::Idle("has ended"));
-        // The thread has answered, and falls asleep again.
-        thread::sleep(Duration::from_millis(2));
-        let account = ThreadAccount::read(tid).map_err(host("read the account of a vCPU's thread"));
         let mut switches = Vec::new();
-        log.drain(|switch| switches.push(switch));
-        let program = guest.vm().publisher().program_counts(VcpuId::BOOT);
+        let counted = ThreadAccount::read_asleep(tid, || {
+            log.drain(|switch| switches.push(switch));
+            guest.vm().publisher().program_counts(VcpuId::BOOT)
+        });
         guest.vm().resume(paused);
         let mut look = look?;
+        let (account, program) = counted
+            .map_err(host("read the account of a vCPU's thread"))?
+            .ok_or(QualityError::Idle("would not rest"))?;
         // What the thread says was true a moment before it fell asleep.
         if let (Some(counts), Some(program)) = (&mut look.counts, program) {
             counts.program = program;
         }
         let steal = look.record.as_ref().and_then(|record| record.first_chunk());
         let steal_ns = steal.copied().map_or(0, u64::from_le_bytes);
-        Ok(Self { look, account: account?, steal_ns, switches })
+        Ok(Self { look, account, steal_ns, switches })
     }
 
     fn record(&self, guest: &Guest) -> Result<GuestRecord, QualityError> {
