@@ -255,8 +255,11 @@ int BPF_PROG(steal_switch, bool preempt, struct task_struct *prev, struct task_s
  *				that the vCPUs use, which bounds the lie to a millisecond
  *
  * Neither comes between the trace of a switch and the switch itself, while the thread that leaves is still the current
- * one: interrupts are off, and no registers are loaded for it any more.
+ * one: interrupts are off, and no registers are loaded for it any more. But the timer may interrupt the first, and to the
+ * kernel they are two programs. So one of them claims the arrival, and the other finds that somebody has.
  */
+#define HEALING 2	/* `running`: claimed, and not yet published */
+
 SEC("tp_btf")
 int steal_heal(void *ctx)
 {
@@ -269,12 +272,12 @@ int steal_heal(void *ctx)
 		return 0;
 	site = READ_ONCE(slot->site);
 	record = record_at(site);
-	if (!slot->running) {
+	if (slot->running == 0 && __sync_val_compare_and_swap(&slot->running, 0, HEALING) == 0) {
 		if (record)
 			publish_arrival(slot, site, record, task->sched_info.run_delay);
-		slot->running = 1;
 		slot->healed++;
-	} else if (record && READ_ONCE(record->preempted) && !(site & SITE_PARKED)) {
+		WRITE_ONCE(slot->running, 1);
+	} else if (slot->running == 1 && record && READ_ONCE(record->preempted) && !(site & SITE_PARKED)) {
 		WRITE_ONCE(record->preempted, 0);
 		slot->corrected++;
 	}

@@ -48,7 +48,7 @@ pub struct Slot {
     inits: AtomicU64,
     /// The program's own note.
     _asserts: AtomicU64,
-    /// 1 while the thread has a CPU, as far as the program knows.
+    /// 1 while the thread has a CPU, as far as the program knows; 2 for the moment in which it finds that out.
     running: AtomicU64,
     unseen: AtomicU64,
     corrected: AtomicU64,
