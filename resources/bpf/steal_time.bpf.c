@@ -24,7 +24,8 @@
  *	slot.parked                           the monitor
  *	slot.accounted                        the monitor before it sets `site`, this program after
  *	slot.running                          this program; the vCPU's own thread before it is enrolled
- *	slot.lose_every                       the monitor
+ *	slot.lose_every, slot.kick            the monitor
+ *	slot.told                             the vCPU's own thread
  *	the rest of a slot                    this program
  *	vcpu_of_task                          the monitor
  *
@@ -39,14 +40,9 @@
  * compiler keeps it (volatile accesses, and a barrier at each step to say so). A weakly ordered CPU would need a
  * write barrier at each of these steps, in BPF an atomic operation that fetches.
  */
-#include <linux/bpf.h>
-#include <stdbool.h>
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_tracing.h>
+#include "record.bpf.h"
+#include "init.bpf.h"
 #include <bpf/bpf_core_read.h>
-
-#define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
-#define WRITE_ONCE(x, value) (*(volatile typeof(x) *)&(x) = (value))
 
 /* Of the kernel's types only the fields that are read. The loader replaces each offset with the running kernel's. */
 #define KERNEL_TYPE __attribute__((preserve_access_index))
@@ -74,48 +70,6 @@ struct task_struct {
 	struct sched_info sched_info;
 } KERNEL_TYPE;
 
-/* The record: KVM's ABI, arch/x86/include/uapi/asm/kvm_para.h. */
-struct steal_time {
-	__u64 steal;
-	__u32 version;
-	__u32 flags;
-	__u8 preempted;
-	__u8 padding[47];
-};
-
-/* A page of guest memory that holds records, several perhaps. */
-struct page {
-	__u8 byte[4096];
-};
-
-/*
- * Where a vCPU's record lies, in one word: page << 12 | offset in the page | these bits. One store of the monitor
- * switches publication on, off, or elsewhere, and a switch that comes in between sees the old word or the new one.
- */
-#define SITE_ON 1	/* publish; without this bit the record is not touched */
-#define SITE_PARKED 2	/* the vCPU may not run, whatever its thread does: leave the byte alone */
-#define SITE_OFFSET 0xfc0
-#define SITE_PAGE_SHIFT 12
-
-/* What monitor and program share about one vCPU. Two cache lines, so that vCPUs do not share one. */
-struct slot {
-	__u64 site;
-	__u64 accounted; /* run delay and time parked that are in `steal` already, ns */
-	__u64 parked;	 /* time for which the monitor kept this vCPU from running, ns, ever growing */
-	__u64 outs;	 /* switched out while runnable */
-	__u64 ins;	 /* switched in */
-	__u64 sleeps;	 /* switched out to sleep */
-	__u64 healed;	 /* found running although no switch in was traced */
-	__u64 inits;	 /* INITs that it was sent */
-	__u64 asserts;	 /* whether the last INIT that it sent was to be taken */
-	__u64 running;	 /* whether it has a CPU, as far as is known here */
-	__u64 unseen;	 /* switched out without ever having been found running: an in that neither `ins` nor `healed` has */
-	__u64 corrected; /* found running as it should, with its byte set */
-	__u64 lose_every;/* overlook each so many-th switch in, on purpose; 0: none */
-	__u64 arrivals;	 /* switches in while some were to be overlooked */
-	__u64 unused[2];
-};
-
 /* A thread's vCPU. Task storage costs a thread without any least: its task_struct says at once that it has none. */
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
@@ -124,23 +78,6 @@ struct {
 	__type(value, __u32);
 } vcpu_of_task SEC(".maps");
 
-/* By vCPU. The loader sets the number of entries of this map and of the next. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct slot);
-} slots SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct page);
-} pages SEC(".maps");
-
 static __always_inline struct slot *slot_of(struct task_struct *task)
 {
 	__u32 *vcpu = bpf_task_storage_get(&vcpu_of_task, task, NULL, 0);
@@ -148,15 +85,9 @@ static __always_inline struct slot *slot_of(struct task_struct *task)
 	return vcpu ? bpf_map_lookup_elem(&slots, vcpu) : NULL;
 }
 
-static __always_inline struct steal_time *record_at(__u64 site)
+static __always_inline struct slot *slot_of_current(void)
 {
-	__u32 index = site >> SITE_PAGE_SHIFT;
-	struct page *page;
-
-	if (!(site & SITE_ON))
-		return NULL;
-	page = bpf_map_lookup_elem(&pages, &index);
-	return page ? (void *)(page->byte + (site & SITE_OFFSET)) : NULL;
+	return slot_of(bpf_get_current_task_btf());
 }
 
 /*
@@ -196,32 +127,13 @@ static __always_inline void publish_arrival(struct slot *slot, __u64 site, struc
 		WRITE_ONCE(record->preempted, 0);
 }
 
-static __always_inline void leave(struct slot *slot, bool runnable)
-{
-	struct steal_time *record;
-
-	if (!slot->running)
-		slot->unseen++;
-	slot->running = 0;
-	if (!runnable) {
-		slot->sleeps++;
-		return;
-	}
-	record = record_at(READ_ONCE(slot->site));
-	if (record)
-		WRITE_ONCE(record->preempted, 1);
-	slot->outs++;
-}
-
 static __always_inline void arrive(struct slot *slot, struct task_struct *task)
 {
-	__u64 lose_every = READ_ONCE(slot->lose_every);
 	__u64 site = READ_ONCE(slot->site);
-	struct steal_time *record;
+	struct steal_time *record = record_at(site);
 
-	if (lose_every && ++slot->arrivals % lose_every == 0)
+	if (overlooks(slot))
 		return;
-	record = record_at(site);
 	if (record)
 		publish_arrival(slot, site, record, run_delay_at_arrival(task));
 	slot->running = 1;
@@ -280,60 +192,6 @@ int steal_heal(void *ctx)
 	} else if (slot->running == 1 && record && READ_ONCE(record->preempted) && !(site & SITE_PARKED)) {
 		WRITE_ONCE(record->preempted, 0);
 		slot->corrected++;
-	}
-	return 0;
-}
-
-/*
- * INIT. KVM's own reset of a vCPU clears its MSR, but nobody tells a monitor that keeps the MSR in KVM's place: INIT and
- * SIPI do not leave KVM_RUN. What can be seen is their way through the local APICs, in the context of the vCPU that sends
- * them: first what it has written to its command register, then each vCPU that is to take it.
- *
- * An INIT that is level triggered and not asserted is a relic, and no vCPU takes it (__apic_accept_irq()). The second
- * tracepoint does not tell these apart, so the first leaves a note in the sender's slot.
- *
- * Why `site` may be cleared here although it is the monitor's. The vCPU's thread may be handling a write of the MSR at
- * this moment, and set `site` after us. But that thread looks at `inits` before it next enters the guest, and then takes
- * publication back itself. A thread that is inside KVM_RUN sets nothing; there the vCPU waits for SIPI. And if it is just
- * being switched in on its CPU, it may publish this once more, a moment after INIT was sent and before it is taken.
- */
-#define DELIVERY_MODE 0x700
-#define DELIVERY_INIT 0x500
-#define LEVEL_ASSERT 0x4000
-#define LEVEL_TRIGGERED 0x8000
-
-/* kvm_apic_ipi(icr_low, dest_id): what a vCPU's thread, the current task, sends. */
-SEC("raw_tracepoint")
-int steal_ipi(struct bpf_raw_tracepoint_args *ctx)
-{
-	__u32 command = ctx->args[0];
-	struct slot *sender;
-
-	if ((command & DELIVERY_MODE) != DELIVERY_INIT)
-		return 0;
-	sender = slot_of(bpf_get_current_task_btf());
-	if (sender)
-		sender->asserts = (command & LEVEL_ASSERT) || !(command & LEVEL_TRIGGERED);
-	return 0;
-}
-
-/* kvm_apic_accept_irq(apicid, delivery mode, trigger mode, vector): who takes it. Our vCPUs' APIC ids are their indices. */
-SEC("raw_tracepoint")
-int steal_init(struct bpf_raw_tracepoint_args *ctx)
-{
-	__u32 target = ctx->args[0];
-	struct slot *sender, *slot;
-
-	if ((__u32)ctx->args[1] != DELIVERY_INIT)
-		return 0;
-	/* Other machines have vCPUs of the same number. */
-	sender = slot_of(bpf_get_current_task_btf());
-	if (!sender || !sender->asserts)
-		return 0;
-	slot = bpf_map_lookup_elem(&slots, &target);
-	if (slot) {
-		WRITE_ONCE(slot->site, 0);
-		__sync_fetch_and_add(&slot->inits, 1);
 	}
 	return 0;
 }

@@ -1,4 +1,4 @@
-//! The committed object is what its source says.
+//! The committed objects are what their sources say.
 
 use std::fs;
 use std::process::Command;
@@ -6,6 +6,9 @@ use std::process::Command;
 use sha2::{Digest, Sha256};
 
 const SOURCE_DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../resources/bpf");
+
+const SOURCES: [&str; 4] = ["record.bpf.h", "init.bpf.h", "steal_time.bpf.c", "steal_time_classic.bpf.c"];
+const OBJECTS: [&str; 2] = ["steal_time.bpf.o", "steal_time_classic.bpf.o"];
 
 fn sha256(path: &str) -> String {
     format!("{:x}", Sha256::digest(fs::read(path).expect("a file of this repository")))
@@ -17,8 +20,8 @@ fn record() -> String {
 }
 
 #[test]
-fn committed_object_was_built_from_the_committed_source() {
-    for file in ["steal_time.bpf.c", "steal_time.bpf.o"] {
+fn committed_objects_were_built_from_the_committed_sources() {
+    for file in SOURCES.into_iter().chain(OBJECTS) {
         let hash = sha256(&format!("{SOURCE_DIR}/{file}"));
         assert!(
             record().contains(&format!("{hash}  {file}\n")),
@@ -28,7 +31,7 @@ fn committed_object_was_built_from_the_committed_source() {
 }
 
 #[test]
-fn object_rebuilt_by_the_recorded_compiler_equals_the_committed_one() {
+fn objects_rebuilt_by_the_recorded_compiler_equal_the_committed_ones() {
     let recorded = record().lines().next().and_then(|line| line.strip_prefix("# ")).map(String::from);
     let version = Command::new("clang-14").arg("--version").output();
     let version =
@@ -40,7 +43,9 @@ fn object_rebuilt_by_the_recorded_compiler_equals_the_committed_one() {
     let build =
         Command::new(format!("{SOURCE_DIR}/build.sh")).arg(directory.path()).output().expect("a shell");
     assert!(build.status.success(), "{}", String::from_utf8_lossy(&build.stderr));
-    let rebuilt = fs::read(directory.path().join("steal_time.bpf.o")).expect("the object");
-    let committed = fs::read(format!("{SOURCE_DIR}/steal_time.bpf.o")).expect("the object");
-    assert!(rebuilt == committed, "the rebuilt object differs");
+    for object in OBJECTS {
+        let rebuilt = fs::read(directory.path().join(object)).expect("the object");
+        let committed = fs::read(format!("{SOURCE_DIR}/{object}")).expect("the object");
+        assert!(rebuilt == committed, "{object} differs when it is rebuilt");
+    }
 }

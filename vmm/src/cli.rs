@@ -83,11 +83,14 @@ pub struct BenchArgs {
     pub quiet: bool,
 }
 
+/// What is compared where nothing else is said.
+const ALL_THAT_PUBLISH: &str = "bpf,bpf-classic,perf,park,kernel";
+
 /// `vmm quality`.
 #[derive(Debug, Args)]
 pub struct QualityArgs {
     /// Publishers, separated by commas
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "bpf,perf,park,kernel", value_parser = parse_publisher)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = ALL_THAT_PUBLISH, value_parser = parse_publisher)]
     pub publishers: Vec<PublisherKind>,
     /// Make them faulty, to see whether that is found
     #[arg(long, value_name = "drop=SHARE,false_hz=RATE,delay_us=TIME,stick,lose_every=N,seed=N")]
@@ -106,6 +109,9 @@ pub struct QualityArgs {
 /// `vmm conformance`.
 #[derive(Debug, Args)]
 pub struct ConformanceArgs {
+    /// Publishers, separated by commas
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = ALL_THAT_PUBLISH, value_parser = parse_publisher)]
+    pub publishers: Vec<PublisherKind>,
     /// Host CPUs to use, as in 0,2-3
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<Cpus>,
@@ -321,7 +327,7 @@ fn parse_choice(text: &str) -> Result<Choice, String> {
 
 fn parse_publisher(text: &str) -> Result<PublisherKind, String> {
     let kind = PublisherKind::ALL.into_iter().find(|kind| kind.to_string() == text);
-    kind.ok_or_else(|| "publishers are bpf, perf, park, kernel and off".to_owned())
+    kind.ok_or_else(|| "publishers are bpf, bpf-classic, perf, park, kernel and off".to_owned())
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
@@ -429,7 +435,8 @@ mod tests {
         ];
         for message in errors.map(ToString::to_string) {
             let suggested = message.split("--publisher ").nth(1).expect("a way out is named");
-            let name: String = suggested.chars().take_while(char::is_ascii_alphanumeric).collect();
+            let name: String =
+                suggested.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
             assert!(parse_choice(&name).is_ok(), "{name:?}: {message}");
         }
     }

@@ -31,8 +31,9 @@ const SAMPLING_MS: u32 = 200;
 /// How long the oracle looks at the byte, for each publisher.
 const LOOKING_MS: u32 = 300;
 
-const PUBLISHERS: [(&str, PublisherKind); 4] = [
+const PUBLISHERS: [(&str, PublisherKind); 5] = [
     ("byte by bpf", PublisherKind::Bpf),
+    ("byte by bpf-classic", PublisherKind::BpfClassic),
     ("byte by perf", PublisherKind::Perf),
     ("byte by park", PublisherKind::Park),
     ("byte by kernel", PublisherKind::Kernel),
@@ -252,7 +253,7 @@ impl Display for Diagnosis {
                 Ok(detail) => ("ok", detail),
                 Err(detail) => ("--", detail),
             };
-            writeln!(f, "{mark}  {what:<17} {detail}")?;
+            writeln!(f, "{mark}  {what:<19} {detail}")?;
         }
         Ok(())
     }

@@ -19,7 +19,6 @@ use vmm::host::facts::HostFacts;
 use vmm::output::JsonFile;
 use vmm::payload;
 use vmm::progress::Outcome;
-use vmm::publisher::PublisherKind;
 use vmm::quality;
 use vmm::render::{self, Summary};
 use vmm::results::RunResult;
@@ -85,12 +84,12 @@ fn demonstrate(args: &RunArgs) -> Result<u8, Error> {
 /// Tries the protocol's assertions; status 1 when one is broken that is ours to keep.
 fn conform(args: &ConformanceArgs) -> Result<u8, Error> {
     let json = args.json.as_deref().map(JsonFile::at).transpose()?;
-    let publishers = [PublisherKind::Bpf, PublisherKind::Kernel].map(Subject::Publisher);
+    let publishers = args.publishers.iter().copied().map(Subject::Publisher);
     let qemu = [Subject::QemuKvm, Subject::QemuTcg].into_iter().filter(|_| args.qemu);
     let plan = Plan {
         host: HostFacts::probe(),
         cpus: usable_cpus(args.cpus.as_ref())?,
-        subjects: publishers.into_iter().chain(qemu).collect(),
+        subjects: publishers.chain(qemu).collect(),
     };
     let conformance = conformance::run(&plan, |subject| eprintln!("Trying {subject} ..."))?;
     if let Some(json) = json {

@@ -29,7 +29,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<ByteBench, BenchError> {
     }
     let workload = Workload { job: Job::Watch, ..Workload::DEFAULT };
     let mut runs = Vec::new();
-    for publisher in [PublisherKind::Bpf, PublisherKind::Kernel] {
+    for publisher in PublisherKind::ALL.into_iter().filter(|kind| *kind != PublisherKind::Off) {
         for count in [1, VCPUS] {
             let experiment = Experiment { host: HostFacts::probe(), cpus: cpus.first(count), workload };
             runs.push(experiment.run(VCPUS, publisher, workload)?);

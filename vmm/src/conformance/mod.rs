@@ -80,8 +80,8 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// Whether a broken assertion is a defect of ours.
-    fn is_ours(self) -> bool {
+    /// Whether a broken assertion is a defect. Other publishers tell late, or not at all, and say so.
+    fn must_hold(self) -> bool {
         self == Self::Publisher(PublisherKind::Bpf)
     }
 }
@@ -164,9 +164,9 @@ fn judge(plan: &Plan, subject: Subject, verdicts: &mut Verdicts) -> Result<(), C
 }
 
 impl Conformance {
-    /// Whether nothing is broken that is ours to keep.
+    /// Whether nothing is broken that must hold.
     pub fn is_kept(&self) -> bool {
-        self.columns.iter().all(|column| !column.subject.is_ours() || column.verdicts.broken() == 0)
+        self.columns.iter().all(|column| !column.subject.must_hold() || column.verdicts.broken() == 0)
     }
 
     /// The verdict on `assertion` for `subject`, if that was tried.

@@ -107,7 +107,7 @@ fn point(f: &mut fmt::Formatter<'_>, number: usize, column: &Column, assertion: 
         Verdict::Held { .. } => writeln!(f, "ok {number} - {name}"),
         Verdict::Unjudged { why } => writeln!(f, "ok {number} - {name} # SKIP {}", plain(&why)),
         Verdict::Broken { why } => {
-            let todo = if subject.is_ours() { "" } else { " # TODO not ours to mend" };
+            let todo = if subject.must_hold() { "" } else { " # TODO a limit of this subject" };
             writeln!(f, "not ok {number} - {name}{todo}")?;
             writeln!(f, "  ---\n  statement: {:?}\n  message: {why:?}\n  ...", assertion.statement())
         }

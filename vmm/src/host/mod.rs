@@ -8,3 +8,4 @@ pub mod cpus;
 pub mod facts;
 pub mod perf;
 pub mod thread;
+pub mod tracefs;

@@ -1,11 +1,12 @@
-//! The `bpf` publisher: the program writes in the context switch, the vCPU's thread does the rest.
+//! The publishers `bpf` and `bpf-classic`: the program writes in the context switch, the vCPU's thread does the rest.
 //!
 //! What the thread does, always outside the guest and about its own record only:
 //!
 //! - registration: finds the record's place, makes the first update, then hands the record over by one store;
 //! - withdrawal: one store, in program order with the thread's own switches, after which nothing is written;
 //! - before each entry: a byte that is still set is cleared. It is the last of three layers: the switch-in clears
-//!   it, a timer's interrupt clears it where a switch-in went untraced, and so does this.
+//!   it, a timer's interrupt clears it where a switch-in went untraced, and so does this. Where the program is the classic
+//!   one, this is also where the thread tells its steal; a timer makes it leave the guest for that.
 
 use std::io;
 use std::sync::Arc;
@@ -17,9 +18,10 @@ use super::bpf::{self, Enrolled, Program, Site};
 use super::overlay::Overlay;
 use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherError, PublisherKind};
 use crate::gate::Gate;
-use crate::host::account;
+use crate::host::account::{self, RunDelay};
 use crate::host::cpus::Cpus;
 use crate::host::perf::CpuClock;
+use crate::kick;
 use crate::memory::Ram;
 
 /// Publishes by BPF for one VM.
@@ -45,16 +47,26 @@ impl BpfPublisher {
 /// A switch-in that was overlooked is found out after so long at most.
 const LONGEST_LIE: Duration = Duration::from_micros(900);
 
+const STEAL_IS_LATE: &str = "steal is told by the vCPU's thread, up to a millisecond after the byte says that the vCPU runs \
+                             again (a kernel with CONFIG_DEBUG_INFO_BTF, and Linux 6.9, get --publisher bpf)";
+
 impl Publisher for BpfPublisher {
     fn kind(&self) -> PublisherKind {
-        PublisherKind::Bpf
+        if self.program.is_classic() { PublisherKind::BpfClassic } else { PublisherKind::Bpf }
     }
 
     fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
         let enrolled = self.program.enrol_current_thread(vcpu)?;
         enrolled.slot().lose_every(self.lose_every);
+        let own_run_delay = if self.program.is_classic() {
+            enrolled.slot().kick_by(kick::signal());
+            Some(RunDelay::of_this_thread().map_err(PublisherError::RunDelay)?)
+        } else {
+            None
+        };
         Ok(Some(Box::new(BpfPublication {
             enrolled,
+            own_run_delay,
             overlay: &self.overlay,
             cleared_at_entry: 0,
             parks: 0,
@@ -80,6 +92,9 @@ impl Publisher for BpfPublisher {
                  CAP_PERFMON)"
             ));
         }
+        if self.program.is_classic() {
+            limits.push(STEAL_IS_LATE.to_owned());
+        }
         if !self.program.notices_init() {
             limits.push(INIT_GOES_UNNOTICED.to_owned());
         }
@@ -94,6 +109,8 @@ impl Publisher for BpfPublisher {
 #[derive(Debug)]
 struct BpfPublication<'p> {
     enrolled: Enrolled<'p>,
+    /// What the thread tells its steal by, where the program does not.
+    own_run_delay: Option<RunDelay>,
     overlay: &'p Overlay,
     cleared_at_entry: u64,
     parks: u64,
@@ -107,8 +124,21 @@ struct BpfPublication<'p> {
 impl BpfPublication<'_> {
     /// Takes all run delay of this thread so far for published, and gives what of it was not.
     fn account(&self) -> Result<u64, PublisherError> {
-        let run_delay_ns = account::own_run_delay_ns().map_err(PublisherError::RunDelay)?;
+        let run_delay_ns = match &self.own_run_delay {
+            Some(run_delay) => run_delay.read_ns(),
+            None => account::own_run_delay_ns(),
+        };
+        let run_delay_ns = run_delay_ns.map_err(PublisherError::RunDelay)?;
         Ok(self.enrolled.account(run_delay_ns))
+    }
+
+    /// Adds to the record what its steal lacks, and clears the byte.
+    fn tell_steal(&self, site: Site, least_ns: u64) -> Result<(), PublisherError> {
+        let unpublished_ns = self.account()?;
+        if let Some(record) = self.overlay.record(site) {
+            record.update(least_ns, unpublished_ns);
+        }
+        Ok(())
     }
 }
 
@@ -118,10 +148,7 @@ impl Publication for BpfPublication<'_> {
         self.site = Some(site);
         // Steal counts from the vCPU's first moment on, whether it was published or not, as KVM's does. A switch
         // between this reading and the hand-over is not lost: the program continues from what is accounted here.
-        let unpublished_ns = self.account()?;
-        if let Some(record) = self.overlay.record(site) {
-            record.update(least_ns, unpublished_ns);
-        }
+        self.tell_steal(site, least_ns)?;
         if !self.rests {
             self.enrolled.publish(site);
         }
@@ -169,10 +196,7 @@ impl Publication for BpfPublication<'_> {
     fn rise(&mut self) -> Result<(), PublisherError> {
         self.rests = false;
         if let Some(site) = self.site {
-            let unpublished_ns = self.account()?;
-            if let Some(record) = self.overlay.record(site) {
-                record.update(0, unpublished_ns);
-            }
+            self.tell_steal(site, 0)?;
             self.enrolled.publish(site);
         }
         Ok(())
@@ -180,6 +204,15 @@ impl Publication for BpfPublication<'_> {
 
     fn before_entry(&mut self) {
         self.cleared_at_entry += u64::from(self.enrolled.clear_byte());
+        // Asked first: as long as it is to tell, it is kicked out of the guest again and again.
+        if self.own_run_delay.is_some()
+            && self.enrolled.slot().is_to_tell()
+            && let Some(site) = self.site
+            && !self.rests
+        {
+            // A thread that cannot read its own run delay any more tells what it has told so far.
+            let _ = self.tell_steal(site, 0);
+        }
     }
 
     fn counts(&self) -> Counts {

@@ -45,22 +45,22 @@ pub enum Loading {
     Done(Loaded),
 }
 
-/// The slow half of a choice: whether the BPF program could be loaded.
+/// The slow half of a choice: whether a BPF program could be loaded.
 #[derive(Debug)]
 pub struct Loaded {
     choice: Choice,
-    program: Option<Result<Program, BpfError>>,
+    program: Option<Program>,
+    refused: Vec<Refusal>,
     at: Instant,
 }
+
+/// What the host refuses, and why.
+type Refusal = (PublisherKind, BpfError);
 
 impl Choice {
     /// Begins to load what this choice may need, for `vcpus` vCPUs.
     pub fn begin_loading(self, vcpus: usize) -> Loading {
-        let load = move || {
-            // A page element for each vCPU: however the guest spreads its records, no more pages than that hold one.
-            let program = self.wants_bpf().then(|| Program::load(vcpus, vcpus));
-            Loaded { choice: self, program, at: Instant::now() }
-        };
+        let load = move || self.load(vcpus);
         let thread = self.wants_bpf().then(|| thread::Builder::new().spawn(load));
         match thread {
             Some(Ok(thread)) => Loading::Thread(thread),
@@ -68,8 +68,30 @@ impl Choice {
         }
     }
 
+    fn load(self, vcpus: usize) -> Loaded {
+        let (mut program, mut refused) = (None, Vec::new());
+        // A page element for each vCPU: however the guest spreads its records, no more pages than that hold one.
+        if matches!(self, Self::Auto | Self::Only(PublisherKind::Bpf)) {
+            match Program::load(vcpus, vcpus) {
+                Ok(loaded) => program = Some(loaded),
+                Err(error) => refused.push((PublisherKind::Bpf, error)),
+            }
+        }
+        let is_worth_it = match self {
+            Self::Auto => refused.iter().any(|(_, error)| !matches!(error, BpfError::NotPermitted { .. })),
+            Self::Only(kind) => kind == PublisherKind::BpfClassic,
+        };
+        if is_worth_it {
+            match Program::load_classic(vcpus, vcpus) {
+                Ok(loaded) => program = Some(loaded),
+                Err(error) => refused.push((PublisherKind::BpfClassic, error)),
+            }
+        }
+        Loaded { choice: self, program, refused, at: Instant::now() }
+    }
+
     fn wants_bpf(self) -> bool {
-        matches!(self, Self::Auto | Self::Only(PublisherKind::Bpf))
+        matches!(self, Self::Auto | Self::Only(PublisherKind::Bpf | PublisherKind::BpfClassic))
     }
 }
 
@@ -98,22 +120,26 @@ impl Loaded {
     }
 
     /// Makes the choice; `kernel_can` says whether KVM has steal time of its own. The automatic choice walks down: `bpf`,
-    /// `perf`, `park`. It never takes KVM's own publisher, whose byte may be anything.
+    /// `bpf-classic`, `perf`, `park`. It never takes KVM's own publisher, whose byte may be anything.
     ///
     /// # Errors
     /// [`PublisherError`] when what was asked for, by name, cannot be had.
     pub fn settle(self, kernel_can: bool) -> Result<Selection, PublisherError> {
         let is_auto = self.choice == Choice::Auto;
-        let best = "the best there is, and this host allows it";
-        match self.program {
-            Some(Ok(program)) => {
-                let why = if is_auto { best } else { ASKED_FOR };
-                let program = Some(Arc::new(program));
-                return Ok(Selection { kind: PublisherKind::Bpf, program, why: why.to_owned() });
-            }
-            Some(Err(error)) if is_auto => return Ok(Selection::without_bpf(&error)),
-            Some(Err(error)) => return Err(error.into()),
-            None => {}
+        if let Some(program) = self.program {
+            let kind = if program.is_classic() { PublisherKind::BpfClassic } else { PublisherKind::Bpf };
+            let why = match is_auto {
+                true if self.refused.is_empty() => "the best there is, and this host allows it".to_owned(),
+                true => why_not(&self.refused),
+                false => ASKED_FOR.to_owned(),
+            };
+            return Ok(Selection { kind, program: Some(Arc::new(program)), why });
+        }
+        if is_auto {
+            return Ok(Selection::without_bpf(&self.refused));
+        }
+        if let Some((_, error)) = self.refused.into_iter().next() {
+            return Err(error.into());
         }
         let kind = match self.choice {
             Choice::Only(PublisherKind::Kernel) if !kernel_can => {
@@ -136,9 +162,15 @@ fn probe_perf() -> Result<(), PerfError> {
     SwitchLog::of_thread(own_tid(), 1).map(drop)
 }
 
+/// For the user: what was refused, and why.
+fn why_not(refused: &[Refusal]) -> String {
+    let each = refused.iter().map(|(kind, error)| format!("not {kind}: {}", causes::in_one_line(error)));
+    each.collect::<Vec<_>>().join("; ")
+}
+
 impl Selection {
-    fn without_bpf(error: &BpfError) -> Self {
-        let not_bpf = format!("not bpf: {}", causes::in_one_line(error));
+    fn without_bpf(refused: &[Refusal]) -> Self {
+        let not_bpf = why_not(refused);
         match probe_perf() {
             Ok(()) => Self { kind: PublisherKind::Perf, program: None, why: not_bpf },
             Err(error) => {

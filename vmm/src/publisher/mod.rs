@@ -6,6 +6,7 @@
 //! | publisher | who writes the record | what it needs |
 //! |---|---|---|
 //! | `bpf` | a BPF program in the context switch itself | `CAP_BPF` and `CAP_PERFMON`, kernel BTF, Linux 6.9 |
+//! | `bpf-classic` | the byte: a BPF program in the context switch; version and steal: the vCPU's thread | `CAP_BPF` and `CAP_PERFMON`, tracefs, Linux 5.12 |
 //! | `perf` | version and steal: the vCPU's thread; the byte: an observer thread that perf tells of switches | Linux with perf events, and `perf_event_paranoid` at most 2 or `CAP_PERFMON` |
 //! | `park` | the vCPU's thread, and only of what this monitor does itself | nothing but KVM |
 //! | `kernel` | KVM, as on any other monitor: the thing to compare with | KVM's own steal time |
@@ -38,10 +39,12 @@ pub use perf::PerfPublisher;
 
 /// Who keeps the records true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub enum PublisherKind {
     /// A BPF program on `sched_switch`.
     Bpf,
+    /// A simpler one, for kernels that do not describe their types: the byte alone.
+    BpfClassic,
     /// perf's log of switches, read by an observer thread.
     Perf,
     /// The monitor, of its own doing.
@@ -54,12 +57,12 @@ pub enum PublisherKind {
 
 impl PublisherKind {
     /// All of them, the best first.
-    pub const ALL: [Self; 5] = [Self::Bpf, Self::Perf, Self::Park, Self::Kernel, Self::Off];
+    pub const ALL: [Self; 6] = [Self::Bpf, Self::BpfClassic, Self::Perf, Self::Park, Self::Kernel, Self::Off];
 
     /// Who answers a guest's access to the MSR.
     pub fn msr_owner(self) -> MsrOwner {
         match self {
-            Self::Bpf | Self::Perf | Self::Park => MsrOwner::Monitor,
+            Self::Bpf | Self::BpfClassic | Self::Perf | Self::Park => MsrOwner::Monitor,
             Self::Kernel => MsrOwner::Kernel,
             Self::Off => MsrOwner::Nobody,
         }
@@ -70,6 +73,7 @@ impl fmt::Display for PublisherKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Bpf => "bpf",
+            Self::BpfClassic => "bpf-classic",
             Self::Perf => "perf",
             Self::Park => "park",
             Self::Kernel => "kernel",
@@ -107,7 +111,9 @@ pub enum PublisherError {
     )]
     CannotBeFaulty(PublisherKind),
     /// Only the program can be made to overlook switches.
-    #[error("Cannot make publisher {0} overlook switches: only bpf is told of each (try drop=SHARE)")]
+    #[error(
+        "Cannot make publisher {0} overlook switches: only a BPF program is told of each (try drop=SHARE)"
+    )]
     CannotOverlook(PublisherKind),
     /// The copying thread.
     #[error(transparent)]

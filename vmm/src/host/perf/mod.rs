@@ -12,6 +12,7 @@
 mod cpu_clock;
 mod ring;
 mod sys;
+mod tracepoint;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -20,6 +21,7 @@ use libc::pid_t;
 
 pub use cpu_clock::CpuClock;
 use ring::Ring;
+pub use tracepoint::run_at_tracepoint;
 
 /// Switches cannot be logged.
 #[derive(Debug, thiserror::Error)]

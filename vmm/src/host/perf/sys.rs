@@ -3,12 +3,12 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use libc::pid_t;
 use perf_event_open_sys::bindings::{
     PERF_COUNT_SW_CPU_CLOCK, PERF_COUNT_SW_DUMMY, PERF_FORMAT_LOST, PERF_SAMPLE_CPU, PERF_SAMPLE_TIME,
-    PERF_TYPE_SOFTWARE, perf_event_attr,
+    PERF_TYPE_SOFTWARE, PERF_TYPE_TRACEPOINT, perf_event_attr,
 };
 
 use crate::host::thread::own_tid;
@@ -33,6 +33,25 @@ pub(super) fn open_cpu_clock(cpu: usize, period_ns: u64) -> io::Result<OwnedFd> 
     attributes.__bindgen_anon_1.sample_period = period_ns;
     let cpu = libc::c_int::try_from(cpu).map_err(io::Error::other)?;
     open_event(attributes, -1, cpu)
+}
+
+/// An event that counts the hits of a tracepoint on CPU `cpu`.
+pub(super) fn open_tracepoint(id: u64, cpu: usize) -> io::Result<OwnedFd> {
+    let attributes = perf_event_attr {
+        type_: PERF_TYPE_TRACEPOINT,
+        size: u32::try_from(size_of::<perf_event_attr>()).unwrap_or(u32::MAX),
+        config: id,
+        ..perf_event_attr::default()
+    };
+    let cpu = libc::c_int::try_from(cpu).map_err(io::Error::other)?;
+    open_event(attributes, -1, cpu)
+}
+
+/// Has a BPF program run where the event counts, until the event is closed.
+pub(super) fn set_program(event: &OwnedFd, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program = u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?;
+    // SAFETY: both are descriptors, and the kernel keeps the program by itself.
+    check(unsafe { perf_event_open_sys::ioctls::SET_BPF(event.as_raw_fd(), program) })
 }
 
 /// `PERF_FLAG_FD_CLOEXEC`

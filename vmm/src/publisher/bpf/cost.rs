@@ -4,10 +4,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya_obj::generated::bpf_insn;
 
+use super::BpfError;
 use super::kernel_btf::KernelLayout;
+use super::loader::{attach, load};
 use super::object::BpfObject;
-use super::syscall::{self, Info, NewProgram};
-use super::{BpfError, attach, load};
+use super::syscall::{self, Hook, Info, NewProgram};
 
 /// As long as this lives, the kernel notes how long each BPF program runs. That takes time itself, in each run.
 #[derive(Debug)]
@@ -71,7 +72,7 @@ impl EmptyProgram {
             name: "empty",
             instructions: &[0xb7, 0x95].map(instruction),
             license: c"Dual MIT/GPL",
-            tracepoint: Some(layout.tracepoints[0]),
+            hook: Hook::Typed(layout.tracepoints[0]),
             btf: btf.as_fd(),
             functions: Info::NONE,
             lines: Info::NONE,

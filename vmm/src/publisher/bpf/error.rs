@@ -6,6 +6,7 @@ use std::io;
 use protocol::VcpuId;
 
 use super::kernel_btf::KernelBtfError;
+use crate::host::tracefs::TraceFsError;
 
 /// Why the BPF publisher does not work here.
 #[derive(Debug, thiserror::Error)]
@@ -13,6 +14,20 @@ pub enum BpfError {
     /// The kernel's BTF.
     #[error(transparent)]
     KernelBtf(#[from] KernelBtfError),
+
+    /// tracefs, which the classic program needs.
+    #[error(transparent)]
+    TraceFs(#[from] TraceFsError),
+
+    /// The record of a tracepoint is not what the classic program was written for.
+    #[error(
+        "Cannot read sched_switch's {field} by the classic BPF program: this kernel has it elsewhere (try `--publisher \
+         perf`)"
+    )]
+    Record {
+        /// Which field.
+        field: &'static str,
+    },
 
     /// The committed object cannot be fitted to this kernel.
     #[error("Cannot relocate the BPF program for this kernel (try `--publisher kernel`)")]
@@ -46,7 +61,7 @@ pub enum BpfError {
 
     /// Linux before 6.9: no pidfd names a thread.
     #[error(
-        "Cannot name a vCPU's thread to the BPF program: it needs Linux 6.9 for PIDFD_THREAD (try `--publisher kernel`)"
+        "Cannot name a vCPU's thread to the BPF program: it needs Linux 6.9 for PIDFD_THREAD (try `--publisher bpf-classic`)"
     )]
     NoThreadPidfd(#[source] io::Error),
 
@@ -73,7 +88,7 @@ impl BpfError {
     /// For `map_err`: a call to the kernel, to do `what`, failed.
     pub(super) fn from_kernel(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| match source.raw_os_error() {
-            Some(libc::EPERM) => Self::NotPermitted { what, source },
+            Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { what, source },
             _ => Self::Kernel { what, source },
         }
     }

@@ -100,11 +100,11 @@ pub enum KernelBtfError {
     /// The kernel shows none.
     #[error(
         "Cannot read {PATH}: the BPF publisher needs a kernel built with CONFIG_DEBUG_INFO_BTF (try `--publisher \
-         kernel`)"
+         bpf-classic`)"
     )]
     Unreadable(#[source] io::Error),
     /// It lacks what the program reads, or is none.
-    #[error("Cannot use {PATH}: the BPF publisher does not fit this kernel (try `--publisher kernel`)")]
+    #[error("Cannot use {PATH}: the BPF publisher does not fit this kernel (try `--publisher bpf-classic`)")]
     Unfit(#[source] Box<dyn Error + Send + Sync>),
 }
 

@@ -7,6 +7,9 @@
 //! - a [`Slot`] per vCPU: where its record lies, and what the program has counted;
 //! - [`RecordPages`], which stand in for the guest pages that hold records.
 //!
+//! Where the kernel does not describe its types the classic program takes its place, and publishes the byte alone
+//! (`resources/bpf/steal_time_classic.bpf.c`).
+//!
 //! From the object to the attached program it goes through bpf(2) directly, in 1.6 ms. A general loader parses the
 //! whole BTF of the kernel, twice, and takes 24 to 40.
 //!
@@ -14,16 +17,20 @@
 //! |---|---|
 //! | `kernel_btf.rs` | finds the kernel's offsets that the program needs |
 //! | `btf_writer.rs`, `object.rs` | fit the committed object to them |
-//! | `syscall.rs` | asks the kernel for maps and programs |
+//! | `classic.rs` | finds the tracepoints of the classic program |
+//! | `loader.rs`, `syscall.rs` | ask the kernel for maps and programs |
+//! | `threads.rs` | tells the program which thread is which vCPU |
 //! | `cost.rs` | says what the program takes of a switch |
 //! | `mapping.rs`, `slot.rs`, `pages.rs` | the shared memory |
 //!
 //! Nothing is pinned: the kernel takes all of it back with the last descriptor, also after a `SIGKILL`.
 
 mod btf_writer;
+mod classic;
 mod cost;
 mod error;
 mod kernel_btf;
+mod loader;
 mod mapping;
 mod object;
 mod pages;
@@ -31,32 +38,39 @@ mod slot;
 mod syscall;
 #[cfg(test)]
 mod tests;
+mod threads;
 
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use protocol::VcpuId;
 use protocol::steal_time::PREEMPTED;
 
+use crate::host::perf::run_at_tracepoint;
+use classic::tracepoints;
 pub use cost::{EmptyProgram, RunStats, RunTime};
 pub use error::BpfError;
 pub use kernel_btf::KernelBtfError;
 use kernel_btf::KernelLayout;
+use loader::{Loader, Stages, attach};
 use mapping::Mapping;
-use object::{BpfObject, HEAL, INIT, IPI, PAGES, SLOTS, SWITCH, VCPU_OF_TASK};
+use object::{
+    BpfObject, CLASSIC_HEAL, CLASSIC_SWITCH, CLASSIC_WHO, HEAL, SWITCH, VCPU_OF_TASK, VCPU_OF_THREAD,
+};
 pub use pages::RecordPages;
 pub use slot::{Counts, Site, Slot};
-use syscall::NewProgram;
+use syscall::Hook;
+use threads::{ThreadKey, Threads};
 
-/// The program, loaded and attached. Dropping it detaches.
+/// A program, loaded and attached. Dropping it detaches.
 #[derive(Debug)]
 pub struct Program {
-    _links: [OwnedFd; 3],
+    _links: Vec<OwnedFd>,
     init_links: Option<[OwnedFd; 2]>,
     switch: OwnedFd,
-    vcpu_of_task: OwnedFd,
+    threads: Threads,
     slots: Mapping<Slot>,
     pages: RecordPages,
     timings: Vec<(&'static str, Duration)>,
@@ -68,74 +82,79 @@ impl Program {
     /// # Errors
     /// [`BpfError`] says what the kernel lacks or refuses, and what to do about it. Nothing is left behind then.
     pub fn load(vcpus: usize, pages: usize) -> Result<Self, BpfError> {
+        Threads::can_be_named()?;
         let mut stages = Stages::begin();
-
         let layout = KernelLayout::of_running_kernel()?;
         stages.end("kernel BTF");
-
-        let mut object = BpfObject::for_kernel(&layout).map_err(BpfError::Object)?;
+        let object = BpfObject::for_kernel(&layout).map_err(BpfError::Object)?;
         stages.end("object");
+        let mut loader = Loader::new(object, stages)?;
+        let maps = loader.make_maps((VCPU_OF_TASK, 0), vcpus, pages)?;
 
-        let types = object.btf().map_err(BpfError::Object)?;
-        let btf = syscall::load_btf(&types).map_err(BpfError::from_kernel("load the BPF program's types"))?;
-        stages.end("types");
+        let [on_switch, on_fpu, on_timer] = layout.tracepoints.map(Hook::Typed);
+        let switch = loader.program(SWITCH, on_switch)?;
+        loader.stages.end("switch program");
+        let heal_on_fpu = loader.program(HEAL, on_fpu)?;
+        let heal_on_timer = loader.program(HEAL, on_timer)?;
+        loader.stages.end("heal programs");
 
-        let vcpu_of_task = create(&object, VCPU_OF_TASK, 0, btf.as_fd())?;
-        let slot_map = create(&object, SLOTS, vcpus, btf.as_fd())?;
-        let page_map = create(&object, PAGES, pages, btf.as_fd())?;
-        object
-            .relocate_maps(&[
-                (VCPU_OF_TASK, vcpu_of_task.as_fd()),
-                (SLOTS, slot_map.as_fd()),
-                (PAGES, page_map.as_fd()),
-            ])
-            .map_err(BpfError::Object)?;
-        let slots = Mapping::of_shared_file(slot_map.as_fd(), vcpus)
-            .map_err(BpfError::from_kernel("map the vCPUs' slots"))?;
-        let pages =
-            RecordPages::map(page_map, pages).map_err(BpfError::from_kernel("map the record pages"))?;
-        stages.end("maps");
-
-        let [on_switch, on_fpu, on_timer] = layout.tracepoints;
-        let switch = object.program(SWITCH, Some(on_switch), btf.as_fd()).map_err(BpfError::Object)?;
-        let switch = load(&switch)?;
-        stages.end("switch program");
-        let heal_on_fpu = object.program(HEAL, Some(on_fpu), btf.as_fd()).map_err(BpfError::Object)?;
-        let heal_on_fpu = load(&heal_on_fpu)?;
-        let heal_on_timer = object.program(HEAL, Some(on_timer), btf.as_fd()).map_err(BpfError::Object)?;
-        let heal_on_timer = load(&heal_on_timer)?;
-        stages.end("heal programs");
-
-        let links = [
+        let links = vec![
             attach(switch.as_fd(), "attach a BPF program to sched_switch")?,
             attach(heal_on_fpu.as_fd(), "attach a BPF program to x86_fpu_regs_activated")?,
             attach(heal_on_timer.as_fd(), "attach a BPF program to hrtimer_expire_entry")?,
         ];
-        stages.end("attach");
+        loader.stages.end("attach");
+        loader.finish(links, switch, maps, Threads::by_task)
+    }
 
-        let init_links = attach_to_init(&object, btf.as_fd())?;
-        stages.end("INIT programs");
+    /// The same with the classic program, which takes neither kernel BTF nor Linux 6.9, and publishes the byte alone.
+    ///
+    /// # Errors
+    /// As of [`load`](Self::load).
+    pub fn load_classic(vcpus: usize, pages: usize) -> Result<Self, BpfError> {
+        let mut stages = Stages::begin();
+        let [on_switch, on_fpu, on_timer] = tracepoints()?;
+        stages.end("tracefs");
+        let object = BpfObject::classic().map_err(BpfError::Object)?;
+        stages.end("object");
+        let mut loader = Loader::new(object, stages)?;
+        let maps = loader.make_maps((VCPU_OF_THREAD, vcpus), vcpus, pages)?;
 
-        Ok(Self { _links: links, init_links, switch, vcpu_of_task, slots, pages, timings: stages.ended })
+        let switch = loader.program(CLASSIC_SWITCH, Hook::Record)?;
+        loader.stages.end("switch program");
+        let heal = loader.program(CLASSIC_HEAL, Hook::Record)?;
+        let who = loader.program(CLASSIC_WHO, Hook::Raw)?;
+        loader.stages.end("heal programs");
+
+        let attach = |program: &OwnedFd, tracepoint, what| {
+            run_at_tracepoint(program.as_fd(), tracepoint).map_err(BpfError::from_kernel(what))
+        };
+        let links = vec![
+            attach(&switch, on_switch, "attach a BPF program to sched/sched_switch")?,
+            attach(&heal, on_fpu, "attach a BPF program to x86_fpu/x86_fpu_regs_activated")?,
+            attach(&heal, on_timer, "attach a BPF program to timer/hrtimer_expire_entry")?,
+        ];
+        loader.stages.end("attach");
+        loader.finish(links, switch, maps, |map| Threads::by_id(map, who))
+    }
+
+    /// Whether this is the classic program: it leaves version and steal to the vCPU's thread.
+    pub fn is_classic(&self) -> bool {
+        self.threads.are_by_id()
     }
 
     /// Makes the calling thread the thread of `vcpu`, until the guard is dropped: its switches are counted in
     /// [`slot`](Self::slot), and published where the slot says.
     ///
     /// # Errors
-    /// [`BpfError::NoSuchVcpu`] beyond the vCPUs that the program was loaded for, [`BpfError::NoThreadPidfd`] before
-    /// Linux 6.9, and [`BpfError::Kernel`] if the thread is enrolled already.
+    /// [`BpfError::NoSuchVcpu`] beyond the vCPUs that the program was loaded for, and [`BpfError::Kernel`] if the thread is
+    /// enrolled already.
     pub fn enrol_current_thread(&self, vcpu: VcpuId) -> Result<Enrolled<'_>, BpfError> {
         let vcpus = self.slots.len();
         let slot = self.slots.get(vcpu.index()).ok_or(BpfError::NoSuchVcpu { vcpu, vcpus })?;
 
-        let thread = syscall::open_this_thread().map_err(|source| match source.raw_os_error() {
-            Some(libc::EINVAL) => BpfError::NoThreadPidfd(source),
-            _ => BpfError::Kernel { what: "name a vCPU's thread", source },
-        })?;
         slot.begin_running();
-        syscall::add_thread(self.vcpu_of_task.as_fd(), thread.as_fd(), vcpu)
-            .map_err(BpfError::from_kernel("tell the BPF program a vCPU's thread"))?;
+        let thread = self.threads.add_this_thread(vcpu)?;
         Ok(Enrolled { program: self, slot, thread, _not_send: PhantomData })
     }
 
@@ -180,7 +199,7 @@ impl Program {
 pub struct Enrolled<'program> {
     program: &'program Program,
     slot: &'program Slot,
-    thread: OwnedFd,
+    thread: ThreadKey,
     _not_send: PhantomData<*const ()>,
 }
 
@@ -251,77 +270,6 @@ impl Enrolled<'_> {
 
 impl Drop for Enrolled<'_> {
     fn drop(&mut self) {
-        // It fails only for a thread that is gone, and the kernel has forgotten that one already
-        let _ = syscall::remove_thread(self.program.vcpu_of_task.as_fd(), self.thread.as_fd());
-    }
-}
-
-fn create(
-    object: &BpfObject,
-    name: &str,
-    entries: usize,
-    types: BorrowedFd<'_>,
-) -> Result<OwnedFd, BpfError> {
-    let entries = u32::try_from(entries).unwrap_or(u32::MAX);
-    let map = object.map(name, entries, types).map_err(BpfError::Object)?;
-    syscall::create_map(&map).map_err(BpfError::from_kernel("create a BPF map"))
-}
-
-fn attach(program: BorrowedFd<'_>, what: &'static str) -> Result<OwnedFd, BpfError> {
-    syscall::attach_to_tracepoint(program, None).map_err(BpfError::from_kernel(what))
-}
-
-/// Attaches the two programs that are told of INIT, or none where KVM lacks a tracepoint.
-fn attach_to_init(object: &BpfObject, btf: BorrowedFd<'_>) -> Result<Option<[OwnedFd; 2]>, BpfError> {
-    let mut links = Vec::with_capacity(2);
-    for (name, tracepoint) in [(IPI, c"kvm_apic_ipi"), (INIT, c"kvm_apic_accept_irq")] {
-        let program = load(&object.program(name, None, btf).map_err(BpfError::Object)?)?;
-        match syscall::attach_to_tracepoint(program.as_fd(), Some(tracepoint)) {
-            Ok(link) => links.push(link),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
-            Err(source) => {
-                return Err(BpfError::from_kernel("attach a BPF program to KVM's local APICs")(source));
-            }
-        }
-    }
-    Ok(links.try_into().ok())
-}
-
-/// Loads a program, and asks the verifier why if it refuses: an explanation costs time, so only then.
-fn load(program: &NewProgram<'_>) -> Result<OwnedFd, BpfError> {
-    const LOG_BYTES: usize = 64 << 10;
-    const LOG_LINES: usize = 12;
-
-    syscall::load_program(program, &mut []).map_err(|source| {
-        if source.raw_os_error() == Some(libc::EPERM) {
-            return BpfError::NotPermitted { what: "load the BPF program", source };
-        }
-        let mut log = vec![0; LOG_BYTES];
-        let _ = syscall::load_program(program, &mut log);
-        let log = String::from_utf8_lossy(log.split(|byte| *byte == 0).next().unwrap_or_default());
-        if log.is_empty() {
-            return BpfError::Kernel { what: "load the BPF program", source };
-        }
-        let lines: Vec<_> = log.lines().collect();
-        let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
-        BpfError::Verifier { program: program.name.into(), log: last.join("\n"), source }
-    })
-}
-
-/// A stop-watch that names what it measured.
-struct Stages {
-    last: Instant,
-    ended: Vec<(&'static str, Duration)>,
-}
-
-impl Stages {
-    fn begin() -> Self {
-        Self { last: Instant::now(), ended: Vec::with_capacity(8) }
-    }
-
-    fn end(&mut self, stage: &'static str) {
-        let now = Instant::now();
-        self.ended.push((stage, now - self.last));
-        self.last = now;
+        self.program.threads.remove(&self.thread);
     }
 }

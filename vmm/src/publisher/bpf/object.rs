@@ -1,8 +1,9 @@
-//! The committed object, fitted to the running kernel.
+//! The committed objects, and the first fitted to the running kernel.
 //!
-//! `resources/bpf/steal_time.bpf.o` is part of this binary. `aya-obj` parses it and applies its relocations: the
+//! Both objects of `resources/bpf` are part of this binary. `aya-obj` parses one and applies its relocations: the
 //! offsets of kernel fields, then the descriptors of our maps. For the first it wants a BTF to compare the program's
 //! types with, and would walk all of the kernel's for each; it gets one that we make of the five structs in question.
+//! The classic object reads no kernel fields.
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -14,7 +15,7 @@ use aya_obj::{Map, Object};
 
 use super::btf_writer::BtfWriter;
 use super::kernel_btf::KernelLayout;
-use super::syscall::{Info, NewMap, NewProgram};
+use super::syscall::{Hook, Info, NewMap, NewProgram};
 
 /// The object's bytes, on the boundary that its parser wants.
 #[repr(C, align(8))]
@@ -23,8 +24,13 @@ pub(super) struct Aligned<T: ?Sized>(pub(super) T);
 pub(super) static OBJECT: &Aligned<[u8]> =
     &Aligned(*include_bytes!("../../../../resources/bpf/steal_time.bpf.o"));
 
+pub(super) static CLASSIC_OBJECT: &Aligned<[u8]> =
+    &Aligned(*include_bytes!("../../../../resources/bpf/steal_time_classic.bpf.o"));
+
 /// The name of the task storage map: a thread's vCPU.
 pub(super) const VCPU_OF_TASK: &str = "vcpu_of_task";
+/// The classic object's name of the hash by thread id: a thread's vCPU.
+pub(super) const VCPU_OF_THREAD: &str = "vcpu_of_thread";
 /// The name of the array of [`super::Slot`]s.
 pub(super) const SLOTS: &str = "slots";
 /// The name of the array of guest pages.
@@ -37,6 +43,11 @@ pub(super) const HEAL: &str = "steal_heal";
 pub(super) const IPI: &str = "steal_ipi";
 /// The name of the program on `kvm_apic_accept_irq`.
 pub(super) const INIT: &str = "steal_init";
+/// The classic object's names of the programs on `sched_switch` and `hrtimer_expire_entry`.
+pub(super) const CLASSIC_SWITCH: &str = "classic_switch";
+pub(super) const CLASSIC_HEAL: &str = "classic_heal";
+/// The classic object's name of the program that gives its thread's id.
+pub(super) const CLASSIC_WHO: &str = "classic_who";
 
 /// A defect of the object, or a kernel that it does not fit.
 pub(super) type ObjectError = Box<dyn Error + Send + Sync>;
@@ -52,9 +63,14 @@ impl BpfObject {
         Ok(Self(object))
     }
 
+    /// Parses the classic object, which fits any kernel that has its tracepoints.
+    pub(super) fn classic() -> Result<Self, ObjectError> {
+        Ok(Self(Object::parse(&CLASSIC_OBJECT.0)?))
+    }
+
     /// The types of maps and programs, as the kernel takes them.
     pub(super) fn btf(&mut self) -> Result<Vec<u8>, ObjectError> {
-        // Whatever a kernel with PIDFD_THREAD knows, which is all of this
+        // Whatever a kernel knows that can run the programs, which is all of this since Linux 5.12
         let features = BtfFeatures::new(true, true, true, true, true, true, true, true);
         let btf = self.0.fixup_and_sanitize_btf(&features)?.ok_or("no BTF in the object")?;
         Ok(btf.to_bytes())
@@ -92,11 +108,11 @@ impl BpfObject {
         Ok(self.0.relocate_maps(maps, &HashSet::new())?)
     }
 
-    /// How to load program `name`, for a tracepoint by the BTF id of its typedef; without one, for any by its name.
+    /// How to load program `name`, for this hook.
     pub(super) fn program<'a>(
         &'a self,
         name: &'a str,
-        tracepoint: Option<u32>,
+        hook: Hook,
         btf: BorrowedFd<'a>,
     ) -> Result<NewProgram<'a>, ObjectError> {
         let program = self.0.programs.get(name);
@@ -110,7 +126,7 @@ impl BpfObject {
             name,
             instructions: &function.instructions,
             license: &self.0.license,
-            tracepoint,
+            hook,
             btf,
             functions,
             lines,

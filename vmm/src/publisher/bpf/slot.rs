@@ -55,6 +55,8 @@ pub struct Slot {
     lose_every: AtomicU64,
     /// The program's own note.
     _arrivals: AtomicU64,
+    told: AtomicU64,
+    kick: AtomicU64,
 }
 
 /// How often the program has seen a vCPU's thread, since the thread was enrolled first, published or not.
@@ -133,6 +135,18 @@ impl Slot {
     /// The thread runs: for itself to say, before the program knows it.
     pub(super) fn begin_running(&self) {
         self.running.store(1, Ordering::Relaxed);
+    }
+
+    /// The thread tells its steal by itself: the classic program is to send it `signal`, inside the guest, as long as it has
+    /// not since it was switched in.
+    pub fn kick_by(&self, signal: libc::c_int) {
+        self.kick.store(u64::try_from(signal).unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// Whether the thread, which is about to tell its steal, was switched in since this was last asked.
+    pub fn is_to_tell(&self) -> bool {
+        let arrivals = self.ins.load(Ordering::Relaxed) + self.healed.load(Ordering::Relaxed);
+        self.told.swap(arrivals, Ordering::Relaxed) != arrivals
     }
 
     /// How many INITs the vCPU has been sent. With each the program stops publishing.

@@ -7,6 +7,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::AtomicU32;
 
 use aya_obj::generated::{bpf_attach_type, bpf_cmd, bpf_insn, bpf_map_type, bpf_prog_info, bpf_prog_type};
 use protocol::VcpuId;
@@ -128,13 +129,23 @@ pub(super) fn create_map(map: &NewMap<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { owned(fd) })
 }
 
+/// What a program is written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hook {
+    /// The tracepoint of this BTF id, whose arguments it reads by their types.
+    Typed(u32),
+    /// Any tracepoint, whose arguments it takes for numbers.
+    Raw,
+    /// A tracepoint's record, as the tracepoint's format in tracefs describes it.
+    Record,
+}
+
 /// A program to load.
 pub(super) struct NewProgram<'a> {
     pub(super) name: &'a str,
     pub(super) instructions: &'a [bpf_insn],
     pub(super) license: &'a CStr,
-    /// The BTF id of the tracepoint that it will be attached to, if it reads the arguments by their types.
-    pub(super) tracepoint: Option<u32>,
+    pub(super) hook: Hook,
     pub(super) btf: BorrowedFd<'a>,
     /// What the verifier's messages call the program and its lines.
     pub(super) functions: Info,
@@ -183,9 +194,11 @@ pub(super) fn load_program(program: &NewProgram<'_>, log: &mut [u8]) -> io::Resu
         line_count: u32,
         attach_btf_id: u32,
     }
-    let (kind, attach_type) = match program.tracepoint {
-        Some(_) => (bpf_prog_type::BPF_PROG_TYPE_TRACING, bpf_attach_type::BPF_TRACE_RAW_TP as u32),
-        None => (bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT, 0),
+    let typed = bpf_attach_type::BPF_TRACE_RAW_TP as u32;
+    let (kind, attach_type, attach_btf_id) = match program.hook {
+        Hook::Typed(tracepoint) => (bpf_prog_type::BPF_PROG_TYPE_TRACING, typed, tracepoint),
+        Hook::Raw => (bpf_prog_type::BPF_PROG_TYPE_RAW_TRACEPOINT, 0, 0),
+        Hook::Record => (bpf_prog_type::BPF_PROG_TYPE_TRACEPOINT, 0, 0),
     };
     let (function_record_size, function_count) = program.functions.size_and_count();
     let (line_record_size, line_count) = program.lines.size_and_count();
@@ -209,7 +222,7 @@ pub(super) fn load_program(program: &NewProgram<'_>, log: &mut [u8]) -> io::Resu
         line_record_size,
         lines: address(&raw const *program.lines.records),
         line_count,
-        attach_btf_id: program.tracepoint.unwrap_or(0),
+        attach_btf_id,
     };
     // SAFETY: BPF_PROG_LOAD reads the instructions, the license up to its 0, and both kinds of records, each as long
     // as its size and count say; it writes at most `log_size` bytes to `log`, which is ours to write.
@@ -276,10 +289,9 @@ struct Element {
     flags: u64,
 }
 
-/// Adds a thread, which must not be there yet, to the task storage map of vCPUs.
-pub(super) fn add_thread(map: BorrowedFd<'_>, thread: BorrowedFd<'_>, vcpu: VcpuId) -> io::Result<()> {
+/// Adds a thread, which must not be there yet, to a map of vCPUs by thread.
+pub(super) fn add_thread(map: BorrowedFd<'_>, key: libc::c_int, vcpu: VcpuId) -> io::Result<()> {
     const BPF_NOEXIST: u64 = 1;
-    let key = thread.as_raw_fd();
     let value = size(vcpu.index());
     let attr = Element {
         map: map.as_raw_fd(),
@@ -288,16 +300,44 @@ pub(super) fn add_thread(map: BorrowedFd<'_>, thread: BorrowedFd<'_>, vcpu: Vcpu
         value: address(&raw const value),
         flags: BPF_NOEXIST,
     };
-    // SAFETY: the key of a task storage map is a descriptor, and our map's value is a `u32`: the vCPU's index.
+    // SAFETY: the key of both maps of threads is 32 bits, a descriptor or an id, and so is the value: the vCPU's index.
     unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &attr) }.map(drop)
 }
 
-/// Removes a thread from the task storage map of vCPUs.
-pub(super) fn remove_thread(map: BorrowedFd<'_>, thread: BorrowedFd<'_>) -> io::Result<()> {
-    let key = thread.as_raw_fd();
+/// Removes a thread from a map of vCPUs by thread.
+pub(super) fn remove_thread(map: BorrowedFd<'_>, key: libc::c_int) -> io::Result<()> {
     let attr = Element { map: map.as_raw_fd(), padding: 0, key: address(&raw const key), value: 0, flags: 0 };
-    // SAFETY: the key of a task storage map is a descriptor.
+    // SAFETY: the key of both maps of threads is 32 bits, a descriptor or an id.
     unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &attr) }.map(drop)
+}
+
+/// Runs a program for raw tracepoints once, here and now, without arguments. Gives what it returns.
+pub(super) fn run_once(program: BorrowedFd<'_>) -> io::Result<u32> {
+    #[repr(C)]
+    struct Attr {
+        program: RawFd,
+        /// The kernel writes it.
+        returned: AtomicU32,
+        data_sizes: [u32; 2],
+        data: [u64; 2],
+        repeat_and_duration: [u32; 2],
+        context_sizes: [u32; 2],
+        context: [u64; 2],
+        flags_and_cpu: [u32; 2],
+    }
+    let attr = Attr {
+        program: program.as_raw_fd(),
+        returned: AtomicU32::new(0),
+        data_sizes: [0; 2],
+        data: [0; 2],
+        repeat_and_duration: [0; 2],
+        context_sizes: [0; 2],
+        context: [0; 2],
+        flags_and_cpu: [0; 2],
+    };
+    // SAFETY: BPF_PROG_TEST_RUN finds no address in `attr`, and writes the one field in it that may be written.
+    unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &attr) }?;
+    Ok(attr.returned.into_inner())
 }
 
 /// A descriptor that names the calling thread. `EINVAL` before Linux 6.9.

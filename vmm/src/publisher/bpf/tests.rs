@@ -8,6 +8,7 @@ use aya_obj::generated::bpf_insn;
 
 use super::btf_writer::BtfWriter;
 use super::kernel_btf::{BtfError, KernelLayout, PATH, TRACEPOINTS, WANTED};
+use super::loader::{create, load};
 use super::object::{BpfObject, HEAL, OBJECT, PAGES, SLOTS, SWITCH, VCPU_OF_TASK};
 use super::*;
 
@@ -182,8 +183,9 @@ fn verify(layout: &KernelLayout, shorten_to: Option<usize>) -> Option<Result<(),
     let maps = [VCPU_OF_TASK, SLOTS, PAGES].map(|name| (name, map(name)));
     object.relocate_maps(&maps.each_ref().map(|(name, fd)| (*name, fd.as_fd()))).expect("the object's maps");
 
-    let mut program =
-        object.program(SWITCH, Some(layout.tracepoints[0]), btf.as_fd()).expect("the object's program");
+    let mut program = object
+        .program(SWITCH, Hook::Typed(layout.tracepoints[0]), btf.as_fd())
+        .expect("the object's program");
     if let Some(length) = shorten_to {
         program.instructions = &program.instructions[..length];
         program.lines.records.clear();

@@ -1,0 +1,149 @@
+//! From an object to its maps and programs in the kernel.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use super::mapping::Mapping;
+use super::object::{BpfObject, INIT, IPI, PAGES, SLOTS};
+use super::syscall::{self, Hook, NewProgram};
+use super::threads::Threads;
+use super::{BpfError, Program, RecordPages, Slot};
+
+/// An object that is being loaded.
+pub(super) struct Loader {
+    object: BpfObject,
+    types: OwnedFd,
+    pub(super) stages: Stages,
+}
+
+/// The maps, shared with programs that are to be loaded yet: they refer to them by descriptors.
+pub(super) struct Maps {
+    threads: OwnedFd,
+    _slot_map: OwnedFd,
+    slots: Mapping<Slot>,
+    pages: RecordPages,
+}
+
+impl Loader {
+    /// Begins with the object's types.
+    pub(super) fn new(mut object: BpfObject, mut stages: Stages) -> Result<Self, BpfError> {
+        let types = object.btf().map_err(BpfError::Object)?;
+        let types =
+            syscall::load_btf(&types).map_err(BpfError::from_kernel("load the BPF program's types"))?;
+        stages.end("types");
+        Ok(Self { object, types, stages })
+    }
+
+    /// Makes the maps: of threads, by its name and number of entries, of slots, and of pages.
+    pub(super) fn make_maps(
+        &mut self,
+        (threads_name, most_threads): (&str, usize),
+        vcpus: usize,
+        pages: usize,
+    ) -> Result<Maps, BpfError> {
+        let object = &mut self.object;
+        let threads = create(object, threads_name, most_threads, self.types.as_fd())?;
+        let slot_map = create(object, SLOTS, vcpus, self.types.as_fd())?;
+        let page_map = create(object, PAGES, pages, self.types.as_fd())?;
+        let maps = [(threads_name, threads.as_fd()), (SLOTS, slot_map.as_fd()), (PAGES, page_map.as_fd())];
+        object.relocate_maps(&maps).map_err(BpfError::Object)?;
+        let slots = Mapping::of_shared_file(slot_map.as_fd(), vcpus)
+            .map_err(BpfError::from_kernel("map the vCPUs' slots"))?;
+        let pages =
+            RecordPages::map(page_map, pages).map_err(BpfError::from_kernel("map the record pages"))?;
+        self.stages.end("maps");
+        Ok(Maps { threads, _slot_map: slot_map, slots, pages })
+    }
+
+    /// Loads a program for this hook.
+    pub(super) fn program(&self, name: &str, hook: Hook) -> Result<OwnedFd, BpfError> {
+        load(&self.object.program(name, hook, self.types.as_fd()).map_err(BpfError::Object)?)
+    }
+
+    /// What all of it is in the end. The programs that are told of INIT are the last.
+    pub(super) fn finish(
+        mut self,
+        links: Vec<OwnedFd>,
+        switch: OwnedFd,
+        maps: Maps,
+        threads: impl FnOnce(OwnedFd) -> Threads,
+    ) -> Result<Program, BpfError> {
+        let init_links = self.attach_to_init()?;
+        self.stages.end("INIT programs");
+        let timings = self.stages.ended;
+        let Maps { threads: map, slots, pages, .. } = maps;
+        let threads = threads(map);
+        Ok(Program { _links: links, init_links, switch, threads, slots, pages, timings })
+    }
+
+    /// Attaches the two programs that are told of INIT, or none where KVM lacks a tracepoint.
+    fn attach_to_init(&self) -> Result<Option<[OwnedFd; 2]>, BpfError> {
+        let mut links = Vec::with_capacity(2);
+        for (name, tracepoint) in [(IPI, c"kvm_apic_ipi"), (INIT, c"kvm_apic_accept_irq")] {
+            let program = self.program(name, Hook::Raw)?;
+            match syscall::attach_to_tracepoint(program.as_fd(), Some(tracepoint)) {
+                Ok(link) => links.push(link),
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+                Err(source) => {
+                    return Err(BpfError::from_kernel("attach a BPF program to KVM's local APICs")(source));
+                }
+            }
+        }
+        Ok(links.try_into().ok())
+    }
+}
+
+pub(super) fn create(
+    object: &BpfObject,
+    name: &str,
+    entries: usize,
+    types: BorrowedFd<'_>,
+) -> Result<OwnedFd, BpfError> {
+    let entries = u32::try_from(entries).unwrap_or(u32::MAX);
+    let map = object.map(name, entries, types).map_err(BpfError::Object)?;
+    syscall::create_map(&map).map_err(BpfError::from_kernel("create a BPF map"))
+}
+
+/// Attaches a program to the tracepoint that it was loaded for.
+pub(super) fn attach(program: BorrowedFd<'_>, what: &'static str) -> Result<OwnedFd, BpfError> {
+    syscall::attach_to_tracepoint(program, None).map_err(BpfError::from_kernel(what))
+}
+
+/// Loads a program, and asks the verifier why if it refuses: an explanation costs time, so only then.
+pub(super) fn load(program: &NewProgram<'_>) -> Result<OwnedFd, BpfError> {
+    const LOG_BYTES: usize = 64 << 10;
+    const LOG_LINES: usize = 12;
+
+    syscall::load_program(program, &mut []).map_err(|source| {
+        if source.raw_os_error() == Some(libc::EPERM) {
+            return BpfError::NotPermitted { what: "load the BPF program", source };
+        }
+        let mut log = vec![0; LOG_BYTES];
+        let _ = syscall::load_program(program, &mut log);
+        let log = String::from_utf8_lossy(log.split(|byte| *byte == 0).next().unwrap_or_default());
+        if log.is_empty() {
+            return BpfError::Kernel { what: "load the BPF program", source };
+        }
+        let lines: Vec<_> = log.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
+        BpfError::Verifier { program: program.name.into(), log: last.join("\n"), source }
+    })
+}
+
+/// A stop-watch that names what it measured.
+pub(super) struct Stages {
+    last: Instant,
+    pub(super) ended: Vec<(&'static str, Duration)>,
+}
+
+impl Stages {
+    pub(super) fn begin() -> Self {
+        Self { last: Instant::now(), ended: Vec::with_capacity(8) }
+    }
+
+    pub(super) fn end(&mut self, stage: &'static str) {
+        let now = Instant::now();
+        self.ended.push((stage, now - self.last));
+        self.last = now;
+    }
+}
