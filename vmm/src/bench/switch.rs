@@ -1,8 +1,8 @@
 //! The price of a switch: what the BPF program takes of each, for vCPU threads and for strangers.
 //!
-//! Two threads share a CPU and yield it to each other, as often as they can, in four settings: without any program; with
-//! one that does nothing; with ours, as strangers; with ours, as vCPUs whose records it writes. The settings take turns,
-//! so that each round compares what it measured in the same moment.
+//! Two threads share a CPU and yield it to each other, as often as they can, in several settings: without any program; with
+//! one that does nothing; with ours, as strangers; with ours, as vCPUs whose records it writes; and both with the classic
+//! one. The settings take turns, so that each round compares what it measured in the same moment.
 //!
 //! Two figures, since neither is enough. The kernel's run statistics say how long the program itself takes, net of the
 //! empty one; wall time says what a switch takes with everything around it, the tracepoint and the caches, too.
@@ -41,11 +41,22 @@ pub enum Setting {
     Strangers,
     /// Ours, which takes them for vCPUs and writes their records.
     Vcpus,
+    /// The classic program, which does not know the threads.
+    ClassicStrangers,
+    /// The classic program, which takes them for vCPUs and writes their bytes.
+    ClassicVcpus,
 }
 
 impl Setting {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Nothing, Self::Empty, Self::Strangers, Self::Vcpus];
+    pub const ALL: [Self; 6] = [
+        Self::Nothing,
+        Self::Empty,
+        Self::Strangers,
+        Self::Vcpus,
+        Self::ClassicStrangers,
+        Self::ClassicVcpus,
+    ];
 
     /// As the table has it.
     pub fn name(self) -> &'static str {
@@ -54,6 +65,8 @@ impl Setting {
             Self::Empty => "empty program",
             Self::Strangers => "ours, strangers",
             Self::Vcpus => "ours, vCPUs",
+            Self::ClassicStrangers => "classic, strangers",
+            Self::ClassicVcpus => "classic, vCPUs",
         }
     }
 
@@ -117,9 +130,11 @@ fn measure(setting: Setting, cpu: &Cpus) -> Result<(f64, Option<f64>), BenchErro
             let program = EmptyProgram::load()?;
             timed(|| yield_to_each_other(cpu, None), || Ok(program.time()?))?
         }
-        Setting::Strangers | Setting::Vcpus => {
-            let program = Program::load(THREADS, THREADS)?;
-            let vcpus = (setting == Setting::Vcpus).then_some(&program);
+        Setting::Strangers | Setting::Vcpus | Setting::ClassicStrangers | Setting::ClassicVcpus => {
+            let is_classic = matches!(setting, Setting::ClassicStrangers | Setting::ClassicVcpus);
+            let load = if is_classic { Program::load_classic } else { Program::load };
+            let program = load(THREADS, THREADS)?;
+            let vcpus = matches!(setting, Setting::Vcpus | Setting::ClassicVcpus).then_some(&program);
             timed(|| yield_to_each_other(cpu, vcpus), || Ok(program.switch_time()?))?
         }
     })

@@ -165,7 +165,7 @@ mod tests {
     fn what_kvm_breaks_is_told_and_not_ours() {
         let mut conformance = conformance();
         let tap = Tap(&conformance).to_string();
-        let todo = "not ok 55 - kernel: 24 preempted-is-seen # TODO not ours to mend\n  ---\n";
+        let todo = "not ok 55 - kernel: 24 preempted-is-seen # TODO a limit of this subject\n  ---\n";
         assert!(tap.contains(todo) && tap.contains("message: \"the byte was \\\"never\\\" set\""), "{tap}");
         assert!(conformance.is_kept());
         assert!(conformance.to_string().contains("kernel 24 BROKEN: the byte"));
