@@ -361,11 +361,18 @@ fn oracle_finds_that_bpf_misses_nothing_and_tells_exactly_what_was_lost() {
     }
     for publisher in [PublisherKind::Bpf, PublisherKind::BpfClassic] {
         let finding = judged(publisher, None);
-        assert!(finding.doubts.is_empty(), "{:?}", finding.doubts);
-        assert!(finding.outs > 100 && finding.byte.outs.missed == 0, "{:?}", finding.byte);
-        let counted = finding.counted.expect("it counts").program;
-        assert_eq!((counted.outs, counted.arrivals()), (finding.outs, finding.ins), "{counted:?}");
-        assert!(finding.steal_ns.abs_diff(finding.lost_ns) <= finding.lost_ns / 100, "{finding:?}");
+        assert!(finding.tally.doubts.is_empty(), "{:?}", finding.tally.doubts);
+        assert!(finding.tally.outs > 100 && finding.byte.outs.missed == 0, "{:?}", finding.byte);
+        let counted = finding.tally.counted.expect("it counts").program;
+        assert_eq!(
+            (counted.outs, counted.arrivals()),
+            (finding.tally.outs, finding.tally.ins),
+            "{counted:?}"
+        );
+        assert!(
+            finding.tally.steal_ns.abs_diff(finding.tally.lost_ns) <= finding.tally.lost_ns / 100,
+            "{finding:?}"
+        );
     }
 }
 
@@ -376,13 +383,20 @@ fn switch_ins_that_are_overlooked_are_healed_and_counted_to_the_last() {
     }
     for publisher in [PublisherKind::Bpf, PublisherKind::BpfClassic] {
         let finding = judged(publisher, Some("lose_every=4"));
-        assert!(finding.doubts.is_empty(), "{:?}", finding.doubts);
-        let counted = finding.counted.expect("it counts").program;
-        assert_eq!((counted.outs, counted.arrivals()), (finding.outs, finding.ins), "{counted:?}");
-        assert!(counted.healed + counted.unseen >= finding.ins / 5, "{counted:?}");
+        assert!(finding.tally.doubts.is_empty(), "{:?}", finding.tally.doubts);
+        let counted = finding.tally.counted.expect("it counts").program;
+        assert_eq!(
+            (counted.outs, counted.arrivals()),
+            (finding.tally.outs, finding.tally.ins),
+            "{counted:?}"
+        );
+        assert!(counted.healed + counted.unseen >= finding.tally.ins / 5, "{counted:?}");
         // A vCPU may lose its CPU again before the loss is found out; but every preemption is told.
         assert_eq!(finding.byte.outs.missed, 0, "{} returns missed", finding.byte.ins.missed);
-        assert!(finding.steal_ns.abs_diff(finding.lost_ns) <= finding.lost_ns / 100, "{finding:?}");
+        assert!(
+            finding.tally.steal_ns.abs_diff(finding.tally.lost_ns) <= finding.tally.lost_ns / 100,
+            "{finding:?}"
+        );
     }
 }
 

@@ -11,6 +11,7 @@
 //! 5. [`park`]: how a waiter halts, and who wakes it.
 //! 6. [`locks`]: test-and-set, ticket, and a mutex in Linux' shape.
 //! 7. [`work`]: time in a section and between two, as CPU time.
+//! 8. [`witness`]: how a vCPU finds out by itself whether another's byte is true.
 //!
 //! The binary of this package adds the metal: entry, tables, calls to CPL 0, the jobs.
 
@@ -23,4 +24,5 @@ pub mod locks;
 pub mod park;
 pub mod patience;
 pub mod steal_time;
+pub mod witness;
 pub mod work;

@@ -126,7 +126,8 @@ pub struct VcpuReport {
     pub longest_wait: AtomicU64,
     /// Longest time that this vCPU, on being granted the lock, found no section to have ended, in the window.
     pub longest_gap: AtomicU64,
-    /// Its last sign of life, by the clock, where a scene of [`crate::words::Job::Conformance`] asks for one.
+    /// Its last sign of life, by the clock, where [`crate::words::Job::Witness`] or a scene of
+    /// [`crate::words::Job::Conformance`] asks for one.
     pub beat: AtomicU64,
     /// Samples taken of the own byte, by [`crate::words::Job::Watch`] and [`crate::words::Job::Conformance`].
     pub own_samples: AtomicU64,
@@ -140,9 +141,68 @@ pub struct VcpuReport {
     pub steal_at_open: AtomicU64,
     /// Steal of this vCPU's own record when the window closed (ns).
     pub steal_at_close: AtomicU64,
+    /// What it saw of the boot vCPU's byte, by [`crate::words::Job::Witness`].
+    pub sight: Sight,
     /// Waits for the lock that were granted in the window, in cycles, by [`crate::histogram`] bucket; in
-    /// [`crate::words::Scene::Spin`] from another vCPU's last sign of life to its byte seen set.
+    /// [`crate::words::Scene::Spin`] and [`crate::words::Job::Witness`] from another vCPU's last sign of life to its byte
+    /// seen set. In the latter the witness also writes the boot vCPU's: from its first sign of life to its byte seen clear.
     pub waits: [AtomicU32; BUCKETS],
+}
+
+/// What a witness saw of another vCPU's byte. A witness is a vCPU that judges it by the other's signs of life alone.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Sight {
+    /// Looks.
+    pub looks: AtomicU64,
+    /// How long it looked, absences left out.
+    pub observed: AtomicU64,
+    /// Times that the witness itself lost its CPU.
+    pub absences: AtomicU64,
+    /// Times that the other stood still.
+    pub stalls: AtomicU64,
+    /// For how long, all told.
+    pub stalled: AtomicU64,
+    /// Of the stalls, how many the byte never told of.
+    pub unmarked: AtomicU64,
+    /// Times that the byte was set and cleared while the other ran on.
+    pub falsely_set: AtomicU64,
+    /// The byte was set, and the other ran.
+    pub wrongly_set: Wrong,
+    /// The byte was clear, and the other stood still.
+    pub wrongly_clear: Wrong,
+}
+
+/// How wrong the byte was in one direction.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Wrong {
+    /// All told.
+    pub total: AtomicU64,
+    /// The longest single stretch.
+    pub longest: AtomicU64,
+}
+
+impl Wrong {
+    const fn new() -> Self {
+        Self { total: AtomicU64::new(0), longest: AtomicU64::new(0) }
+    }
+}
+
+impl Sight {
+    const fn new() -> Self {
+        Self {
+            looks: AtomicU64::new(0),
+            observed: AtomicU64::new(0),
+            absences: AtomicU64::new(0),
+            stalls: AtomicU64::new(0),
+            stalled: AtomicU64::new(0),
+            unmarked: AtomicU64::new(0),
+            falsely_set: AtomicU64::new(0),
+            wrongly_set: Wrong::new(),
+            wrongly_clear: Wrong::new(),
+        }
+    }
 }
 
 const _: () = {
@@ -205,6 +265,7 @@ impl VcpuReport {
             other_set: AtomicU64::new(0),
             steal_at_open: AtomicU64::new(0),
             steal_at_close: AtomicU64::new(0),
+            sight: Sight::new(),
             waits: [const { AtomicU32::new(0) }; BUCKETS],
         }
     }

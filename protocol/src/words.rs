@@ -65,11 +65,13 @@ macro_rules! named {
 
 named! {
     /// What the vCPUs do.
-    Job, "contend, watch, conformance, reset, idle, panic or fault" {
+    Job, "contend, watch, witness, conformance, reset, idle, panic or fault" {
         /// Take and release one hot lock, for a measured window.
         Contend = "contend",
         /// Spin, and sample the own byte and everybody else's.
         Watch = "watch",
+        /// The boot vCPU runs, leaves, halts and comes back; the last one judges its byte by that.
+        Witness = "witness",
         /// Judge assertions of [`crate::conformance`] from inside, in one scene.
         Conformance = "conformance",
         /// Reset at once: what start-up costs.

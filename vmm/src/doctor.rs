@@ -178,7 +178,7 @@ impl Diagnosis {
             Ok(finding) => finding,
             Err(why) => return self.bad(what, why.clone()),
         };
-        if let Some(doubt) = finding.doubts.first() {
+        if let Some(doubt) = finding.tally.doubts.first() {
             return self.bad(what, format!("how true it is cannot be said: {doubt}"));
         }
         let edge = &finding.byte.outs;

@@ -10,6 +10,7 @@ mod contend;
 mod idle;
 mod report;
 mod watch;
+mod witness;
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
@@ -65,12 +66,13 @@ pub(crate) fn run(machine: Machine, workload: Workload) -> ! {
         Job::Fault if is_boot => undefined_instruction(),
         Job::Conformance => conformance::run(machine, workload),
         Job::Reset | Job::Panic | Job::Fault => sleep_for_ever(),
-        Job::Contend | Job::Watch | Job::Idle => {}
+        Job::Contend | Job::Watch | Job::Witness | Job::Idle => {}
     }
     crate::register(machine, workload);
     let part = Part::new(machine, workload, arrive(machine, workload));
     match workload.job {
         Job::Watch => watch::run(part),
+        Job::Witness => witness::run(part),
         Job::Idle => idle::run(part),
         _ => contend::run(part),
     }

@@ -18,6 +18,7 @@ pub(super) fn tell(machine: Machine, workload: Workload) {
     match workload.job {
         Job::Contend => tell_lock(machine, workload),
         Job::Watch => tell_byte(machine),
+        Job::Witness => tell_sight(machine),
         Job::Conformance => tell_findings(),
         _ => {}
     }
@@ -39,6 +40,16 @@ fn tell_byte(machine: Machine) {
     let (own, own_set) = (sum(machine, |vcpu| &vcpu.own_samples), sum(machine, |vcpu| &vcpu.own_set));
     let (other, other_set) = (sum(machine, |vcpu| &vcpu.other_samples), sum(machine, |vcpu| &vcpu.other_set));
     print_line!("own byte set in {own_set} of {own} samples, others' in {other_set} of {other}");
+}
+
+fn tell_sight(machine: Machine) {
+    let Some(witness) = vcpus(machine).last() else { return };
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let (stalls, unmarked) = (read(&witness.sight.stalls), read(&witness.sight.unmarked));
+    let false_ones = read(&witness.sight.falsely_set);
+    print_line!(
+        "vCPU 0 stood still {stalls} times, {unmarked} without its byte set, which was false {false_ones} times"
+    );
 }
 
 /// A line for each assertion, which [`protocol::conformance`] reads back where the payload runs under another monitor.

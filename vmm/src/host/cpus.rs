@@ -87,17 +87,30 @@ impl Cpus {
         self.0.iter().copied()
     }
 
+    /// Each of them as a set of its own, ascending.
+    pub fn each(&self) -> impl Iterator<Item = Self> + '_ {
+        self.iter().map(|cpu| Self(BTreeSet::from([cpu])))
+    }
+
     /// Confines the calling thread to these CPUs.
     ///
     /// # Errors
     /// [`CpuError::Affinity`] with the host's reason.
     pub fn confine_this_thread(&self) -> Result<(), CpuError> {
+        self.confine_thread(0)
+    }
+
+    /// Confines thread `tid` of this process, or the calling one (0), to these CPUs.
+    ///
+    /// # Errors
+    /// [`CpuError::Affinity`] with the host's reason.
+    pub fn confine_thread(&self, tid: libc::pid_t) -> Result<(), CpuError> {
         let failed = |errno| CpuError::Affinity { what: "set", errno };
         let mut set = CpuSet::new();
         for cpu in self.iter() {
             set.set(cpu).map_err(failed)?;
         }
-        sched_setaffinity(Pid::from_raw(0), &set).map_err(failed)
+        sched_setaffinity(Pid::from_raw(tid), &set).map_err(failed)
     }
 }
 

@@ -1,12 +1,13 @@
-//! The table: a publisher a row.
+//! The tables: a publisher a row, a table for each view.
 
 use std::fmt;
 
-use super::{Finding, Quality, Row};
+use super::{Finding, Moves, Quality, Row, Tally};
 use crate::publisher::Counts;
+use crate::results::{Latency, SightFigures};
 use crate::table::{Table, count, figure};
 
-const HEADER: [&str; 15] = [
+const HOST: [&str; 15] = [
     "publisher",
     "verdict",
     "preempted",
@@ -24,74 +25,172 @@ const HEADER: [&str; 15] = [
     "steal / lost",
 ];
 
+const GUEST: [&str; 9] = [
+    "publisher",
+    "stood still",
+    "for s",
+    "byte missed",
+    "false",
+    "out p50/p99/max us",
+    "in p50/p99/max us",
+    "wrongly set, longest ms",
+    "wrongly clear, longest ms",
+];
+
+const MOVED: [&str; 7] =
+    ["publisher", "verdict", "moves", "preempted", "counted", "ins: all, healed, counted", "steal / lost"];
+
 impl fmt::Display for Quality {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let host = &self.host;
         writeln!(
             f,
-            "One spinning vCPU, preempted fast and slowly, and held; {} (KVM on {}, Linux {})\n",
+            "A vCPU that spins, leaves the guest, halts and is woken; preempted fast and slowly, and held; {} (KVM on {}, \
+             Linux {})\n",
             host.processor, host.kvm_backend, host.kernel
         )?;
-        let mut table = Table::new(&HEADER, 2);
+        let mut table = Table::new(&HOST, 2);
         for row in &self.rows {
-            match &row.finding {
-                Ok(finding) => table.row(cells(row, finding)),
-                Err(_) => table.row([row.publisher.to_string(), "-".to_owned()]),
-            }
+            table_row(&mut table, row, row.finding.as_ref().ok().map(|finding| of_host(row, finding)));
         }
-        writeln!(f, "{table}")?;
+        writeln!(f, "As the host's oracle sees it, by the kernel's records of each switch:\n{table}")?;
+        let mut table = Table::new(&GUEST, 1);
         for row in &self.rows {
-            match &row.finding {
-                Ok(finding) => {
-                    for doubt in &finding.doubts {
-                        writeln!(f, "{}: unknown, since {doubt}", row.publisher)?;
-                    }
-                    if let Some(faults) = &finding.faults {
-                        writeln!(f, "{}: of its own faults it counts {faults:?}", row.publisher)?;
-                    }
-                }
-                Err(why) => writeln!(f, "{}: not measured: {why}", row.publisher)?,
-            }
+            table_row(&mut table, row, row.sight.as_ref().ok().map(|sight| of_guest(row, sight)));
+        }
+        writeln!(f, "As another vCPU of the guest sees it, by the first one's signs of life:\n{table}")?;
+        let mut table = Table::new(&MOVED, 2);
+        for row in &self.rows {
+            table_row(&mut table, row, row.moves.as_ref().ok().map(|moves| of_moves(row, moves)));
+        }
+        writeln!(f, "While its thread is moved from CPU to CPU:\n{table}")?;
+        for row in &self.rows {
+            remark(f, row)?;
         }
         writeln!(
             f,
-            "Latencies are from the kernel's own record of a switch to the byte seen changed on another CPU; less than 0 is \
-             before it. Wrong: share of the time looked at."
+            "The host's latencies are from the kernel's own record of a switch to the byte seen changed on another CPU; less \
+             than 0 is before it. The guest's are from the last sign of life, or to the first, with the way into the kernel and \
+             back; 0 is before it. A stand of 50 us or more counts, whoever took the CPU: what an outer hypervisor takes, no byte \
+             tells. Wrong: share of the time looked at."
         )
     }
 }
 
-fn cells(row: &Row, finding: &Finding) -> [String; 15] {
-    let Finding { byte, .. } = finding;
+fn table_row<const N: usize>(table: &mut Table, row: &Row, cells: Option<[String; N]>) {
+    match cells {
+        Some(cells) => table.row(cells),
+        None => table.row([row.publisher.to_string(), "-".to_owned()]),
+    }
+}
+
+/// What the tables have no room for.
+fn remark(f: &mut fmt::Formatter<'_>, row: &Row) -> fmt::Result {
+    let publisher = row.publisher;
+    let views = [
+        row.finding.as_ref().map(|finding| Some(&finding.tally)),
+        row.sight.as_ref().map(|_| None),
+        row.moves.as_ref().map(|moves| Some(&moves.tally)),
+    ];
+    for (name, view) in ["the host's view", "the guest's view", "moved about"].into_iter().zip(views) {
+        match view {
+            Ok(Some(tally)) => {
+                for doubt in &tally.doubts {
+                    writeln!(f, "{publisher}, {name}: unknown, since {doubt}")?;
+                }
+            }
+            Ok(None) => {}
+            Err(why) => writeln!(f, "{publisher}, {name}: not measured: {why}")?,
+        }
+    }
+    if let Ok(Finding { faults: Some(faults), .. }) = &row.finding {
+        writeln!(f, "{publisher}: of its own faults it counts {faults:?}")?;
+    }
+    Ok(())
+}
+
+fn of_host(row: &Row, finding: &Finding) -> [String; 15] {
+    let Finding { byte, tally, .. } = finding;
     let microseconds = |ns: Option<i64>| ns.map_or("-".to_owned(), |ns| figure(ns as f64 / 1e3));
     let latencies = |ns: [Option<i64>; 4]| ns.map(microseconds).join(" / ");
     let wrong = |direction: crate::oracle::Direction| {
-        let share = 100.0 * direction.total_ns as f64 / byte.observed_ns.max(1) as f64;
-        format!("{share:.3} %, {:.3}", direction.longest_ns as f64 / 1e6)
+        let share = direction.total_ns as f64 / byte.observed_ns.max(1) as f64;
+        stretches(share, direction.longest_ns)
     };
-    let counted = finding.counted.map_or_else(|| "-".to_owned(), |counts| count(counts.program.outs));
-    let ins = finding.counted.map_or_else(
-        || format!("{}, -", count(finding.ins)),
-        |Counts { program, .. }| {
-            let healed = count(program.healed + program.unseen);
-            format!("{}, {healed}, {}", count(finding.ins), count(program.arrivals()))
-        },
-    );
     [
         row.publisher.to_string(),
-        if finding.doubts.is_empty() { "known" } else { "unknown" }.to_owned(),
-        count(finding.outs),
-        counted,
+        verdict(tally),
+        count(tally.outs),
+        counted(tally),
         format!("{} of {}", byte.outs.missed, byte.outs.happened),
         count(byte.outs.unobserved + byte.ins.unobserved),
         count(byte.falsely_set),
         latencies(finding.out_latency_ns),
         count(byte.ins.happened),
-        ins,
+        ins(tally),
         count(byte.ins.missed),
         latencies(finding.in_latency_ns),
         wrong(byte.wrongly_set),
         wrong(byte.wrongly_clear),
-        format!("{:.4}", finding.steal_ns as f64 / finding.lost_ns.max(1) as f64),
+        steal(tally),
     ]
+}
+
+fn of_guest(row: &Row, sight: &SightFigures) -> [String; 9] {
+    let latency = |latency: Latency| match latency.count {
+        0 => "- / - / -".to_owned(),
+        _ => {
+            [latency.p50_ns, latency.p99_ns, latency.longest_ns].map(|ns| figure(ns as f64 / 1e3)).join(" / ")
+        }
+    };
+    [
+        row.publisher.to_string(),
+        count(sight.stalls),
+        format!("{:.2}", sight.stalled_ns as f64 / 1e9),
+        count(sight.unmarked),
+        count(sight.falsely_set),
+        latency(sight.out_latency),
+        latency(sight.in_latency),
+        stretches(sight.share(sight.wrongly_set.total_ns), sight.wrongly_set.longest_ns),
+        stretches(sight.share(sight.wrongly_clear.total_ns), sight.wrongly_clear.longest_ns),
+    ]
+}
+
+fn of_moves(row: &Row, Moves { moves, tally }: &Moves) -> [String; 7] {
+    [
+        row.publisher.to_string(),
+        verdict(tally),
+        count(*moves),
+        count(tally.outs),
+        counted(tally),
+        ins(tally),
+        steal(tally),
+    ]
+}
+
+fn verdict(tally: &Tally) -> String {
+    if tally.doubts.is_empty() { "known" } else { "unknown" }.to_owned()
+}
+
+fn counted(tally: &Tally) -> String {
+    tally.counted.map_or_else(|| "-".to_owned(), |counts| count(counts.program.outs))
+}
+
+/// All, what of them was lost and found out, and what the publisher counted.
+fn ins(tally: &Tally) -> String {
+    let all = count(tally.ins);
+    tally.counted.map_or_else(
+        || format!("{all}, -, -"),
+        |Counts { program, .. }| {
+            format!("{all}, {}, {}", count(program.healed + program.unseen), count(program.arrivals()))
+        },
+    )
+}
+
+fn steal(tally: &Tally) -> String {
+    format!("{:.4}", tally.steal_ns as f64 / tally.lost_ns.max(1) as f64)
+}
+
+fn stretches(share: f64, longest_ns: u64) -> String {
+    format!("{:.3} %, {:.3}", 100.0 * share, longest_ns as f64 / 1e6)
 }

@@ -3,6 +3,7 @@
 //! Everything that is ever printed of a run is rendered from its [`RunResult`]; the JSON document is the same thing.
 //! Times are in ns; shares are of the CPUs that the vCPU threads may use, over the window.
 
+mod sight;
 mod statistics;
 mod window;
 
@@ -25,6 +26,7 @@ use crate::timings::Mark;
 use crate::vcpu::ExitCounts;
 use crate::vcpu::run::Remains;
 
+pub use sight::{Latency, SightFigures, Stretches};
 use statistics::read;
 pub use window::{ByteFigures, HostFigures, LockFigures, Shares, WindowFigures};
 

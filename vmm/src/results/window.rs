@@ -6,6 +6,7 @@ use protocol::report::{Report, VcpuReport};
 use protocol::words::{Job, Workload};
 use serde::Serialize;
 
+use super::SightFigures;
 use super::statistics::{jain, merged_waits, ns, quantile, ratio, read, sum};
 use crate::guest::GuestConfig;
 use crate::host::account::ThreadAccount;
@@ -24,6 +25,8 @@ pub struct WindowFigures {
     pub lock: Option<LockFigures>,
     /// The byte, for [`Job::Watch`] and [`Job::Conformance`].
     pub byte: Option<ByteFigures>,
+    /// The byte by a witness in the guest, for [`Job::Witness`].
+    pub sight: Option<SightFigures>,
 }
 
 /// What the host says of a window.
@@ -156,7 +159,8 @@ impl WindowFigures {
         let byte = samples.then(|| ByteFigures::new(vcpus, khz));
         let closed = sum(vcpus, |vcpu| &vcpu.steal_at_close);
         let guest_steal_ns = closed.saturating_sub(sum(vcpus, |vcpu| &vcpu.steal_at_open));
-        Self { length_ns, host, guest_steal_ns, lock, byte }
+        let sight = (workload.job == Job::Witness).then(|| SightFigures::new(report, config.vcpus)).flatten();
+        Self { length_ns, host, guest_steal_ns, lock, byte, sight }
     }
 }
 

@@ -1,0 +1,86 @@
+//! The guest whose byte is judged: its boot vCPU runs, leaves, halts and comes back.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use libc::pid_t;
+use protocol::VcpuId;
+use protocol::words::{Job, Workload};
+
+use super::Setting;
+use super::error::QualityError;
+use crate::guest::{Guest, GuestConfig, GuestRun};
+use crate::host::cpus::Cpus;
+use crate::progress::Outcome;
+use crate::timings::Timings;
+
+/// How long the guest may take to come up.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Between two times that the vCPU is held, and for how long.
+const BETWEEN_HOLDS: Duration = Duration::from_millis(9);
+const HOLD: Duration = Duration::from_millis(1);
+
+/// See the module.
+pub(super) struct Subject {
+    pub(super) guest: Guest,
+    /// The boot vCPU's thread.
+    pub(super) tid: pid_t,
+}
+
+impl Subject {
+    /// Starts one whose window is open when this returns: one vCPU on `cpus`, or each of several on one of them.
+    pub(super) fn start(setting: &Setting<'_>, vcpus: usize, cpus: &Cpus) -> Result<Self, QualityError> {
+        let config = config(setting, vcpus, cpus);
+        let guest = Guest::start(&config, io::sink(), Timings::since(Instant::now()))?;
+        if !guest.wait_for_window(PATIENCE) {
+            return Err(QualityError::Idle("did not come up"));
+        }
+        let mut threads = guest.vm().threads();
+        threads.sort_by_key(|(vcpu, _)| vcpu.index());
+        if vcpus > 1 {
+            for ((_, thread), cpu) in threads.iter().zip(cpus.each()) {
+                cpu.confine_thread(thread.tid())?;
+            }
+        }
+        let boot = threads.iter().find(|(vcpu, _)| *vcpu == VcpuId::BOOT);
+        let tid = boot.map(|(_, thread)| thread.tid()).ok_or(QualityError::Idle("has ended"))?;
+        Ok(Self { guest, tid })
+    }
+
+    /// Holds its boot vCPU now and then, for so long all in all.
+    pub(super) fn hold_now_and_then(&self, length: Duration) {
+        let began = Instant::now();
+        while began.elapsed() < length {
+            thread::sleep(BETWEEN_HOLDS);
+            self.guest.vm().hold(VcpuId::BOOT);
+            thread::sleep(HOLD);
+            self.guest.vm().release(VcpuId::BOOT);
+        }
+    }
+
+    /// Ends it.
+    pub(super) fn end(self) -> Result<GuestRun, QualityError> {
+        if let Some(report) = self.guest.report() {
+            report.header.close_now.store(1, Ordering::Relaxed);
+        }
+        let run = self.guest.wait()?;
+        match run.outcome {
+            Outcome::Reset => Ok(run),
+            Outcome::Interrupted => Err(QualityError::Interrupted),
+            _ => Err(QualityError::Idle("did not end well")),
+        }
+    }
+}
+
+fn config(setting: &Setting<'_>, vcpus: usize, cpus: &Cpus) -> GuestConfig {
+    let duration_ms = setting.args.duration_ms.saturating_mul(2).saturating_add(60_000);
+    let workload = Workload { job: Job::Witness, warmup_ms: 20, duration_ms, ..Workload::DEFAULT };
+    let timeout = 2 * setting.length() + 2 * PATIENCE;
+    GuestConfig {
+        faults: setting.args.faults,
+        ..GuestConfig::embedded(vcpus, cpus.clone(), setting.publisher, workload.to_string(), timeout)
+    }
+}

@@ -1,0 +1,101 @@
+//! What a witness in the guest saw of another vCPU's byte, by that vCPU's own signs of life.
+
+use std::sync::atomic::Ordering;
+
+use protocol::report::{Report, VcpuReport, Wrong};
+use serde::Serialize;
+
+use super::statistics::{merged_waits, ns, quantile, ratio, read};
+
+/// See the module. Times are by the guest's clock.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct SightFigures {
+    /// Looks.
+    pub looks: u64,
+    /// How long it looked, absences left out.
+    pub observed_ns: u64,
+    /// Times that the witness itself lost its CPU.
+    pub absences: u64,
+    /// Times that the other stood still, for 50 us or more.
+    pub stalls: u64,
+    /// For how long, all told.
+    pub stalled_ns: u64,
+    /// Of the stalls, how many the byte never told of.
+    pub unmarked: u64,
+    /// Times that the byte was set and cleared while the other ran on.
+    pub falsely_set: u64,
+    /// From the last sign of life to the byte seen set.
+    pub out_latency: Latency,
+    /// From the first sign of life to the byte seen clear; 0 where it was clear before.
+    pub in_latency: Latency,
+    /// The byte was set, and the other ran.
+    pub wrongly_set: Stretches,
+    /// The byte was clear, and the other stood still.
+    pub wrongly_clear: Stretches,
+}
+
+/// Latencies, of which there may be none.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Latency {
+    /// How many.
+    pub count: u64,
+    /// Half of them were not longer.
+    pub p50_ns: u64,
+    /// 99 in 100 were not longer.
+    pub p99_ns: u64,
+    /// The longest.
+    pub longest_ns: u64,
+}
+
+/// How wrong the byte was in one direction.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Stretches {
+    /// All told.
+    pub total_ns: u64,
+    /// The longest.
+    pub longest_ns: u64,
+}
+
+impl SightFigures {
+    /// What the last of `vcpus` vCPUs saw of the first.
+    pub fn new(report: &Report, vcpus: usize) -> Option<Self> {
+        let vcpus = report.vcpus.get(..vcpus)?;
+        let [watched, .., witness] = vcpus else { return None };
+        let khz = report.header.tsc_khz.load(Ordering::Relaxed);
+        let sight = &witness.sight;
+        let stretches = |wrong: &Wrong| Stretches {
+            total_ns: ns(read(&wrong.total), khz),
+            longest_ns: ns(read(&wrong.longest), khz),
+        };
+        Some(Self {
+            looks: read(&sight.looks),
+            observed_ns: ns(read(&sight.observed), khz),
+            absences: read(&sight.absences),
+            stalls: read(&sight.stalls),
+            stalled_ns: ns(read(&sight.stalled), khz),
+            unmarked: read(&sight.unmarked),
+            falsely_set: read(&sight.falsely_set),
+            out_latency: Latency::of(witness, khz),
+            in_latency: Latency::of(watched, khz),
+            wrongly_set: stretches(&sight.wrongly_set),
+            wrongly_clear: stretches(&sight.wrongly_clear),
+        })
+    }
+
+    /// This much time, as a share of what was looked at.
+    pub fn share(&self, time_ns: u64) -> f64 {
+        ratio(time_ns as f64, self.observed_ns as f64)
+    }
+}
+
+impl Latency {
+    fn of(vcpu: &VcpuReport, khz: u32) -> Self {
+        let waits = merged_waits(std::slice::from_ref(vcpu));
+        Self {
+            count: waits.iter().fold(0, |sum, count| sum.saturating_add(*count)),
+            p50_ns: ns(quantile(&waits, 0.5), khz),
+            p99_ns: ns(quantile(&waits, 0.99), khz),
+            longest_ns: ns(read(&vcpu.longest_wait), khz),
+        }
+    }
+}
