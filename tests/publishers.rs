@@ -10,7 +10,7 @@
 mod support;
 
 use std::io;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -18,34 +18,15 @@ use std::time::{Duration, Instant};
 use protocol::VcpuId;
 use protocol::steal_time::Registration;
 use support::{
-    LIMIT, alone, cpus, end_of, guest, has_bpf, has_kvm, has_program, has_two_cpus, kill, run, skip, start,
-    vmm, wait_for, wait_for_cpu_time,
+    LIMIT, alone, cpus, end_of, guest, has_bpf, has_kvm, has_perf, has_program, has_two_cpus, run, skip, vmm,
 };
-use vmm::cli::QualityArgs;
 use vmm::guest::{Guest, GuestConfig};
-use vmm::host::perf::SwitchLog;
-use vmm::host::thread::own_tid;
 use vmm::progress::Outcome;
 use vmm::publisher::PublisherKind;
 use vmm::publisher::record::GuestRecord;
-use vmm::quality::{self, Finding};
 use vmm::results::{ByteFigures, RunResult};
 use vmm::timings::Timings;
 use vmm::vcpu::errand::Look;
-
-/// Whether perf may record switches here.
-fn has_perf() -> bool {
-    if !has_kvm() {
-        return false;
-    }
-    match SwitchLog::of_thread(own_tid(), 1) {
-        Ok(_) => true,
-        Err(error) => {
-            skip(&error.to_string());
-            false
-        }
-    }
-}
 
 fn can_publish(publisher: PublisherKind) -> bool {
     match publisher {
@@ -340,66 +321,6 @@ fn unprivileged_user_who_may_use_kvm_runs_guests_and_is_told_what_is_not_seen() 
     assert_eq!(ended.status, Some(1), "{ended:?}");
 }
 
-/// What the oracle says of one publisher, in one second.
-fn judged(publisher: PublisherKind, faults: Option<&str>) -> Finding {
-    let args = QualityArgs {
-        publishers: vec![publisher],
-        faults: faults.map(|faults| faults.parse().expect("faults")),
-        cpus: None,
-        duration_ms: 1_000,
-        json: None,
-    };
-    let quality = alone(|| quality::run(&args, |_| {})).expect("there is somebody to look");
-    let row = quality.rows.into_iter().next().expect("a row for each publisher");
-    row.finding.expect("it can be measured")
-}
-
-#[test]
-fn oracle_finds_that_bpf_misses_nothing_and_tells_exactly_what_was_lost() {
-    if !has_bpf() || !has_perf() || !has_two_cpus() {
-        return;
-    }
-    for publisher in [PublisherKind::Bpf, PublisherKind::BpfClassic] {
-        let finding = judged(publisher, None);
-        assert!(finding.tally.doubts.is_empty(), "{:?}", finding.tally.doubts);
-        assert!(finding.tally.outs > 100 && finding.byte.outs.missed == 0, "{:?}", finding.byte);
-        let counted = finding.tally.counted.expect("it counts").program;
-        assert_eq!(
-            (counted.outs, counted.arrivals()),
-            (finding.tally.outs, finding.tally.ins),
-            "{counted:?}"
-        );
-        assert!(
-            finding.tally.steal_ns.abs_diff(finding.tally.lost_ns) <= finding.tally.lost_ns / 100,
-            "{finding:?}"
-        );
-    }
-}
-
-#[test]
-fn switch_ins_that_are_overlooked_are_healed_and_counted_to_the_last() {
-    if !has_bpf() || !has_perf() || !has_two_cpus() {
-        return;
-    }
-    for publisher in [PublisherKind::Bpf, PublisherKind::BpfClassic] {
-        let finding = judged(publisher, Some("lose_every=4"));
-        assert!(finding.tally.doubts.is_empty(), "{:?}", finding.tally.doubts);
-        let counted = finding.tally.counted.expect("it counts").program;
-        assert_eq!(
-            (counted.outs, counted.arrivals()),
-            (finding.tally.outs, finding.tally.ins),
-            "{counted:?}"
-        );
-        assert!(counted.healed + counted.unseen >= finding.tally.ins / 5, "{counted:?}");
-        // A vCPU may lose its CPU again before the loss is found out; but every preemption is told.
-        assert_eq!(finding.byte.outs.missed, 0, "{} returns missed", finding.byte.ins.missed);
-        assert!(
-            finding.tally.steal_ns.abs_diff(finding.tally.lost_ns) <= finding.tally.lost_ns / 100,
-            "{finding:?}"
-        );
-    }
-}
-
 #[test]
 fn only_the_program_can_be_made_to_overlook_switches() {
     if !has_kvm() {
@@ -408,61 +329,4 @@ fn only_the_program_can_be_made_to_overlook_switches() {
     let ended = end_of(&mut vmm(["--vcpus", "1", "--publisher", "park", "--faults", "lose_every=2"]));
     assert_eq!(ended.status, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("only a BPF program is told of each"), "{ended:?}");
-}
-
-#[test]
-fn oracle_finds_each_fault_that_is_made() {
-    if !has_bpf() || !has_perf() || !has_two_cpus() {
-        return;
-    }
-    let dropped = judged(PublisherKind::Bpf, Some("drop=1")).byte;
-    assert_eq!((dropped.outs.latencies_ns.len(), dropped.wrongly_set.total_ns), (0, 0), "{dropped:?}");
-    assert_eq!(dropped.outs.missed + dropped.outs.unobserved, dropped.outs.happened, "{dropped:?}");
-    assert!(dropped.outs.missed > dropped.outs.happened / 2, "{dropped:?}");
-
-    let lies = judged(PublisherKind::Bpf, Some("false_hz=100"));
-    let made = lies.faults.expect("it counts").falsely_set;
-    assert!(made > 20 && lies.byte.falsely_set > made / 2, "{made} {:?}", lies.byte);
-
-    let late = judged(PublisherKind::Bpf, Some("delay_us=500")).byte;
-    // Two preemptions between which the copying thread did not look are one to it: hence not the least, but the median.
-    assert!(late.outs.quantile_ns(0.5).expect("slow preemptions are seen") >= 490_000, "{late:?}");
-
-    let stuck = judged(PublisherKind::Bpf, Some("stick")).byte;
-    assert!(stuck.ins.missed > stuck.ins.happened / 2 && stuck.ins.latencies_ns.is_empty(), "{stuck:?}");
-}
-
-#[test]
-fn doctor_has_the_oracle_look_at_each_publisher() {
-    if !has_perf() || !has_two_cpus() {
-        return;
-    }
-    let ended = alone(|| end_of(&mut vmm(["doctor"])));
-    assert_eq!(ended.status, Some(0), "{ended:?}");
-    for publisher in ["bpf", "bpf-classic", "perf", "park", "kernel"] {
-        let line = ended.stdout.lines().find(|line| line.contains(&format!("byte by {publisher}")));
-        assert!(line.is_some_and(|line| line.contains("preemptions") || line.starts_with("--")), "{ended:?}");
-    }
-    assert!(ended.stdout.contains("--  byte by park"), "{ended:?}");
-}
-
-#[test]
-fn quality_needs_a_cpu_to_look_from_and_can_be_interrupted() {
-    if !has_perf() {
-        return;
-    }
-    let ended = end_of(&mut vmm(["quality", "--cpus", "0"]));
-    assert_eq!(ended.status, Some(1), "{ended:?}");
-    assert!(ended.stderr.contains("CPU of its own") && ended.stderr.contains("--cpus"), "{ended:?}");
-    if !has_two_cpus() {
-        return;
-    }
-    let mut command = vmm(["quality", "--publishers", "perf,park"]);
-    let mut running = start(command.stdout(Stdio::piped()).stderr(Stdio::null()));
-    let stdout = running.take_stdout();
-    wait_for_cpu_time(&running, Duration::from_millis(300));
-    kill(running.id(), "INT");
-    assert_eq!(wait_for(running), Some(130));
-    let printed = io::read_to_string(stdout.expect("it is piped")).expect("it prints text");
-    assert!(printed.contains("verdict") && !printed.contains("park"), "{printed}");
 }

@@ -22,6 +22,8 @@ use tempfile::TempDir;
 use vmm::guest::{self, GuestConfig, GuestRun};
 use vmm::host::cpus::Cpus;
 use vmm::host::facts::HostFacts;
+use vmm::host::perf::SwitchLog;
+use vmm::host::thread::own_tid;
 use vmm::publisher::PublisherKind;
 use vmm::publisher::bpf::Program;
 use vmm::results::RunResult;
@@ -60,6 +62,20 @@ pub(crate) fn has_bpf() -> bool {
         None => true,
         Some(error) => {
             skip(error);
+            false
+        }
+    }
+}
+
+/// Whether perf may record switches here.
+pub(crate) fn has_perf() -> bool {
+    if !has_kvm() {
+        return false;
+    }
+    match SwitchLog::of_thread(own_tid(), 1) {
+        Ok(_) => true,
+        Err(error) => {
+            skip(&error.to_string());
             false
         }
     }

@@ -80,7 +80,7 @@ impl Publisher for BpfPublisher {
         self.overlay.pages()
     }
 
-    fn program_counts(&self, vcpu: VcpuId) -> Option<bpf::Counts> {
+    fn counts_at_rest(&self, vcpu: VcpuId) -> Option<bpf::Counts> {
         Some(self.program.slot(vcpu).counts())
     }
 

@@ -152,8 +152,8 @@ pub trait Publisher: fmt::Debug + Send + Sync {
         Vec::new()
     }
 
-    /// What a program in the switches has counted for `vcpu`, which nobody has to be awake for; `None` where there is none.
-    fn program_counts(&self, _vcpu: VcpuId) -> Option<bpf::Counts> {
+    /// The switches counted for `vcpu`, by those for whom its thread need not be awake; `None` where nobody counts so.
+    fn counts_at_rest(&self, _vcpu: VcpuId) -> Option<bpf::Counts> {
         None
     }
 

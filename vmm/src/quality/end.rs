@@ -29,7 +29,7 @@ impl End {
         let mut switches = Vec::new();
         let counted = ThreadAccount::read_asleep(tid, || {
             log.drain(|switch| switches.push(switch));
-            guest.vm().publisher().program_counts(VcpuId::BOOT)
+            guest.vm().publisher().counts_at_rest(VcpuId::BOOT)
         });
         guest.vm().resume(paused);
         let mut look = look?;

@@ -83,8 +83,8 @@ impl Publisher for Faulty {
         self.pages.all()
     }
 
-    fn program_counts(&self, vcpu: VcpuId) -> Option<bpf::Counts> {
-        self.inner.program_counts(vcpu)
+    fn counts_at_rest(&self, vcpu: VcpuId) -> Option<bpf::Counts> {
+        self.inner.counts_at_rest(vcpu)
     }
 
     fn limits(&self) -> Vec<String> {

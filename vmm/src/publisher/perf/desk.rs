@@ -4,6 +4,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use protocol::VcpuId;
+
 use crate::host::perf::{PerfError, SwitchKind, SwitchLog};
 use crate::host::thread::own_tid;
 use crate::kick;
@@ -13,6 +15,7 @@ use crate::publisher::{Counts, bpf};
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Desk {
+    vcpu: VcpuId,
     log: SwitchLog,
     /// Held by whoever reads the log and stores the byte; by the vCPU's thread when it gives the record or takes it back,
     /// so that after that nobody else stores anything.
@@ -31,11 +34,11 @@ struct Reading {
 }
 
 impl Desk {
-    /// For the calling thread, which is kicked at each record, with a ring of `pages` pages.
-    pub(super) fn of_this_thread(pages: usize) -> Result<Self, PerfError> {
+    /// For `vcpu` and the calling thread, which is kicked at each record, with a ring of `pages` pages.
+    pub(super) fn of_this_thread(vcpu: VcpuId, pages: usize) -> Result<Self, PerfError> {
         let log = SwitchLog::of_thread(own_tid(), pages)?;
         log.signal_this_thread(kick::signal())?;
-        Ok(Self { log, reading: Mutex::default(), told: AtomicU64::new(0) })
+        Ok(Self { vcpu, log, reading: Mutex::default(), told: AtomicU64::new(0) })
     }
 
     /// The record whose byte others store from now on; `None` for none. When this returns no other is written.
@@ -108,6 +111,12 @@ impl Desks {
 
     pub(super) fn remove(&self, desk: &Arc<Desk>) {
         self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, desk));
+    }
+
+    /// The one of `vcpu`.
+    pub(super) fn of(&self, vcpu: VcpuId) -> Option<Arc<Desk>> {
+        let desks = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        desks.iter().find(|desk| desk.vcpu == vcpu).cloned()
     }
 
     /// Looks at all but one.

@@ -29,7 +29,7 @@ use protocol::VcpuId;
 
 use super::own_record::OwnRecord;
 use super::pages::Pages;
-use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherError, PublisherKind};
+use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherError, PublisherKind, bpf};
 use crate::host::cpus::Cpus;
 use crate::memory::Ram;
 use desk::{Desk, Desks};
@@ -63,9 +63,9 @@ impl Publisher for PerfPublisher {
         PublisherKind::Perf
     }
 
-    fn attach(&self, _vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
+    fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
         let own = OwnRecord::new(self.ram.clone())?;
-        let desk = Arc::new(Desk::of_this_thread(RING_PAGES)?);
+        let desk = Arc::new(Desk::of_this_thread(vcpu, RING_PAGES)?);
         self.observer.watch(Arc::clone(&desk))?;
         self.desks.add(Arc::clone(&desk));
         Ok(Some(Box::new(PerfPublication { own, desk, publisher: self })))
@@ -73,6 +73,12 @@ impl Publisher for PerfPublisher {
 
     fn unlogged_pages(&self) -> Vec<u64> {
         self.pages.all()
+    }
+
+    fn counts_at_rest(&self, vcpu: VcpuId) -> Option<bpf::Counts> {
+        let desk = self.desks.of(vcpu)?;
+        desk.observe();
+        Some(desk.counts().program)
     }
 
     fn limits(&self) -> Vec<String> {
