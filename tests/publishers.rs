@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 use protocol::VcpuId;
 use protocol::steal_time::Registration;
 use support::{
-    LIMIT, alone, cpus, end_of, guest, has_bpf, has_kvm, has_perf, has_program, has_two_cpus, run, skip, vmm,
+    LIMIT, alone, cpus, end_of, guest, has_bpf, has_classic_bpf, has_kvm, has_perf, has_program,
+    has_two_cpus, run, skip, vmm,
 };
 use vmm::guest::{Guest, GuestConfig};
 use vmm::progress::Outcome;
@@ -30,7 +31,8 @@ use vmm::vcpu::errand::Look;
 
 fn can_publish(publisher: PublisherKind) -> bool {
     match publisher {
-        PublisherKind::Bpf | PublisherKind::BpfClassic => has_bpf(),
+        PublisherKind::Bpf => has_bpf(),
+        PublisherKind::BpfClassic => has_classic_bpf(),
         PublisherKind::Perf => has_perf(),
         _ => has_kvm(),
     }
@@ -74,7 +76,7 @@ fn publishers_of_the_byte_publish_every_preemption_and_all_steal_of_spinners_on_
 /// A kernel that does not describe its types, and thread ids that are not the kernel's own.
 #[test]
 fn classic_program_takes_over_where_there_is_no_btf_in_any_pid_namespace() {
-    if !has_bpf() || !has_program("unshare") {
+    if !has_classic_bpf() || !has_program("unshare") {
         return;
     }
     let script = r#"

@@ -25,7 +25,7 @@ use vmm::host::facts::HostFacts;
 use vmm::host::perf::SwitchLog;
 use vmm::host::thread::own_tid;
 use vmm::publisher::PublisherKind;
-use vmm::publisher::bpf::Program;
+use vmm::publisher::bpf::{BpfError, Program};
 use vmm::results::RunResult;
 use vmm::timings::Timings;
 
@@ -55,10 +55,23 @@ pub(crate) fn has_kvm() -> bool {
 /// Whether the BPF publisher can be tested: KVM, and the rights to load a program.
 pub(crate) fn has_bpf() -> bool {
     static ERROR: OnceLock<Option<String>> = OnceLock::new();
+    can_load(&ERROR, Program::load)
+}
+
+/// Whether its classic program can: it takes tracefs, too.
+pub(crate) fn has_classic_bpf() -> bool {
+    static ERROR: OnceLock<Option<String>> = OnceLock::new();
+    can_load(&ERROR, Program::load_classic)
+}
+
+fn can_load(
+    error: &OnceLock<Option<String>>,
+    load: impl FnOnce(usize, usize) -> Result<Program, BpfError>,
+) -> bool {
     if !has_kvm() {
         return false;
     }
-    match ERROR.get_or_init(|| Program::load(1, 1).err().map(|error| error.to_string())) {
+    match error.get_or_init(|| load(1, 1).err().map(|error| error.to_string())) {
         None => true,
         Some(error) => {
             skip(error);

@@ -21,7 +21,7 @@ use crate::host::facts::HostFacts;
 use crate::publisher::PublisherKind;
 use crate::publisher::bpf::Program;
 use crate::quality::{self, QualityError};
-use crate::results::RunResult;
+use crate::results::{RunResult, SightFigures};
 use crate::table::figure;
 use crate::vm::machine;
 
@@ -113,13 +113,13 @@ impl Diagnosis {
     }
 
     fn examine_bpf(&mut self) {
+        let took = |program: &Program| {
+            let took: Duration = program.timings().iter().map(|(_, took)| *took).sum();
+            format!("the program loads and attaches, in {:.1} ms", took.as_secs_f64() * 1e3)
+        };
         match Program::load(1, 1) {
             Ok(program) => {
-                let took: Duration = program.timings().iter().map(|(_, took)| *took).sum();
-                self.good(
-                    "BPF",
-                    format!("the program loads and attaches, in {:.1} ms", took.as_secs_f64() * 1e3),
-                );
+                self.good("BPF", took(&program));
                 if program.notices_init() {
                     self.good(
                         "INIT",
@@ -133,7 +133,16 @@ impl Diagnosis {
                     );
                 }
             }
-            Err(error) => self.bad("BPF", format!("{error}; without it the byte is as true as KVM's own")),
+            Err(error) => {
+                self.bad(
+                    "BPF",
+                    format!("{}: steal and byte come later, or not at all", causes::in_one_line(&error)),
+                );
+            }
+        }
+        match Program::load_classic(1, 1) {
+            Ok(program) => self.good("BPF without BTF", took(&program)),
+            Err(error) => self.bad("BPF without BTF", causes::in_one_line(&error)),
         }
     }
 
@@ -165,7 +174,7 @@ impl Diagnosis {
         match quality::run(&args, |_| {}) {
             Ok(quality) => {
                 for ((what, _), row) in PUBLISHERS.iter().zip(&quality.rows) {
-                    self.judge(what, &row.finding);
+                    self.judge(what, &row.finding, row.sight.as_ref().ok());
                 }
             }
             Err(QualityError::TooFewCpus(_)) => self.sample_publishers(host, &cpus),
@@ -173,7 +182,12 @@ impl Diagnosis {
         }
     }
 
-    fn judge(&mut self, what: &'static str, finding: &Result<quality::Finding, String>) {
+    fn judge(
+        &mut self,
+        what: &'static str,
+        finding: &Result<quality::Finding, String>,
+        sight: Option<&SightFigures>,
+    ) {
         let finding = match finding {
             Ok(finding) => finding,
             Err(why) => return self.bad(what, why.clone()),
@@ -183,10 +197,13 @@ impl Diagnosis {
         }
         let edge = &finding.byte.outs;
         let wrong = finding.byte.wrongly_set.longest_ns.max(finding.byte.wrongly_clear.longest_ns);
+        let by_guest = sight.map_or_else(String::new, |sight| {
+            format!("; a vCPU beside it missed it {} of {} times", sight.unmarked, sight.stalls)
+        });
         match edge.quantile_ns(0.5) {
             Some(late) if edge.missed * 100 <= edge.happened => {
                 let text = format!(
-                    "set for all but {} of {} preemptions, after {} us in the median; wrong for {} ms at most",
+                    "set for all but {} of {} preemptions, after {} us in the median; wrong for {} ms at most{by_guest}",
                     edge.missed,
                     edge.happened,
                     figure(late as f64 / 1e3),
@@ -197,7 +214,7 @@ impl Diagnosis {
             _ => self.bad(
                 what,
                 format!(
-                    "not set for {} of {} preemptions; wrong for up to {} ms",
+                    "not set for {} of {} preemptions; wrong for up to {} ms{by_guest}",
                     edge.missed,
                     edge.happened,
                     figure(wrong as f64 / 1e6)
