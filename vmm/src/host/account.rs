@@ -87,7 +87,7 @@ fn is_asleep(tid: pid_t) -> io::Result<bool> {
         .any(|line| line.strip_prefix("State:").is_some_and(|state| state.trim_start().starts_with('S'))))
 }
 
-/// The calling thread's run delay, to be read often: its file stays open.
+/// A thread's run delay, to be read often: its file stays open.
 #[derive(Debug)]
 pub struct RunDelay(File);
 
@@ -98,6 +98,14 @@ impl RunDelay {
     /// The host's reason.
     pub fn of_this_thread() -> io::Result<Self> {
         File::open("/proc/thread-self/schedstat").map(Self)
+    }
+
+    /// Of thread `tid` of this process.
+    ///
+    /// # Errors
+    /// The host's reason.
+    pub fn of_thread(tid: pid_t) -> io::Result<Self> {
+        File::open(format!("/proc/self/task/{tid}/schedstat")).map(Self)
     }
 
     /// The run delay (ns); exact where the thread itself asks.

@@ -8,4 +8,5 @@ pub mod cpus;
 pub mod facts;
 pub mod perf;
 pub mod thread;
+pub mod ticker;
 pub mod tracefs;

@@ -25,6 +25,7 @@ mod pages;
 mod park_publisher;
 pub mod perf;
 pub mod record;
+mod reminder;
 
 use std::fmt;
 

@@ -1,12 +1,14 @@
 //! The `park` publisher: it tells what this monitor does itself, and nothing else.
 //!
 //! It needs nothing but KVM. When a policy keeps a vCPU from running, the byte says so; when the host preempts its thread,
-//! nobody knows. Steal counts both, but is told when the vCPU next leaves the guest and enters it again.
+//! nobody knows. Steal counts both, and is told when the vCPU next leaves the guest and enters it again, which a reminder sees
+//! to.
 
 use protocol::VcpuId;
 
 use super::own_record::OwnRecord;
 use super::pages::Pages;
+use super::reminder::{self, Reminder};
 use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherError, PublisherKind};
 use crate::memory::Ram;
 
@@ -15,12 +17,13 @@ use crate::memory::Ram;
 pub struct ParkPublisher {
     ram: Ram,
     pages: Pages,
+    reminder: Reminder,
 }
 
 impl ParkPublisher {
     /// Publishes into records in `ram`.
     pub fn new(ram: Ram) -> Self {
-        Self { ram, pages: Pages::default() }
+        Self { ram, pages: Pages::default(), reminder: Reminder::start() }
     }
 }
 
@@ -35,12 +38,14 @@ impl Publisher for ParkPublisher {
 
     fn limits(&self) -> Vec<String> {
         let what = "preemption by the host is not seen: the byte tells of what this monitor does itself";
-        vec![what.to_owned(), INIT_GOES_UNNOTICED.to_owned()]
+        let late = format!("steal is told up to {} ms late", reminder::PERIOD.as_millis());
+        vec![what.to_owned(), late, INIT_GOES_UNNOTICED.to_owned()]
     }
 
     fn attach(&self, _vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
         let own = OwnRecord::new(self.ram.clone())?;
-        Ok(Some(Box::new(ParkPublication { own, parks: 0, pages: &self.pages })))
+        self.reminder.remind_this_thread()?;
+        Ok(Some(Box::new(ParkPublication { own, parks: 0, pages: &self.pages, reminder: &self.reminder })))
     }
 }
 
@@ -50,6 +55,7 @@ struct ParkPublication<'p> {
     own: OwnRecord,
     parks: u64,
     pages: &'p Pages,
+    reminder: &'p Reminder,
 }
 
 impl Publication for ParkPublication<'_> {
@@ -94,5 +100,11 @@ impl Publication for ParkPublication<'_> {
 
     fn counts(&self) -> Counts {
         Counts { parks: self.parks, cleared_at_entry: self.own.cleared_at_entry(), ..Counts::default() }
+    }
+}
+
+impl Drop for ParkPublication<'_> {
+    fn drop(&mut self) {
+        self.reminder.forget_this_thread();
     }
 }

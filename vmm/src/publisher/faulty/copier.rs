@@ -1,15 +1,14 @@
 //! The copying thread: what the publisher inside has written, into the guest's records, with faults.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::plan::{FaultCounts, Plan};
 use crate::host::aside::step_aside;
 use crate::host::clock;
 use crate::host::cpus::Cpus;
+use crate::host::ticker::Ticker;
 use crate::publisher::record::GuestRecord;
 
 /// Between two copies. Shorter ones would take a whole CPU.
@@ -108,30 +107,26 @@ impl Way {
 #[derive(Debug)]
 pub(super) struct Copier {
     routes: Arc<Mutex<Vec<Arc<Route>>>>,
-    is_over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _ticker: Ticker,
 }
 
 impl Copier {
     /// Beside vCPUs that use `vcpu_cpus`.
     pub(super) fn start(vcpu_cpus: &Cpus) -> Result<Self, CopierError> {
         let routes = Arc::new(Mutex::new(Vec::<Arc<Route>>::new()));
-        let is_over = Arc::new(AtomicBool::new(false));
-        let (mine, ends) = (Arc::clone(&routes), Arc::clone(&is_over));
-        let cpus = vcpu_cpus.clone();
-        let live = move || {
-            // Wherever it stands it does its work; the copy may be later.
+        let (mine, cpus) = (Arc::clone(&routes), vcpu_cpus.clone());
+        // Wherever it stands it does its work; the copy may be later.
+        let begin = move || {
             let _ = step_aside(&cpus, 2);
-            while !ends.load(Ordering::Relaxed) {
-                let now_ns = clock::monotonic_ns();
-                for route in &*mine.lock().unwrap_or_else(PoisonError::into_inner) {
-                    route.copy(now_ns);
-                }
-                thread::sleep(PERIOD);
+        };
+        let tick = move || {
+            let now_ns = clock::monotonic_ns();
+            for route in &*mine.lock().unwrap_or_else(PoisonError::into_inner) {
+                route.copy(now_ns);
             }
         };
-        let thread = thread::Builder::new().name("copier".to_owned()).spawn(live).map_err(CopierError)?;
-        Ok(Self { routes, is_over, thread: Some(thread) })
+        let ticker = Ticker::start("copier", PERIOD, begin, tick).map_err(CopierError)?;
+        Ok(Self { routes, _ticker: ticker })
     }
 
     pub(super) fn add(&self, route: Arc<Route>) {
@@ -145,14 +140,5 @@ impl Copier {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Route>>> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Copier {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }
