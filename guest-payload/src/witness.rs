@@ -15,7 +15,9 @@
 //! before that it will be away ([`AWAY`]), and then nothing is judged until it is back. And the witness may lose its own CPU:
 //! what falls into such an absence is not judged either.
 //!
-//! All times are cycles of a clock that both share.
+//! All times are cycles of a clock that both share. Where they do not, on a host whose processors' counters differ, the least
+//! time from a sign to the look that finds it is no small one, or a sign seems to come from the future; then nothing of this
+//! means anything, and the report says so.
 
 use core::sync::atomic::Ordering;
 
@@ -44,6 +46,7 @@ pub struct Witness<'r> {
     /// When the last look was over.
     looked: Option<u64>,
     sign: Sign,
+    least_lag: i64,
     byte: Byte,
     /// The byte was first seen set at this look since the last sign of life.
     set_since_sign: Option<u64>,
@@ -90,6 +93,7 @@ impl<'r> Witness<'r> {
             watched,
             looked: None,
             sign: Sign::Unknown,
+            least_lag: i64::MAX,
             byte: Byte::default(),
             set_since_sign: None,
             returned: None,
@@ -123,6 +127,7 @@ impl<'r> Witness<'r> {
             Sign::Seen(last) => {
                 self.see_byte(now, is_set);
                 if last != sign {
+                    self.see_lag(after.wrapping_sub(sign).cast_signed());
                     self.see_sign(last, sign, is_set);
                     self.sign = Sign::Seen(sign);
                     self.set_since_sign = is_set.then_some(now);
@@ -130,6 +135,14 @@ impl<'r> Witness<'r> {
                     self.set_since_sign = Some(now);
                 }
             }
+        }
+    }
+
+    /// What is taken for one clock are two: how far they are apart at most shows in the least lag of all.
+    fn see_lag(&mut self, lag: i64) {
+        if lag < self.least_lag {
+            self.least_lag = lag;
+            self.own.sight.least_lag.store(lag.cast_unsigned(), Ordering::Relaxed);
         }
     }
 
@@ -291,6 +304,17 @@ mod tests {
         assert_eq!(counts(&own.sight), (1, 0, 0));
         let (total, longest) = totals(&own.sight.wrongly_set);
         assert_eq!((total, longest), (2990, 1995));
+    }
+
+    #[test]
+    fn clocks_that_differ_show_in_the_least_lag() {
+        let lag = |sight: &Sight| sight.least_lag.load(Ordering::Relaxed).cast_signed();
+        let (own, _) = seen(2000, |_| false, |now| now - 3);
+        assert_eq!(lag(&own.sight), 3);
+        let (own, _) = seen(2000, |_| false, |now| now - 400);
+        assert_eq!(lag(&own.sight), 400);
+        let (own, _) = seen(2000, |_| false, |now| now + 400);
+        assert_eq!(lag(&own.sight), -400);
     }
 
     #[test]

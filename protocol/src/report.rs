@@ -159,6 +159,9 @@ pub struct Sight {
     pub observed: AtomicU64,
     /// Times that the witness itself lost its CPU.
     pub absences: AtomicU64,
+    /// The least time from a sign of life to the end of the look that found it, as two's complement: less than 0, or much,
+    /// where the two clocks differ.
+    pub least_lag: AtomicU64,
     /// Times that the other stood still.
     pub stalls: AtomicU64,
     /// For how long, all told.
@@ -195,6 +198,7 @@ impl Sight {
             looks: AtomicU64::new(0),
             observed: AtomicU64::new(0),
             absences: AtomicU64::new(0),
+            least_lag: AtomicU64::new(i64::MAX.cast_unsigned()),
             stalls: AtomicU64::new(0),
             stalled: AtomicU64::new(0),
             unmarked: AtomicU64::new(0),

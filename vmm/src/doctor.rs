@@ -197,6 +197,7 @@ impl Diagnosis {
         }
         let edge = &finding.byte.outs;
         let wrong = finding.byte.wrongly_set.longest_ns.max(finding.byte.wrongly_clear.longest_ns);
+        let sight = sight.filter(|sight| sight.clocks_apart_ns.is_none());
         let by_guest = sight.map_or_else(String::new, |sight| {
             format!("; a vCPU beside it missed it {} of {} times", sight.unmarked, sight.stalls)
         });

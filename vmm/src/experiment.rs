@@ -108,10 +108,7 @@ impl Experiment {
         match run.outcome {
             Outcome::Reset => Ok(result),
             Outcome::Interrupted => Err(ExperimentError::Interrupted),
-            _ => {
-                let how = result.outcome.crash.as_deref().unwrap_or(result.outcome.kind);
-                Err(ExperimentError::ended(vcpus, workload, how))
-            }
+            _ => Err(ExperimentError::ended(vcpus, workload, result.outcome.in_short())),
         }
     }
 

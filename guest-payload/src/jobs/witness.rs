@@ -80,13 +80,13 @@ fn watch(part: Part) {
     part.open();
     loop {
         // In this order: what is seen was so at that time, or later.
-        let now = clock::now();
+        let now = clock::now_in_order();
         if part.window.is_over(now) {
             break;
         }
         let is_set = record.preempted() != 0;
         let sign = watched.beat.load(Ordering::Acquire);
-        witness.look(now, is_set, sign, clock::now());
+        witness.look(now, is_set, sign, clock::now_in_order());
     }
     part.close();
 }

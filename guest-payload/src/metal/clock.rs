@@ -1,8 +1,8 @@
 //! The clock: the time stamp counter, and its rate.
 
-#![expect(unsafe_code, reason = "rdtsc")]
+#![expect(unsafe_code, reason = "rdtsc and lfence")]
 
-use core::arch::x86_64::_rdtsc;
+use core::arch::x86_64::{_mm_lfence, _rdtsc};
 
 use super::ports::{self, PIT_CHANNEL_2, PIT_CONTROL, SPEAKER};
 
@@ -11,6 +11,18 @@ use super::ports::{self, PIT_CHANNEL_2, PIT_CONTROL, SPEAKER};
 pub(crate) fn now() -> u64 {
     // SAFETY: every x86-64 processor has it, and CR4.TSD is clear.
     unsafe { _rdtsc() }
+}
+
+/// The time stamp counter, read after every load before it and before every load behind it. Without that a processor reads the
+/// counter while a load from another's cache is still under way.
+#[inline]
+pub(crate) fn now_in_order() -> u64 {
+    // SAFETY: every x86-64 processor has SSE2.
+    unsafe { _mm_lfence() };
+    let now = now();
+    // SAFETY: as above.
+    unsafe { _mm_lfence() };
+    now
 }
 
 /// The PIT's rate (Hz).

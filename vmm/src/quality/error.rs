@@ -35,6 +35,9 @@ pub enum QualityError {
         /// The host's reason.
         source: io::Error,
     },
+    /// The guest ended otherwise than by its own reset.
+    #[error("The guest that was to be watched did not end well: {0}")]
+    Ended(String),
     /// The user ended it.
     #[error("Interrupted")]
     Interrupted,

@@ -14,6 +14,7 @@ use super::error::QualityError;
 use crate::guest::{Guest, GuestConfig, GuestRun};
 use crate::host::cpus::Cpus;
 use crate::progress::Outcome;
+use crate::results::OutcomeFacts;
 use crate::timings::Timings;
 
 /// How long the guest may take to come up.
@@ -70,7 +71,10 @@ impl Subject {
         match run.outcome {
             Outcome::Reset => Ok(run),
             Outcome::Interrupted => Err(QualityError::Interrupted),
-            _ => Err(QualityError::Idle("did not end well")),
+            _ => {
+                let facts = OutcomeFacts::new(&run.outcome, run.report.as_deref());
+                Err(QualityError::Ended(facts.in_short().to_owned()))
+            }
         }
     }
 }

@@ -25,8 +25,9 @@ const HOST: [&str; 15] = [
     "steal / lost",
 ];
 
-const GUEST: [&str; 9] = [
+const GUEST: [&str; 10] = [
     "publisher",
+    "verdict",
     "stood still",
     "for s",
     "byte missed",
@@ -54,7 +55,7 @@ impl fmt::Display for Quality {
             table_row(&mut table, row, row.finding.as_ref().ok().map(|finding| of_host(row, finding)));
         }
         writeln!(f, "As the host's oracle sees it, by the kernel's records of each switch:\n{table}")?;
-        let mut table = Table::new(&GUEST, 1);
+        let mut table = Table::new(&GUEST, 2);
         for row in &self.rows {
             table_row(&mut table, row, row.sight.as_ref().ok().map(|sight| of_guest(row, sight)));
         }
@@ -87,19 +88,25 @@ fn table_row<const N: usize>(table: &mut Table, row: &Row, cells: Option<[String
 /// What the tables have no room for.
 fn remark(f: &mut fmt::Formatter<'_>, row: &Row) -> fmt::Result {
     let publisher = row.publisher;
+    let doubts = |tally: &Tally| tally.doubts.clone();
+    let apart = |sight: &SightFigures| {
+        let apart = sight
+            .clocks_apart_ns
+            .map(|ns| format!("the vCPUs' clocks are {} us apart", figure(ns as f64 / 1e3)));
+        apart.into_iter().collect()
+    };
     let views = [
-        row.finding.as_ref().map(|finding| Some(&finding.tally)),
-        row.sight.as_ref().map(|_| None),
-        row.moves.as_ref().map(|moves| Some(&moves.tally)),
+        ("the host's view", row.finding.as_ref().map(|finding| doubts(&finding.tally))),
+        ("the guest's view", row.sight.as_ref().map(apart)),
+        ("moved about", row.moves.as_ref().map(|moves| doubts(&moves.tally))),
     ];
-    for (name, view) in ["the host's view", "the guest's view", "moved about"].into_iter().zip(views) {
+    for (name, view) in views {
         match view {
-            Ok(Some(tally)) => {
-                for doubt in &tally.doubts {
+            Ok(doubts) => {
+                for doubt in doubts {
                     writeln!(f, "{publisher}, {name}: unknown, since {doubt}")?;
                 }
             }
-            Ok(None) => {}
             Err(why) => writeln!(f, "{publisher}, {name}: not measured: {why}")?,
         }
     }
@@ -119,7 +126,7 @@ fn of_host(row: &Row, finding: &Finding) -> [String; 15] {
     };
     [
         row.publisher.to_string(),
-        verdict(tally),
+        verdict(tally.doubts.is_empty()),
         count(tally.outs),
         counted(tally),
         format!("{} of {}", byte.outs.missed, byte.outs.happened),
@@ -136,7 +143,7 @@ fn of_host(row: &Row, finding: &Finding) -> [String; 15] {
     ]
 }
 
-fn of_guest(row: &Row, sight: &SightFigures) -> [String; 9] {
+fn of_guest(row: &Row, sight: &SightFigures) -> [String; 10] {
     let latency = |latency: Latency| match latency.count {
         0 => "- / - / -".to_owned(),
         _ => {
@@ -145,6 +152,7 @@ fn of_guest(row: &Row, sight: &SightFigures) -> [String; 9] {
     };
     [
         row.publisher.to_string(),
+        verdict(sight.clocks_apart_ns.is_none()),
         count(sight.stalls),
         format!("{:.2}", sight.stalled_ns as f64 / 1e9),
         count(sight.unmarked),
@@ -159,7 +167,7 @@ fn of_guest(row: &Row, sight: &SightFigures) -> [String; 9] {
 fn of_moves(row: &Row, Moves { moves, tally }: &Moves) -> [String; 7] {
     [
         row.publisher.to_string(),
-        verdict(tally),
+        verdict(tally.doubts.is_empty()),
         count(*moves),
         count(tally.outs),
         counted(tally),
@@ -168,8 +176,8 @@ fn of_moves(row: &Row, Moves { moves, tally }: &Moves) -> [String; 7] {
     ]
 }
 
-fn verdict(tally: &Tally) -> String {
-    if tally.doubts.is_empty() { "known" } else { "unknown" }.to_owned()
+fn verdict(is_known: bool) -> String {
+    if is_known { "known" } else { "unknown" }.to_owned()
 }
 
 fn counted(tally: &Tally) -> String {

@@ -213,7 +213,8 @@ impl OutcomeFacts {
         }
     }
 
-    fn new(outcome: &Outcome, report: Option<&Report>) -> Self {
+    /// How a run ended, with what the payload says of it.
+    pub fn new(outcome: &Outcome, report: Option<&Report>) -> Self {
         let kind = match outcome {
             Outcome::Reset => "reset",
             Outcome::Exit(_) => "exit",
@@ -229,6 +230,11 @@ impl OutcomeFacts {
             _ => (report.and_then(|report| describe_crash(&report.header.crash)), None),
         };
         Self { kind, status: outcome.status(), crash, registers }
+    }
+
+    /// In a few words.
+    pub fn in_short(&self) -> &str {
+        self.crash.as_deref().unwrap_or(self.kind)
     }
 }
 

@@ -16,6 +16,8 @@ pub struct SightFigures {
     pub observed_ns: u64,
     /// Times that the witness itself lost its CPU.
     pub absences: u64,
+    /// How far the clocks of the two vCPUs are apart at least, if they are: then nothing here is to be believed.
+    pub clocks_apart_ns: Option<u64>,
     /// Times that the other stood still, for 50 us or more.
     pub stalls: u64,
     /// For how long, all told.
@@ -71,6 +73,7 @@ impl SightFigures {
             looks: read(&sight.looks),
             observed_ns: ns(read(&sight.observed), khz),
             absences: read(&sight.absences),
+            clocks_apart_ns: clocks_apart(read(&sight.least_lag).cast_signed(), khz),
             stalls: read(&sight.stalls),
             stalled_ns: ns(read(&sight.stalled), khz),
             unmarked: read(&sight.unmarked),
@@ -88,6 +91,16 @@ impl SightFigures {
     }
 }
 
+/// The nearest that a sign of life was to the look that found it is the way of a cache line, if both have one clock.
+fn clocks_apart(least_lag: i64, khz: u32) -> Option<u64> {
+    const LONGEST_WAY_NS: u64 = 2_000;
+    if least_lag == i64::MAX {
+        return None; // no sign was ever seen to be given
+    }
+    let apart_ns = ns(least_lag.unsigned_abs(), khz);
+    (least_lag < 0 || apart_ns > LONGEST_WAY_NS).then_some(apart_ns)
+}
+
 impl Latency {
     fn of(vcpu: &VcpuReport, khz: u32) -> Self {
         let waits = merged_waits(std::slice::from_ref(vcpu));
@@ -97,5 +110,19 @@ impl Latency {
             p99_ns: ns(quantile(&waits, 0.99), khz),
             longest_ns: ns(read(&vcpu.longest_wait), khz),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_are_apart_when_a_sign_is_from_the_future_or_never_fresh() {
+        assert_eq!(clocks_apart(300, 1_000_000), None);
+        assert_eq!(clocks_apart(-300, 1_000_000), Some(300));
+        assert_eq!(clocks_apart(5_000, 1_000_000), Some(5_000));
+        assert_eq!(clocks_apart(i64::MAX, 1_000_000), None);
+        assert_eq!(clocks_apart(i64::MIN, 1), Some(u64::MAX));
     }
 }
