@@ -142,7 +142,8 @@ fn park_sets_no_byte_for_what_the_host_does_and_tells_its_steal_all_the_same() {
     }
     let (result, byte) = watch(PublisherKind::Park, None);
     assert_eq!((byte.other_set, byte.own_set), (0, 0));
-    // It is told when a vCPU leaves the guest, which may be at its end only.
+    // A guest that spins would leave at its end only, but it is reminded.
+    steal_is_the_run_delay(&result);
     assert!(result.vcpus.iter().all(|vcpu| vcpu.publication.is_some_and(|counts| counts.program.outs == 0)));
 }
 

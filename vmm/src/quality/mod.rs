@@ -42,9 +42,14 @@ use subject::Subject;
 /// Pages of the oracle's ring: room for 87,000 switches, more than the disturbance makes in the longest run.
 const RING_PAGES: usize = 512;
 
+/// Version of the document. It changes when a field changes its meaning or goes.
+pub const SCHEMA: u32 = 1;
+
 /// All rows.
 #[derive(Debug, Serialize)]
 pub struct Quality {
+    /// [`SCHEMA`].
+    pub schema: u32,
     /// Where.
     pub host: HostFacts,
     /// By publisher.
@@ -94,17 +99,19 @@ pub fn run(args: &QualityArgs, mut begun: impl FnMut(PublisherKind)) -> Result<Q
     let looker_cpus =
         cpus.without(&vcpu_cpus).ok_or_else(|| QualityError::TooFewCpus(cpus.clone()))?.first(1);
     let cpus = cpus.first(2);
-    let mut rows = Vec::new();
+    let mut quality =
+        Quality { schema: SCHEMA, host: HostFacts::probe(), rows: Vec::new(), interrupted: false };
     for publisher in args.publishers.iter().copied() {
         begun(publisher);
         let setting =
             Setting { publisher, cpus: &cpus, vcpu_cpus: &vcpu_cpus, looker_cpus: &looker_cpus, args };
-        match setting.row() {
-            Ok(row) => rows.push(row),
-            Err(Interrupted) => return Ok(Quality { host: HostFacts::probe(), rows, interrupted: true }),
-        }
+        let Ok(row) = setting.row() else {
+            quality.interrupted = true;
+            break;
+        };
+        quality.rows.push(row);
     }
-    Ok(Quality { host: HostFacts::probe(), rows, interrupted: false })
+    Ok(quality)
 }
 
 /// The user ended it.

@@ -91,14 +91,17 @@ impl SightFigures {
     }
 }
 
-/// The nearest that a sign of life was to the look that found it is the way of a cache line, if both have one clock.
+/// The nearest that a sign of life was to the look that found it is the way of a cache line, if both have one clock. It
+/// may be less than nothing by what two processors' counters differ.
 fn clocks_apart(least_lag: i64, khz: u32) -> Option<u64> {
     const LONGEST_WAY_NS: u64 = 2_000;
+    const COUNTERS_DIFFER_NS: u64 = 500;
     if least_lag == i64::MAX {
         return None; // no sign was ever seen to be given
     }
     let apart_ns = ns(least_lag.unsigned_abs(), khz);
-    (least_lag < 0 || apart_ns > LONGEST_WAY_NS).then_some(apart_ns)
+    let most_ns = if least_lag < 0 { COUNTERS_DIFFER_NS } else { LONGEST_WAY_NS };
+    (apart_ns > most_ns).then_some(apart_ns)
 }
 
 impl Latency {
@@ -120,7 +123,8 @@ mod tests {
     #[test]
     fn clocks_are_apart_when_a_sign_is_from_the_future_or_never_fresh() {
         assert_eq!(clocks_apart(300, 1_000_000), None);
-        assert_eq!(clocks_apart(-300, 1_000_000), Some(300));
+        assert_eq!(clocks_apart(-300, 1_000_000), None);
+        assert_eq!(clocks_apart(-700, 1_000_000), Some(700));
         assert_eq!(clocks_apart(5_000, 1_000_000), Some(5_000));
         assert_eq!(clocks_apart(i64::MAX, 1_000_000), None);
         assert_eq!(clocks_apart(i64::MIN, 1), Some(u64::MAX));
