@@ -13,6 +13,7 @@ use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 
+use protocol::report::Report;
 use protocol::words::{Lock, Start, Wait};
 use support::{
     end_of, guest, has_bpf, has_kvm, has_two_cpus, kill, run, start, vmm, wait_for, wait_for_cpu_time,
@@ -245,4 +246,15 @@ fn written_payload_is_run_to_the_letter_of_the_readme() {
         end_of(&mut vmm(["--vcpus", "4", "--payload", payload, "--cmdline", "duration_ms=100 lock=mutex"]));
     assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
     assert!(ended.stdout.contains("mutex"), "{ended:?}");
+}
+
+/// A report in which nothing has happened is all 0, so the file need not hold it. Nor need a test's stack hold it twice.
+#[test]
+fn file_of_the_payload_does_not_hold_its_report() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("guest.bin");
+    let ended = end_of(&mut vmm(["write-payload", file.to_str().expect("a plain path")]));
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    let size = std::fs::metadata(&file).expect("it was written").len();
+    assert!(size < size_of::<Report>() as u64, "{size} bytes");
 }

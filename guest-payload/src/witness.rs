@@ -21,7 +21,7 @@
 
 use core::sync::atomic::Ordering;
 
-use protocol::report::{VcpuReport, Wrong, add, raise};
+use protocol::report::{LAG_BIAS, VcpuReport, Wrong, add, raise};
 
 /// In place of a sign of life: the vCPU is in its monitor, or halts, or is about to.
 pub const AWAY: u64 = 0;
@@ -142,7 +142,8 @@ impl<'r> Witness<'r> {
     fn see_lag(&mut self, lag: i64) {
         if lag < self.least_lag {
             self.least_lag = lag;
-            self.own.sight.least_lag.store(lag.cast_unsigned(), Ordering::Relaxed);
+            let biased = lag.cast_unsigned().wrapping_add(LAG_BIAS);
+            self.own.sight.least_lag.store(biased, Ordering::Relaxed);
         }
     }
 
@@ -308,7 +309,8 @@ mod tests {
 
     #[test]
     fn clocks_that_differ_show_in_the_least_lag() {
-        let lag = |sight: &Sight| sight.least_lag.load(Ordering::Relaxed).cast_signed();
+        let lag =
+            |sight: &Sight| sight.least_lag.load(Ordering::Relaxed).wrapping_sub(LAG_BIAS).cast_signed();
         let (own, _) = seen(2000, |_| false, |now| now - 3);
         assert_eq!(lag(&own.sight), 3);
         let (own, _) = seen(2000, |_| false, |now| now - 400);

@@ -149,6 +149,10 @@ pub struct VcpuReport {
     pub waits: [AtomicU32; BUCKETS],
 }
 
+/// What is added to a lag that may be less than 0. (A report in which nothing has happened is all 0, so that the payload's
+/// file need not hold it.)
+pub const LAG_BIAS: u64 = 1 << 63;
+
 /// What a witness saw of another vCPU's byte. A witness is a vCPU that judges it by the other's signs of life alone.
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -159,8 +163,8 @@ pub struct Sight {
     pub observed: AtomicU64,
     /// Times that the witness itself lost its CPU.
     pub absences: AtomicU64,
-    /// The least time from a sign of life to the end of the look that found it, as two's complement: less than 0, or much,
-    /// where the two clocks differ.
+    /// The least time from a sign of life to the end of the look that found it, plus [`LAG_BIAS`]: less than that, or much
+    /// more, where the two clocks differ. 0 where no sign was seen to be given.
     pub least_lag: AtomicU64,
     /// Times that the other stood still.
     pub stalls: AtomicU64,
@@ -198,7 +202,7 @@ impl Sight {
             looks: AtomicU64::new(0),
             observed: AtomicU64::new(0),
             absences: AtomicU64::new(0),
-            least_lag: AtomicU64::new(i64::MAX.cast_unsigned()),
+            least_lag: AtomicU64::new(0),
             stalls: AtomicU64::new(0),
             stalled: AtomicU64::new(0),
             unmarked: AtomicU64::new(0),

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use protocol::report::{Report, VcpuReport, Wrong};
+use protocol::report::{LAG_BIAS, Report, VcpuReport, Wrong};
 use serde::Serialize;
 
 use super::statistics::{merged_waits, ns, quantile, ratio, read};
@@ -73,7 +73,7 @@ impl SightFigures {
             looks: read(&sight.looks),
             observed_ns: ns(read(&sight.observed), khz),
             absences: read(&sight.absences),
-            clocks_apart_ns: clocks_apart(read(&sight.least_lag).cast_signed(), khz),
+            clocks_apart_ns: clocks_apart(read(&sight.least_lag), khz),
             stalls: read(&sight.stalls),
             stalled_ns: ns(read(&sight.stalled), khz),
             unmarked: read(&sight.unmarked),
@@ -93,12 +93,13 @@ impl SightFigures {
 
 /// The nearest that a sign of life was to the look that found it is the way of a cache line, if both have one clock. It
 /// may be less than nothing by what two processors' counters differ.
-fn clocks_apart(least_lag: i64, khz: u32) -> Option<u64> {
+fn clocks_apart(least_lag: u64, khz: u32) -> Option<u64> {
     const LONGEST_WAY_NS: u64 = 2_000;
     const COUNTERS_DIFFER_NS: u64 = 500;
-    if least_lag == i64::MAX {
+    if least_lag == 0 {
         return None; // no sign was ever seen to be given
     }
+    let least_lag = least_lag.wrapping_sub(LAG_BIAS).cast_signed();
     let apart_ns = ns(least_lag.unsigned_abs(), khz);
     let most_ns = if least_lag < 0 { COUNTERS_DIFFER_NS } else { LONGEST_WAY_NS };
     (apart_ns > most_ns).then_some(apart_ns)
@@ -122,11 +123,12 @@ mod tests {
 
     #[test]
     fn clocks_are_apart_when_a_sign_is_from_the_future_or_never_fresh() {
-        assert_eq!(clocks_apart(300, 1_000_000), None);
-        assert_eq!(clocks_apart(-300, 1_000_000), None);
-        assert_eq!(clocks_apart(-700, 1_000_000), Some(700));
-        assert_eq!(clocks_apart(5_000, 1_000_000), Some(5_000));
-        assert_eq!(clocks_apart(i64::MAX, 1_000_000), None);
-        assert_eq!(clocks_apart(i64::MIN, 1), Some(u64::MAX));
+        let apart = |lag: i64, khz| clocks_apart(LAG_BIAS.wrapping_add_signed(lag), khz);
+        assert_eq!(apart(300, 1_000_000), None);
+        assert_eq!(apart(-300, 1_000_000), None);
+        assert_eq!(apart(-700, 1_000_000), Some(700));
+        assert_eq!(apart(5_000, 1_000_000), Some(5_000));
+        assert_eq!(apart(i64::MAX, 1), Some(u64::MAX));
+        assert_eq!(clocks_apart(0, 1_000_000), None);
     }
 }
