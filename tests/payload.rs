@@ -248,7 +248,7 @@ fn written_payload_is_run_to_the_letter_of_the_readme() {
     assert!(ended.stdout.contains("mutex"), "{ended:?}");
 }
 
-/// A report in which nothing has happened is all 0, so the file need not hold it. Nor need a test's stack hold it twice.
+/// A report in which nothing has happened is all 0, so the file need not hold it.
 #[test]
 fn file_of_the_payload_does_not_hold_its_report() {
     let folder = tempfile::tempdir().expect("a temporary directory");

@@ -112,16 +112,16 @@ fn oracle_finds_each_fault_at_its_rate() {
     let found = |faults| judged(PublisherKind::Bpf, Some(faults), 2_000).finding.expect("it can be measured");
     // What goes wrong without any fault, because there is a thread that copies: too late, or not at all.
     let copied = found("drop=0.000001");
-    assert_eq!(copied.faults.expect("it counts").dropped, 0);
+    assert_eq!(copied.faults().expect("it counts").dropped, 0);
     let by_copying = copied.byte;
 
     let dropped = found("drop=0.3");
-    let made = dropped.faults.expect("it counts").dropped;
+    let made = dropped.faults().expect("it counts").dropped;
     let missed = (dropped.byte.outs.missed, by_copying.outs.missed);
     is_found("drop", missed, dropped.byte.outs.unobserved, made);
 
     let lies = found("false_hz=400");
-    let made = lies.faults.expect("it counts").falsely_set;
+    let made = lies.faults().expect("it counts").falsely_set;
     // A lie about a vCPU that has just been preempted, which the copying thread does not know yet, is none.
     let clear_too_long = by_copying.wrongly_clear.total_ns;
     let came_true = made * clear_too_long / by_copying.observed_ns;
@@ -129,7 +129,7 @@ fn oracle_finds_each_fault_at_its_rate() {
     is_found("false", falsely_set, lies.byte.outs.unobserved + came_true, made);
 
     let stuck = found("stick");
-    let counts = stuck.faults.expect("it counts");
+    let counts = stuck.faults().expect("it counts");
     // A preemption that was not copied is over before its end could have been; the byte is stuck all the same.
     let uncopied = stuck.byte.outs.happened.saturating_sub(counts.sets);
     let missed = (stuck.byte.ins.missed, uncopied);

@@ -58,13 +58,16 @@ static __always_inline struct slot *slot_of_current(void)
 	return slot_of(bpf_get_current_pid_tgid());
 }
 
-static __always_inline void clear_byte(struct slot *slot)
+/* Whether it was set, that is, whether there was anything to clear. */
+static __always_inline bool clear_byte(struct slot *slot)
 {
 	__u64 site = READ_ONCE(slot->site);
 	struct steal_time *record = record_at(site);
 
-	if (record && !(site & SITE_PARKED))
-		WRITE_ONCE(record->preempted, 0);
+	if (!record || site & SITE_PARKED || !READ_ONCE(record->preempted))
+		return false;
+	WRITE_ONCE(record->preempted, 0);
+	return true;
 }
 
 SEC("tracepoint")
@@ -89,17 +92,15 @@ SEC("tracepoint")
 int classic_heal(void *traced)
 {
 	struct slot *slot = slot_of_current();
-	struct steal_time *record;
+	bool was_set;
 
 	if (!slot)
 		return 0;
-	record = record_at(READ_ONCE(slot->site));
+	was_set = clear_byte(slot);
 	if (!slot->running) {
-		clear_byte(slot);
 		slot->running = 1;
 		slot->healed++;
-	} else if (record && READ_ONCE(record->preempted) && !(READ_ONCE(slot->site) & SITE_PARKED)) {
-		WRITE_ONCE(record->preempted, 0);
+	} else if (was_set) {
 		slot->corrected++;
 	}
 	if (READ_ONCE(slot->kick) && slot->ins + slot->healed != READ_ONCE(slot->told))

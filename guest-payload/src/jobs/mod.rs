@@ -139,6 +139,14 @@ impl Part {
         now
     }
 
+    /// Spins until the window opens for this vCPU.
+    fn spin_until_open(&self) {
+        while clock::now() < self.window.opens && !self.window.is_over(clock::now()) {
+            core::hint::spin_loop();
+        }
+        self.open();
+    }
+
     /// The window opens for this vCPU.
     fn open(&self) {
         pass(Milestone::WindowOpens);

@@ -14,10 +14,7 @@ use crate::metal::clock;
 pub(super) fn run(part: Part) {
     let me = part.machine.vcpu.id;
     let own = record_of(me);
-    while clock::now() < part.window.opens && !part.window.is_over(clock::now()) {
-        core::hint::spin_loop();
-    }
-    part.open();
+    part.spin_until_open();
     let (mut own_samples, mut own_set, mut other_samples, mut other_set) = (0, 0, 0, 0);
     let mut others = VcpuId::first(part.machine.vcpus).filter(|vcpu| *vcpu != me).cycle();
     while !part.window.is_over(clock::now()) {

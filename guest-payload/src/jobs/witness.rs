@@ -7,7 +7,6 @@ use core::sync::atomic::Ordering;
 use guest_payload::steal_time::record_of;
 use guest_payload::witness::{AWAY, Limits, Witness, give_sign};
 use protocol::VcpuId;
-use protocol::machine::COM1;
 
 use super::{Part, idle};
 use crate::metal::entry::REPORT;
@@ -25,9 +24,6 @@ const BETWEEN_NAPS_NS: u64 = 50_000;
 const STALL_NS: u64 = 50_000;
 const HITCH_NS: u64 = 2_000;
 const ABSENCE_NS: u64 = 20_000;
-
-/// COM1's line status: reading it does nothing but leave the guest.
-const LINE_STATUS: u16 = COM1 + 5;
 
 pub(super) fn run(part: Part) {
     match part.machine.vcpu.id.index() {
@@ -48,15 +44,12 @@ fn act(part: Part) {
             }
         }
     };
-    while clock::now() < part.window.opens && !part.window.is_over(clock::now()) {
-        core::hint::spin_loop();
-    }
-    part.open();
+    part.spin_until_open();
     while !part.window.is_over(clock::now()) {
         spin(SPIN_NS);
         give_sign(part.report, AWAY);
         for _ in 0..EXITS {
-            let _ = ports::read(LINE_STATUS);
+            ports::visit_the_monitor();
         }
         for _ in 0..NAPS {
             spin(BETWEEN_NAPS_NS);
@@ -74,10 +67,7 @@ fn watch(part: Part) {
     let watched = &REPORT.vcpus[VcpuId::BOOT.index()];
     let record = record_of(VcpuId::BOOT);
     let mut witness = Witness::new(limits, part.report, watched);
-    while clock::now() < part.window.opens && !part.window.is_over(clock::now()) {
-        core::hint::spin_loop();
-    }
-    part.open();
+    part.spin_until_open();
     loop {
         // In this order: what is seen was so at that time, or later.
         let now = clock::now_in_order();

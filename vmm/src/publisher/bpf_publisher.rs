@@ -52,7 +52,7 @@ const STEAL_IS_LATE: &str = "steal is told by the vCPU's thread, up to a millise
 
 impl Publisher for BpfPublisher {
     fn kind(&self) -> PublisherKind {
-        if self.program.is_classic() { PublisherKind::BpfClassic } else { PublisherKind::Bpf }
+        self.program.kind()
     }
 
     fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {

@@ -127,13 +127,12 @@ impl Loaded {
     pub fn settle(self, kernel_can: bool) -> Result<Selection, PublisherError> {
         let is_auto = self.choice == Choice::Auto;
         if let Some(program) = self.program {
-            let kind = if program.is_classic() { PublisherKind::BpfClassic } else { PublisherKind::Bpf };
             let why = match is_auto {
                 true if self.refused.is_empty() => "the best there is, and this host allows it".to_owned(),
                 true => why_not(&self.refused),
                 false => ASKED_FOR.to_owned(),
             };
-            return Ok(Selection { kind, program: Some(Arc::new(program)), why });
+            return Ok(Selection { kind: program.kind(), program: Some(Arc::new(program)), why });
         }
         if is_auto {
             return Ok(Selection::without_bpf(&self.refused));

@@ -3,7 +3,7 @@
 //! Where nothing tells a monitor of switches, a vCPU's thread learns of what it has lost only outside the guest, and a guest
 //! that spins stays inside. So a thread of ours looks at all accounts now and then, and kicks those that have grown.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::PublisherError;
@@ -55,7 +55,7 @@ impl Reminder {
         self.lock().retain(|reminded| reminded.thread != me);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Reminded>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Reminded>> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,14 +1,14 @@
 //! The disturbance: a thread that takes a CPU, for a while, again and again.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::io;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
 use crate::host::cpus::Cpus;
 use crate::host::thread::{Class, set_own_class};
+use crate::host::ticker::Ticker;
 
 /// Times that the CPU is taken fast before it is taken slowly, so that both take about as long.
 const FAST_TO_SLOW: u32 = 16;
@@ -20,27 +20,25 @@ const SLOW: (Duration, Duration) = (Duration::from_millis(4), Duration::from_mil
 /// See the module. Dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Disturbance {
-    is_over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    _ticker: Ticker,
 }
 
 impl Disturbance {
     /// Begins to take `cpus`: from everybody, where a real-time class is allowed; otherwise in turn.
-    pub(super) fn start(cpus: Cpus) -> std::io::Result<Self> {
-        let is_over = Arc::new(AtomicBool::new(false));
-        let ends = Arc::clone(&is_over);
-        let thread = thread::Builder::new().name("disturbance".to_owned()).spawn(move || {
+    pub(super) fn start(cpus: Cpus) -> io::Result<Self> {
+        let begin = move || {
             let _ = cpus.confine_this_thread();
             let _ = set_own_class(Class::Fifo(3));
-            let mut rng = Rng::with_seed(1);
-            while !ends.load(Ordering::Relaxed) {
-                for _ in 0..FAST_TO_SLOW {
-                    take(FAST, &mut rng);
-                }
-                take(SLOW, &mut rng);
+        };
+        let mut rng = Rng::with_seed(1);
+        let tick = move || {
+            for _ in 0..FAST_TO_SLOW {
+                take(FAST, &mut rng);
             }
-        })?;
-        Ok(Self { is_over, thread: Some(thread) })
+            take(SLOW, &mut rng);
+        };
+        // It sleeps by itself, between two takes.
+        Ok(Self { _ticker: Ticker::start("disturbance", Duration::ZERO, begin, tick)? })
     }
 }
 
@@ -50,14 +48,5 @@ fn take((taken, left): (Duration, Duration), rng: &mut Rng) {
     let (began, taken) = (Instant::now(), about(taken, rng));
     while began.elapsed() < taken {
         std::hint::spin_loop();
-    }
-}
-
-impl Drop for Disturbance {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
     }
 }

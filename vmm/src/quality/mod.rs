@@ -81,12 +81,17 @@ pub struct Finding {
     /// Of switches and steal.
     #[serde(flatten)]
     pub tally: Tally,
-    /// What was made wrong on purpose in the same time.
-    pub faults: Option<FaultCounts>,
     /// Latencies (ns): 50, 99, 99.9 in 100, and all.
     pub out_latency_ns: [Option<i64>; 4],
     /// The same of returns.
     pub in_latency_ns: [Option<i64>; 4],
+}
+
+impl Finding {
+    /// What was made wrong on purpose in the same time.
+    pub fn faults(&self) -> Option<FaultCounts> {
+        self.tally.counted?.faults
+    }
 }
 
 /// Measures each publisher. `begun` is told of each before.
@@ -171,7 +176,6 @@ impl Setting<'_> {
             out_latency_ns: quantiles(&byte.outs),
             in_latency_ns: quantiles(&byte.ins),
             byte,
-            faults: tally.counted.and_then(|counts| counts.faults),
             tally,
         };
         subject.end()?;

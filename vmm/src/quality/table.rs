@@ -110,7 +110,7 @@ fn remark(f: &mut fmt::Formatter<'_>, row: &Row) -> fmt::Result {
             Err(why) => writeln!(f, "{publisher}, {name}: not measured: {why}")?,
         }
     }
-    if let Ok(Finding { faults: Some(faults), .. }) = &row.finding {
+    if let Some(faults) = row.finding.as_ref().ok().and_then(Finding::faults) {
         writeln!(f, "{publisher}: of its own faults it counts {faults:?}")?;
     }
     Ok(())

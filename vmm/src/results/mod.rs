@@ -290,8 +290,9 @@ mod tests {
 
     #[test]
     fn crash_is_told_only_when_it_is_complete() {
-        let report = Box::new(Report::new());
-        let crash = &report.header.crash;
+        // A megabyte, which is not for a test's stack.
+        static REPORT: Report = Report::new();
+        let crash = &REPORT.header.crash;
         crash.vector.store(6, Ordering::Relaxed);
         crash.vcpu.store(2, Ordering::Relaxed);
         crash.rip.store(0x40_0123, Ordering::Relaxed);

@@ -48,6 +48,7 @@ use std::time::Duration;
 use protocol::VcpuId;
 use protocol::steal_time::PREEMPTED;
 
+use super::PublisherKind;
 use crate::host::perf::run_at_tracepoint;
 use classic::tracepoints;
 pub use cost::{EmptyProgram, RunStats, RunTime};
@@ -136,6 +137,11 @@ impl Program {
         ];
         loader.stages.end("attach");
         loader.finish(links, switch, maps, |map| Threads::by_id(map, who))
+    }
+
+    /// Which publisher it is the program of.
+    pub fn kind(&self) -> PublisherKind {
+        if self.is_classic() { PublisherKind::BpfClassic } else { PublisherKind::Bpf }
     }
 
     /// Whether this is the classic program: it leaves version and steal to the vCPU's thread.

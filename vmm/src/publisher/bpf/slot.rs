@@ -146,7 +146,12 @@ impl Slot {
     /// Whether the thread, which is about to tell its steal, was switched in since this was last asked.
     pub fn is_to_tell(&self) -> bool {
         let arrivals = self.ins.load(Ordering::Relaxed) + self.healed.load(Ordering::Relaxed);
-        self.told.swap(arrivals, Ordering::Relaxed) != arrivals
+        // Asked at each entry; the thread alone writes it.
+        let is_to_tell = self.told.load(Ordering::Relaxed) != arrivals;
+        if is_to_tell {
+            self.told.store(arrivals, Ordering::Relaxed);
+        }
+        is_to_tell
     }
 
     /// How many INITs the vCPU has been sent. With each the program stops publishing.
