@@ -9,14 +9,17 @@
 //! - [`reset`]: the i8042 keyboard controller, of which only the reset line exists.
 //! - [`exit`]: the exit port, whose value becomes the exit status.
 //! - [`milestone`]: marks in time that the guest sets.
+//! - [`doorbell`]: a vCPU offers its CPU to another.
 
 pub mod bus;
+pub mod doorbell;
 pub mod exit;
 pub mod milestone;
 pub mod reset;
 pub mod serial;
 
 pub use bus::{BusError, PortBus, Unclaimed};
+pub use doorbell::Doorbell;
 pub use exit::ExitPort;
 pub use milestone::MilestonePort;
 pub use reset::I8042;
@@ -40,4 +43,6 @@ pub enum Request {
     Exit(u8),
     /// The guest set this mark.
     Milestone(u8),
+    /// The vCPU that wrote offers its CPU to the one with this number.
+    YieldTo(u8),
 }

@@ -29,6 +29,11 @@ pub const EXIT_PORT: u16 = 0xf4;
 /// Nothing answers there under QEMU, and nothing needs to.
 pub const MILESTONE_PORT: u16 = 0xf8;
 
+/// The doorbell: a vCPU that writes another's number here offers it its own CPU, for a moment.
+///
+/// Nothing answers there under QEMU, and nothing needs to.
+pub const DOORBELL_PORT: u16 = 0xf9;
+
 /// Ports of the two 8259 interrupt controllers' mask registers.
 pub const PIC_MASKS: [u16; 2] = [0x21, 0xa1];
 

@@ -1,6 +1,6 @@
 //! What the payload leaves behind: its report memory.
 //!
-//! One header and one page per vCPU, at the address that [`crate::payload::Note`] names. Every field is an atomic
+//! One header and two pages per vCPU, at the address that [`crate::payload::Note`] names. Every field is an atomic
 //! and has one writer, so that the monitor may read at any time, while the guest runs, without a lock. The monitor
 //! believes nothing it reads here: it is guest memory. It writes two words itself, which say so.
 //!
@@ -12,6 +12,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::MAX_VCPUS;
 use crate::conformance::Findings;
 use crate::histogram::{BUCKETS, bucket_of};
+use crate::words::Check;
 
 /// Marks in a run, written to [`crate::machine::MILESTONE_PORT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +47,7 @@ pub const VECTOR_PANIC: u32 = 0x100;
 pub struct Report {
     /// What holds for the whole guest.
     pub header: Header,
-    /// A page per vCPU; those past the guest's last vCPU stay zero.
+    /// Two pages per vCPU; those past the guest's last vCPU stay zero.
     pub vcpus: [VcpuReport; MAX_VCPUS],
 }
 
@@ -76,6 +77,37 @@ pub struct Header {
     pub crash: Crash,
     /// What [`crate::words::Job::Conformance`] found.
     pub findings: Findings,
+    /// What each form of the check costs, in the order of [`Check::ALL`], and behind them no check at all, by
+    /// [`crate::words::Job::Checks`].
+    pub checks: [CheckCost; FORMS + 1],
+}
+
+/// How many forms of the check there are.
+pub const FORMS: usize = Check::ALL.len();
+
+/// What a form of the check costs. All in thousandths of a cycle, medians; 0 where it was not measured.
+#[derive(Debug)]
+#[repr(C)]
+pub struct CheckCost {
+    /// A call among others that do not wait for it.
+    pub call: AtomicU64,
+    /// A call whose argument is the answer of the one before.
+    pub chain: AtomicU64,
+    /// A turn of an owner's spinner around it, compiled alone.
+    pub spin: AtomicU64,
+    /// The same, compiled into a larger function.
+    pub folded: AtomicU64,
+}
+
+impl CheckCost {
+    const fn new() -> Self {
+        Self {
+            call: AtomicU64::new(0),
+            chain: AtomicU64::new(0),
+            spin: AtomicU64::new(0),
+            folded: AtomicU64::new(0),
+        }
+    }
 }
 
 /// How the payload crashed. All zero while it has not.
@@ -108,6 +140,8 @@ pub struct VcpuReport {
     pub acquisitions: AtomicU64,
     /// Acquisitions granted in the whole run.
     pub acquisitions_ever: AtomicU64,
+    /// Of these, to read only.
+    pub shared_ever: AtomicU64,
     /// CPU time spent spinning for the lock, in the window.
     pub spin_cycles: AtomicU64,
     /// Times a waiter halted, in the window.
@@ -120,8 +154,32 @@ pub struct VcpuReport {
     pub kick_cycles: AtomicU64,
     /// Times a waiter saw the byte of the vCPU it waits for, in the window.
     pub preempted_seen: AtomicU64,
-    /// Times a waiter left the queue of spinners, in the window.
+    /// Times a waiter left the queue of spinners, or lost its turn, in the window.
     pub queue_exits: AtomicU64,
+    /// Of the time spent spinning, while the vCPU waited for was preempted, in the window: by samples.
+    pub wasted_cycles: AtomicU64,
+    /// Halts that ended although nobody had woken the vCPU, in the window.
+    pub spurious_wakes: AtomicU64,
+    /// Times a waiter offered its CPU to the vCPU that it waits for, in the window.
+    pub yields: AtomicU64,
+    /// Locks taken past others who were queueing for them, in the window.
+    pub steals: AtomicU64,
+    /// Times a waiter halted because its neighbour in the queue did not run, in the window.
+    pub early_waits: AtomicU64,
+    /// Times that this vCPU was off its CPU where no other could name it as the one to wait for, in the window.
+    pub unnamed: AtomicU64,
+    /// For how long, in the window.
+    pub unnamed_cycles: AtomicU64,
+    /// Sections in the window during which this vCPU was preempted, by its own record's steal.
+    pub holder_preemptions: AtomicU64,
+    /// How much longer than meant those sections took.
+    pub holder_stall: AtomicU64,
+    /// Times in the window that this vCPU was given the lock while it was off its CPU, spinning: it was next in line.
+    pub next_preemptions: AtomicU64,
+    /// How long the lock then waited for it.
+    pub next_stall: AtomicU64,
+    /// How long it had waited for the lock, without having been granted it, when the window closed.
+    pub open_wait: AtomicU64,
     /// Longest wait for the lock, granted in the window.
     pub longest_wait: AtomicU64,
     /// Longest time that this vCPU, on being granted the lock, found no section to have ended, in the window.
@@ -147,6 +205,8 @@ pub struct VcpuReport {
     /// [`crate::words::Scene::Spin`] and [`crate::words::Job::Witness`] from another vCPU's last sign of life to its byte
     /// seen set. In the latter the witness also writes the boot vCPU's: from its first sign of life to its byte seen clear.
     pub waits: [AtomicU32; BUCKETS],
+    /// From the kick to the woken waiter running, in the window, in cycles, by [`crate::histogram`] bucket.
+    pub wakes: [AtomicU32; BUCKETS],
 }
 
 /// What is added to a lag that may be less than 0. (A report in which nothing has happened is all 0, so that the payload's
@@ -215,7 +275,7 @@ impl Sight {
 
 const _: () = {
     assert!(size_of::<Header>() == 4096 && align_of::<Header>() == 4096);
-    assert!(size_of::<VcpuReport>() == 4096 && align_of::<VcpuReport>() == 4096);
+    assert!(size_of::<VcpuReport>() == 8192 && align_of::<VcpuReport>() == 4096);
 };
 
 impl Report {
@@ -246,6 +306,7 @@ impl Header {
                 address: AtomicU64::new(0),
             },
             findings: Findings::new(),
+            checks: [const { CheckCost::new() }; FORMS + 1],
         }
     }
 }
@@ -257,6 +318,7 @@ impl VcpuReport {
             first_instruction: AtomicU64::new(0),
             acquisitions: AtomicU64::new(0),
             acquisitions_ever: AtomicU64::new(0),
+            shared_ever: AtomicU64::new(0),
             spin_cycles: AtomicU64::new(0),
             halts: AtomicU64::new(0),
             halt_cycles: AtomicU64::new(0),
@@ -264,6 +326,18 @@ impl VcpuReport {
             kick_cycles: AtomicU64::new(0),
             preempted_seen: AtomicU64::new(0),
             queue_exits: AtomicU64::new(0),
+            wasted_cycles: AtomicU64::new(0),
+            spurious_wakes: AtomicU64::new(0),
+            yields: AtomicU64::new(0),
+            steals: AtomicU64::new(0),
+            early_waits: AtomicU64::new(0),
+            unnamed: AtomicU64::new(0),
+            unnamed_cycles: AtomicU64::new(0),
+            holder_preemptions: AtomicU64::new(0),
+            holder_stall: AtomicU64::new(0),
+            next_preemptions: AtomicU64::new(0),
+            next_stall: AtomicU64::new(0),
+            open_wait: AtomicU64::new(0),
             longest_wait: AtomicU64::new(0),
             longest_gap: AtomicU64::new(0),
             beat: AtomicU64::new(0),
@@ -275,15 +349,19 @@ impl VcpuReport {
             steal_at_close: AtomicU64::new(0),
             sight: Sight::new(),
             waits: [const { AtomicU32::new(0) }; BUCKETS],
+            wakes: [const { AtomicU32::new(0) }; BUCKETS],
         }
     }
 
     /// Counts one wait of `cycles`. Only the vCPU itself calls this.
     pub fn record_wait(&self, cycles: u64) {
-        if let Some(bucket) = self.waits.get(bucket_of(cycles)) {
-            bucket.store(bucket.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
-        }
+        count(&self.waits, cycles);
         raise(&self.longest_wait, cycles);
+    }
+
+    /// Counts one wake-up that took `cycles`. Only the vCPU itself calls this.
+    pub fn record_wake(&self, cycles: u64) {
+        count(&self.wakes, cycles);
     }
 }
 
@@ -296,6 +374,12 @@ impl Default for Report {
 impl Default for VcpuReport {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+fn count(buckets: &[AtomicU32; BUCKETS], cycles: u64) {
+    if let Some(bucket) = buckets.get(bucket_of(cycles)) {
+        bucket.store(bucket.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     }
 }
 
