@@ -8,6 +8,11 @@ use protocol::payload::{SUPERVISOR, TABLES};
 fn main() {
     println!("cargo::rerun-if-changed=link.ld");
     println!("cargo::rerun-if-changed=build.rs");
+    // Either model checker takes the place of the processor's atomics.
+    println!("cargo::rustc-check-cfg=cfg(modelled)");
+    if ["LOOM", "SHUTTLE"].iter().any(|checker| env::var_os(format!("CARGO_FEATURE_{checker}")).is_some()) {
+        println!("cargo::rustc-cfg=modelled");
+    }
     let manifest = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let script = format!("-Wl,-T,{}", manifest.join("link.ld").display());
     let addresses = [

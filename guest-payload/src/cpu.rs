@@ -2,9 +2,9 @@
 //!
 //! On the metal this is a vCPU: the check, `int3` to halt, the local APIC to kick. In tests it is a thread.
 
-use core::sync::atomic::AtomicU32;
-
 use protocol::VcpuId;
+
+use crate::sync::AtomicU32;
 
 /// A CPU, as the locks see the one they run on.
 pub trait Cpu {
@@ -21,6 +21,13 @@ pub trait Cpu {
 
     /// Ends a halt of `vcpu`, or the next one.
     fn kick(&self, vcpu: VcpuId);
+
+    /// Offers this CPU to `vcpu`, which the host has taken off its own: the host runs that one in our place for a moment, if
+    /// it knows how. Where it does not, nothing happens.
+    fn yield_to(&self, _vcpu: VcpuId) {}
+
+    /// Takes note that a halt ended so many cycles after the kick that ended it.
+    fn record_wake(&self, _cycles: u64) {}
 
     /// A clock in cycles, the same for all CPUs. It goes on while this CPU does not run.
     fn cycles(&self) -> u64;

@@ -25,6 +25,17 @@ pub struct Form {
     pub name: &'static str,
     /// Its code. Takes a vCPU's index in `rdi` and answers in `al`; not to be called from Rust.
     pub code: unsafe extern "C" fn(),
+    /// What it must leave alone.
+    pub convention: Convention,
+}
+
+/// What a form must leave alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Convention {
+    /// Everything but `rax` and the flags.
+    CalleeSave,
+    /// What C's calling convention has a function leave alone.
+    C,
 }
 
 /// The general registers but `rsp`, in the order in which [`Registers`] has them.
@@ -32,6 +43,8 @@ const GENERAL: [&str; 15] =
     ["rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"];
 const RAX: usize = 0;
 const RDI: usize = 5;
+/// Those that C has a function leave alone: rbx, rbp, r12 to r15.
+const CALLEE_SAVED: [usize; 6] = [1, 6, 11, 12, 13, 14];
 
 /// Words that lie above the return address.
 const ABOVE: usize = 4;
@@ -248,7 +261,7 @@ pub unsafe fn compare(form: Form, vcpus: usize) -> Result<u64, Difference> {
             trial.before.general[RDI] = vcpu.index() as u64;
             // SAFETY: the caller vouches for the form, and the trial is ours.
             unsafe { call_in_frame(form.code, &raw mut trial) };
-            if let Some(what) = difference(&trial, value) {
+            if let Some(what) = difference(&trial, value, form.convention) {
                 return Err(Difference { vcpu, value, what });
             }
             trials += 1;
@@ -259,19 +272,21 @@ pub unsafe fn compare(form: Form, vcpus: usize) -> Result<u64, Difference> {
 }
 
 /// What `trial`, with the byte at `value`, shows to be wrong.
-fn difference(trial: &Trial, value: u8) -> Option<What> {
+fn difference(trial: &Trial, value: u8, convention: Convention) -> Option<What> {
     let Trial { before, after } = trial;
     let answer = after.general[RAX].to_le_bytes()[0];
     // The form in Rust, of which the others are translations.
     if answer != u8::from(value != 0) {
         return Some(What::Answer(answer));
     }
-    let general = (0..GENERAL.len()).filter(|place| *place != RAX);
-    let changed = general.into_iter().find(|place| before.general[*place] != after.general[*place]);
+    let keeps_all = convention == Convention::CalleeSave;
+    let mut general =
+        (0..GENERAL.len()).filter(|place| *place != RAX && (keeps_all || CALLEE_SAVED.contains(place)));
+    let changed = general.find(|place| before.general[*place] != after.general[*place]);
     if let Some(place) = changed {
         return Some(What::General(GENERAL[place]));
     }
-    if let Some(place) = (0..16).find(|place| before.vectors[*place] != after.vectors[*place]) {
+    if keeps_all && let Some(place) = (0..16).find(|place| before.vectors[*place] != after.vectors[*place]) {
         return Some(What::Vector(place));
     }
     if (before.stack_pointer, before.above) != (after.stack_pointer, after.above) {
@@ -285,6 +300,7 @@ fn difference(trial: &Trial, value: u8) -> Option<What> {
 }
 
 #[cfg(test)]
+#[cfg(not(modelled))]
 mod tests {
     use core::arch::global_asm;
 
@@ -364,7 +380,7 @@ mod tests {
             (form_of_one_bit, What::Answer(0)),
         ];
         for (code, what) in bad {
-            let form = Form { name: "bad", code };
+            let form = Form { name: "bad", code, convention: Convention::CalleeSave };
             let difference = exclusively(|| {
                 // SAFETY: these return, and what else they spoil the frame has saved.
                 let difference = unsafe { compare(form, 2) }.unwrap_err();

@@ -14,12 +14,11 @@
 //! that passes its turn on must know, so the vCPU itself keeps a second word: set before it halts, cleared when it
 //! runs again.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-use protocol::{MAX_VCPUS, VcpuId};
+use protocol::VcpuId;
 
 use crate::cpu::Cpu;
-use crate::patience::{Patience, Strategy, Tally};
+use crate::patience::{Patience, Strategy, Tally, is_absence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, PLACES, each, maker};
 
 /// A vCPU's spot, on cache lines of its own.
 #[repr(align(128))]
@@ -28,18 +27,32 @@ struct Spot {
     off_line: AtomicU32,
     /// When it was last parked (cycles).
     since: AtomicU64,
+    /// When it was last kicked (cycles).
+    kicked: AtomicU64,
 }
 
 /// Everybody's spot.
-pub struct Lot([Spot; MAX_VCPUS]);
+pub struct Lot([Spot; PLACES]);
+
+impl Spot {
+    maker! {
+        fn new() -> Self {
+            Self {
+                parked: AtomicU32::new(0),
+                off_line: AtomicU32::new(0),
+                since: AtomicU64::new(0),
+                kicked: AtomicU64::new(0),
+            }
+        }
+    }
+}
 
 impl Lot {
-    /// Nobody is parked.
-    pub const fn new() -> Self {
-        Self(
-            [const { Spot { parked: AtomicU32::new(0), off_line: AtomicU32::new(0), since: AtomicU64::new(0) } };
-                MAX_VCPUS],
-        )
+    maker! {
+        /// Nobody is parked.
+        pub fn new() -> Self {
+            Self(each![Spot::new(); PLACES])
+        }
     }
 
     /// Whether `vcpu` is parked, or about to be.
@@ -65,12 +78,14 @@ impl Default for Lot {
 
 /// Who is parked for one lock.
 #[repr(align(64))]
-pub struct Waiters([AtomicU64; MAX_VCPUS.div_ceil(64)]);
+pub struct Waiters([AtomicU64; PLACES.div_ceil(64)]);
 
 impl Waiters {
-    /// Nobody.
-    pub const fn new() -> Self {
-        Self([const { AtomicU64::new(0) }; MAX_VCPUS.div_ceil(64)])
+    maker! {
+        /// Nobody.
+        pub fn new() -> Self {
+            Self(each![AtomicU64::new(0); PLACES.div_ceil(64)])
+        }
     }
 
     /// Adds `vcpu`.
@@ -79,27 +94,37 @@ impl Waiters {
         self.0[word].fetch_or(bit, Ordering::SeqCst);
     }
 
-    /// Takes `vcpu` out.
-    pub fn remove(&self, vcpu: VcpuId) {
+    /// Takes `vcpu` out, and says whether it was in. Of several who try, one does it.
+    pub fn remove(&self, vcpu: VcpuId) -> bool {
         let (word, bit) = Self::place(vcpu);
-        self.0[word].fetch_and(!bit, Ordering::SeqCst);
+        self.0[word].fetch_and(!bit, Ordering::SeqCst) & bit != 0
     }
 
     /// The one that has been parked for longest.
     pub fn longest(&self, lot: &Lot) -> Option<VcpuId> {
-        let mut longest = None;
-        for (word, bits) in self.0.iter().enumerate() {
+        self.iter().min_by_key(|vcpu| lot.spot(*vcpu).since.load(Ordering::Relaxed))
+    }
+
+    /// Whether there is nobody.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|bits| bits.load(Ordering::SeqCst) == 0)
+    }
+
+    /// One for whom `is_it` holds.
+    pub fn find(&self, is_it: impl Fn(VcpuId) -> bool) -> Option<VcpuId> {
+        self.iter().find(|vcpu| is_it(*vcpu))
+    }
+
+    fn iter(&self) -> impl Iterator<Item = VcpuId> {
+        self.0.iter().enumerate().flat_map(|(word, bits)| {
             let mut bits = bits.load(Ordering::SeqCst);
-            while bits != 0 {
-                let vcpu = VcpuId::new(word * 64 + bits.trailing_zeros() as usize)?;
-                bits &= bits - 1;
-                let since = lot.spot(vcpu).since.load(Ordering::Relaxed);
-                if longest.is_none_or(|(earliest, _)| since < earliest) {
-                    longest = Some((since, vcpu));
-                }
-            }
-        }
-        longest.map(|(_, vcpu)| vcpu)
+            core::iter::from_fn(move || {
+                let vcpu =
+                    if bits == 0 { None } else { VcpuId::new(word * 64 + bits.trailing_zeros() as usize) };
+                bits &= bits.wrapping_sub(1);
+                vcpu
+            })
+        })
     }
 
     const fn place(vcpu: VcpuId) -> (usize, u64) {
@@ -147,10 +172,33 @@ impl<'l, C: Cpu> Me<'l, C> {
         patience.spin(&self.cpu, &mut self.tally);
     }
 
-    /// Whether to stop spinning for `awaited`.
+    /// Whether to stop spinning for `awaited`, or for somebody whom nobody can name.
     #[inline]
-    pub fn gives_up_on(&mut self, awaited: VcpuId, patience: &Patience) -> bool {
+    pub fn gives_up_on(&mut self, awaited: Option<VcpuId>, patience: &mut Patience) -> bool {
         patience.is_lost_on(awaited, &self.cpu, &mut self.tally)
+    }
+
+    /// Whether to stop spinning for a neighbour in a queue, behind whom the turn does not come while he is preempted, or
+    /// halted.
+    #[inline]
+    pub fn gives_up_behind(&mut self, neighbour: Option<VcpuId>, patience: &mut Patience) -> bool {
+        let is_early = matches!(self.strategy, Strategy::Byte { .. })
+            && neighbour.is_some_and(|neighbour| self.lot.is_off_line(neighbour));
+        self.tally.early_waits += u64::from(is_early);
+        is_early || self.gives_up_on(neighbour, patience)
+    }
+
+    /// Does what leaves this vCPU, while it lasts, to be waited for by others who cannot name it; counts absences.
+    #[inline]
+    pub fn unnamed<R>(&mut self, deed: impl FnOnce(&mut Self) -> R) -> R {
+        let began = self.cpu.cycles();
+        let result = deed(self);
+        let took = self.cpu.cycles().wrapping_sub(began);
+        if is_absence(took, &self.cpu) {
+            self.tally.unnamed += 1;
+            self.tally.unnamed_cycles += took;
+        }
+        result
     }
 
     /// Whether `vcpu` cannot do anything now: preempted, or halted and not running again yet.
@@ -178,9 +226,9 @@ impl<'l, C: Cpu> Me<'l, C> {
         spot.parked.store(1, Ordering::SeqCst);
     }
 
-    /// Takes [`Me::announce`] back.
-    pub fn cancel(&self) {
-        self.lot.spot(self.id()).parked.swap(0, Ordering::SeqCst);
+    /// Takes [`Me::announce`] back. `false` if somebody was quicker and has woken us.
+    pub fn cancel(&self) -> bool {
+        self.lot.spot(self.id()).parked.swap(0, Ordering::SeqCst) == 1
     }
 
     /// Halts until somebody wakes us.
@@ -191,19 +239,30 @@ impl<'l, C: Cpu> Me<'l, C> {
         while spot.parked.load(Ordering::SeqCst) == 1 {
             self.tally.halts += 1;
             self.cpu.halt_while(&spot.parked, 1);
+            self.tally.spurious_wakes += u64::from(spot.parked.load(Ordering::Relaxed) == 1);
         }
         spot.off_line.store(0, Ordering::SeqCst);
-        self.tally.halt_cycles += self.cpu.cycles().wrapping_sub(began);
+        let now = self.cpu.cycles();
+        self.tally.halt_cycles += now.wrapping_sub(began);
+        let kicked = spot.kicked.load(Ordering::Relaxed);
+        if kicked > began {
+            self.cpu.record_wake(now.saturating_sub(kicked));
+        }
     }
 
-    /// Wakes `vcpu` if it is parked. The lock is released.
-    pub fn wake(&mut self, vcpu: VcpuId) {
-        if self.lot.spot(vcpu).parked.swap(0, Ordering::SeqCst) == 1 {
+    /// Wakes `vcpu` if it is parked, and says whether it was. The lock is released.
+    pub fn wake(&mut self, vcpu: VcpuId) -> bool {
+        let spot = self.lot.spot(vcpu);
+        // Most are not parked, and need no write to say so.
+        let is_ours = spot.parked.load(Ordering::SeqCst) == 1 && spot.parked.swap(0, Ordering::SeqCst) == 1;
+        if is_ours {
             let began = self.own_cycles();
+            spot.kicked.store(self.cpu.cycles(), Ordering::Relaxed);
             self.cpu.kick(vcpu);
             self.tally.kicks += 1;
             self.tally.kick_cycles += self.own_cycles().saturating_sub(began);
         }
+        is_ours
     }
 
     /// The clock, without the time for which this vCPU was kept from running: a kick may cost its sender the CPU, and
@@ -212,16 +271,31 @@ impl<'l, C: Cpu> Me<'l, C> {
         self.cpu.cycles().saturating_sub(self.cpu.stolen())
     }
 
-    /// Wakes the one of `waiters` that has been parked for longest, and takes it out. The lock is released.
-    pub fn wake_longest(&mut self, waiters: &Waiters) {
-        if let Some(vcpu) = waiters.longest(self.lot) {
+    /// Wakes the one of `waiters` that has been parked for longest, and takes it out; says whether there was one. The lock
+    /// is released.
+    pub fn wake_longest(&mut self, waiters: &Waiters) -> bool {
+        let longest = waiters.longest(self.lot);
+        if let Some(vcpu) = longest {
             waiters.remove(vcpu);
             self.wake(vcpu);
+        }
+        longest.is_some()
+    }
+
+    /// Halts unless `is_over` finds, once everybody can see that we are about to, that there is no need (any more). Whoever
+    /// makes it so wakes us by name.
+    pub fn halt_unless(&mut self, is_over: impl FnOnce(&Self) -> bool) {
+        self.announce();
+        if is_over(self) {
+            self.cancel();
+        } else {
+            self.halt();
         }
     }
 }
 
 #[cfg(test)]
+#[cfg(not(modelled))]
 mod tests {
     use core::cell::Cell;
 

@@ -133,6 +133,7 @@ pub fn record_of(vcpu: VcpuId) -> &'static Record {
 
 /// For tests that play the host.
 #[cfg(test)]
+#[cfg(not(modelled))]
 pub(crate) mod testing {
     use std::sync::{Mutex, PoisonError};
 
@@ -151,6 +152,7 @@ pub(crate) mod testing {
 }
 
 #[cfg(test)]
+#[cfg(not(modelled))]
 mod tests {
     use std::sync::atomic::AtomicBool;
     use std::thread;

@@ -223,6 +223,7 @@ pub fn give_sign(report: &VcpuReport, now: u64) {
 }
 
 #[cfg(test)]
+#[cfg(not(modelled))]
 mod tests {
     use protocol::report::Sight;
 

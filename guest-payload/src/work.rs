@@ -4,6 +4,9 @@
 //! as work done, and overcommitment would look free. So the clock is read again and again, and steps that are too long to
 //! be ours do not count.
 
+use protocol::VcpuId;
+use protocol::words::Spread;
+
 use crate::cpu::Cpu;
 
 /// Uses `cycles` of CPU time.
@@ -22,38 +25,90 @@ pub fn work(cpu: &impl Cpu, cycles: u64) {
     }
 }
 
-/// Times between sections: uniform between half and one and a half of their mean, from a seed (xorshift64).
+/// Numbers drawn from a seed (xorshift64).
 #[derive(Clone, Debug)]
-pub struct ThinkTimes {
-    state: u64,
-    mean: u64,
-}
+pub struct Draw(u64);
 
-impl ThinkTimes {
-    /// The times of one vCPU. Different vCPUs with the same seed get different ones.
-    pub fn new(seed: u64, vcpu: protocol::VcpuId, mean: u64) -> Self {
+impl Draw {
+    /// What one vCPU draws for one purpose. Different ones with the same seed draw differently.
+    pub fn new(seed: u64, vcpu: VcpuId, purpose: u64) -> Self {
         // Spread what lies close together; xorshift must not start at 0.
         let spread = seed.wrapping_add(1 + vcpu.index() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Self { state: spread | 1, mean }
+        Self((spread ^ purpose.wrapping_mul(0xd134_2543_de82_ef95)) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// One of 0 to `count` - 1; 0 if there is none.
+    pub fn below(&mut self, count: u32) -> u32 {
+        let high = self.next() >> 32;
+        u32::try_from((high * u64::from(count)) >> 32).unwrap_or(0)
+    }
+
+    /// From an exponential distribution whose mean is 1 << 32.
+    ///
+    /// By comparisons alone, since there is no logarithm without `std`: draw as long as the numbers fall. If an odd number
+    /// of them did, the first is the fraction; if not, it is one whole more, and again. (von Neumann, "Various techniques
+    /// used in connection with random digits", 1951.)
+    fn exponential(&mut self) -> u64 {
+        let mut whole = 0;
+        loop {
+            let first = self.next() >> 32;
+            let (mut last, mut is_odd) = (first, true);
+            loop {
+                let next = self.next() >> 32;
+                if next >= last {
+                    break;
+                }
+                (last, is_odd) = (next, !is_odd);
+            }
+            // A run of sixty-three is a defect of the seed.
+            if is_odd || whole == 63 {
+                return (whole << 32) | first;
+            }
+            whole += 1;
+        }
+    }
+}
+
+/// Times of sections, or between them, from a seed.
+#[derive(Clone, Debug)]
+pub struct Times {
+    draw: Draw,
+    mean: u64,
+    spread: Spread,
+}
+
+impl Times {
+    /// Times with this `mean`.
+    pub fn new(draw: Draw, mean: u64, spread: Spread) -> Self {
+        Self { draw, mean, spread }
     }
 
     /// The next one, in the unit of the mean.
     pub fn next_time(&mut self) -> u64 {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        self.mean / 2 + self.state % (self.mean + 1)
+        match self.spread {
+            Spread::Fixed => self.mean,
+            Spread::Uniform => self.mean / 2 + self.draw.next() % (self.mean + 1),
+            Spread::Exponential => {
+                let scaled = u128::from(self.mean) * u128::from(self.draw.exponential());
+                u64::try_from(scaled >> 32).unwrap_or(u64::MAX)
+            }
+        }
     }
 }
 
 #[cfg(test)]
+#[cfg(not(modelled))]
 mod tests {
-    use core::cell::Cell;
-    use core::sync::atomic::AtomicU32;
-
-    use protocol::VcpuId;
-
     use super::*;
+    use crate::sync::AtomicU32;
+    use core::cell::Cell;
 
     /// A clock that steps by 10, and now and then by a lot.
     struct Clock {
@@ -92,15 +147,35 @@ mod tests {
         assert_eq!(clock.reads.get(), 1 + 60 + clock.reads.get() / 7);
     }
 
+    fn draw(vcpu: usize) -> Draw {
+        Draw::new(7, VcpuId::new(vcpu).unwrap(), 0)
+    }
+
     #[test]
-    fn think_times_are_uniform_around_their_mean_and_differ_between_vcpus() {
-        let times = |vcpu| ThinkTimes::new(7, VcpuId::new(vcpu).unwrap(), 1000);
-        let (mut first, mut second) = (times(0), times(1));
-        assert_ne!(first.next_time(), second.next_time());
-        let drawn: Vec<_> = (0..100_000).map(|_| first.next_time()).collect();
-        assert!(drawn.iter().all(|time| (500..=1500).contains(time)));
-        let mean = drawn.iter().sum::<u64>() / drawn.len() as u64;
-        assert!((990..=1010).contains(&mean), "{mean}");
-        assert_eq!(ThinkTimes::new(0, VcpuId::BOOT, 0).next_time(), 0);
+    fn times_keep_their_mean_and_spread_and_differ_between_vcpus() {
+        let times = |vcpu, spread| Times::new(draw(vcpu), 1000, spread);
+        assert_ne!(times(0, Spread::Uniform).next_time(), times(1, Spread::Uniform).next_time());
+        // The second moment over the square of the mean: 1, 1 + 1/12, 2.
+        for (spread, second) in [(Spread::Fixed, 1.0), (Spread::Uniform, 1.0833), (Spread::Exponential, 2.0)]
+        {
+            let mut times = times(0, spread);
+            let drawn: Vec<f64> = (0..200_000).map(|_| times.next_time() as f64).collect();
+            let mean = drawn.iter().sum::<f64>() / drawn.len() as f64;
+            let square = drawn.iter().map(|time| time * time).sum::<f64>() / drawn.len() as f64;
+            assert!((990.0..=1010.0).contains(&mean), "{spread}: {mean}");
+            assert!((square / (mean * mean) - second).abs() < 0.02 * second, "{spread}: {square}");
+        }
+        assert_eq!(Times::new(draw(0), 0, Spread::Uniform).next_time(), 0);
+    }
+
+    #[test]
+    fn choices_are_even_and_purposes_draw_differently() {
+        let mut draw = draw(0);
+        let mut counts = [0_u32; 8];
+        (0..80_000).for_each(|_| counts[draw.below(8) as usize] += 1);
+        assert!(counts.iter().all(|count| (9_500..=10_500).contains(count)), "{counts:?}");
+        assert_eq!(draw.below(0), 0);
+        let (mut one, mut other) = (Draw::new(7, VcpuId::BOOT, 1), Draw::new(7, VcpuId::BOOT, 2));
+        assert_ne!(one.next(), other.next());
     }
 }

@@ -1,118 +1,229 @@
-//! Contend: all vCPUs want one lock.
+//! Contend: all vCPUs want one lock, or one of a few.
 //!
 //! Each takes it, works in the section, lets it go, thinks, and again. Each grant is counted by its own time stamp: in the
-//! window or not. That nobody else is in the section is asserted at its begin and its end, each time; and what a plain
-//! counter in it has counted is compared at the end with what everybody counted for himself.
+//! window or not. That the lock excludes is asserted in each [`Section`], and what the sections have counted is compared at the
+//! end with what everybody counted for himself.
+//!
+//! Two ways to lose a lock's time to a preemption are told apart. A *holder* was preempted if its record's steal grew between
+//! its grant and its release. Whoever is *next in line* was preempted if it was off its CPU, in the midst of spinning, after the
+//! section had been left and before it entered: only locks that choose their next holder can wait for one.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use guest_payload::locks::{Lock, Mutex, Tas, Ticket};
+use guest_payload::check::{Call, Check, Inline, Pointer, Save0, Save1, Save2, Thunk};
+use guest_payload::locks::{
+    Cull, Lock, Malthusian, Mcs, Mutex, OwnerQueue, Preemptable, PvQspin, PvState, PvTicket, Qspin, Rwsem,
+    Tas, Ticket, Variant, Virt,
+};
 use guest_payload::park::{Lot, Me};
 use guest_payload::patience::{Strategy, Tally};
-use guest_payload::work::{ThinkTimes, work};
+use guest_payload::steal_time::record_of;
+use guest_payload::work::{Draw, Times, work};
 use protocol::report::{add, raise};
-use protocol::words::{self, Wait};
+use protocol::words::{self, MAX_LOCKS, Wait, Workload};
 
 use super::Part;
+use super::section::Section;
 use crate::metal::clock;
 use crate::metal::entry::REPORT;
-use crate::metal::vcpu::Vcpu;
+use crate::metal::vcpu::{Checking, Vcpu};
 
-static TAS: Tas = Tas::new();
-static TICKET: Ticket = Ticket::new();
-static MUTEX: Mutex = Mutex::new();
+const LOCKS: usize = MAX_LOCKS as usize;
+
+static SECTIONS: [Section; LOCKS] = [const { Section::new() }; LOCKS];
 static LOT: Lot = Lot::new();
 
-/// Who is in the section: 0, or one more than the vCPU's index.
-static OCCUPANT: AtomicU32 = AtomicU32::new(0);
-
-/// When the last section ended (cycles). Written inside the lock.
-static LAST_SECTION: AtomicU64 = AtomicU64::new(0);
+/// Purposes that numbers are drawn for.
+const THINK: u64 = 0;
+const SECTION: u64 = 1;
+const CHOICE: u64 = 2;
 
 pub(super) fn run(part: Part) {
-    match part.workload.lock {
-        words::Lock::Tas => contend(part, &TAS),
-        words::Lock::Ticket => contend(part, &TICKET),
-        words::Lock::Mutex => contend(part, &MUTEX),
+    match part.workload.check {
+        words::Check::Thunk => run_checking::<Thunk>(part),
+        words::Check::Call => run_checking::<Call>(part),
+        words::Check::Save2 => run_checking::<Save2>(part),
+        words::Check::Save1 => run_checking::<Save1>(part),
+        words::Check::Save0 => run_checking::<Save0>(part),
+        words::Check::Inline => run_checking::<Inline>(part),
+        words::Check::Pointer => run_checking::<Pointer>(part),
     }
 }
 
-fn contend(part: Part, lock: &impl Lock) {
-    let Part { machine, workload, window, report } = part;
-    let cycles = |ns: u32| clock::cycles(ns.into(), machine.vcpu.khz);
-    let threshold = cycles(workload.threshold_ns);
-    let strategy = match workload.wait {
+/// Contends for locks of a type, of which there are some for the whole guest.
+macro_rules! contend_for {
+    ($check:ty, $part:expr, $lock:ty) => {{
+        static OF_THIS_TYPE: [$lock; LOCKS] = [const { <$lock>::new() }; LOCKS];
+        contend::<$check>($part, &OF_THIS_TYPE)
+    }};
+}
+
+fn run_checking<K: Check>(part: Part) {
+    match part.workload.lock {
+        words::Lock::Tas => contend_for!(K, part, Tas),
+        words::Lock::Virt => contend_for!(K, part, Virt),
+        words::Lock::Ticket => contend_for!(K, part, Ticket),
+        words::Lock::Preemptable => contend_for!(K, part, Preemptable),
+        words::Lock::PvTicket => contend_for!(K, part, PvTicket),
+        words::Lock::Mcs => contend_for!(K, part, Mcs),
+        words::Lock::Qspin => contend_for!(K, part, Qspin),
+        words::Lock::PvqPlain => contend_for_pvq::<K>(part, Variant::Plain),
+        words::Lock::PvqSteal => contend_for_pvq::<K>(part, Variant::Steal),
+        words::Lock::PvqHybrid => contend_for_pvq::<K>(part, Variant::Hybrid),
+        words::Lock::PvqState => contend_for_pvq::<K>(part, Variant::State),
+        words::Lock::PvqByte => contend_for_pvq::<K>(part, Variant::Byte),
+        words::Lock::Mutex => contend_for!(K, part, Mutex),
+        words::Lock::Rwsem => contend_for!(K, part, Rwsem),
+        words::Lock::OwnerQueue => contend_for!(K, part, OwnerQueue),
+        words::Lock::Malthusian => contend_for!(K, part, Malthusian),
+        words::Lock::Cull => contend_for!(K, part, Cull),
+    }
+}
+
+fn contend_for_pvq<K: Check>(part: Part, variant: Variant) {
+    static STATES: [PvState; LOCKS] = [const { PvState::new() }; LOCKS];
+    contend::<K>(part, &STATES.each_ref().map(|state| PvQspin::new(state, variant)));
+}
+
+/// The workload's way to wait, in cycles of a clock of `khz`.
+fn strategy(workload: Workload, khz: u32) -> Strategy {
+    let cycles = |ns: u32| clock::cycles(ns.into(), khz);
+    let every = workload.check_every;
+    let backstop = if workload.backstop_ns == 0 { u64::MAX } else { cycles(workload.backstop_ns) };
+    match workload.wait {
         Wait::Ignore => Strategy::Ignore,
-        Wait::Threshold => Strategy::Threshold(threshold),
-        Wait::Byte => Strategy::Byte { backstop: threshold },
-    };
-    let mut me = Me::new(machine.vcpu, strategy, &LOT);
-    let mut thinks = ThinkTimes::new(workload.seed, machine.vcpu.id, cycles(workload.think_ns));
-    let section = cycles(workload.section_ns);
+        Wait::Threshold => Strategy::Threshold(cycles(workload.threshold_ns)),
+        Wait::Cap => Strategy::Cap(workload.cap_turns),
+        Wait::Byte => Strategy::Byte { every, twice: false, backstop },
+        Wait::Twice => Strategy::Byte { every, twice: true, backstop },
+        Wait::Yield => Strategy::Yield { every },
+    }
+}
+
+fn contend<K: Check>(part: Part, locks: &[impl Lock; LOCKS]) {
+    let Part { machine, workload, window, report } = part;
+    let Vcpu { id, khz } = machine.vcpu;
+    let cycles = |ns: u32| clock::cycles(ns.into(), khz);
+    let mut me = Me::new(Checking(machine.vcpu, PhantomData::<K>), strategy(workload, khz), &LOT);
+    let draw = |purpose| Draw::new(workload.seed, id, purpose);
+    let mut thinks = Times::new(draw(THINK), cycles(workload.think_ns), workload.think_spread);
+    let mut works = Times::new(draw(SECTION), cycles(workload.section_ns), workload.section_spread);
+    let mut choice = draw(CHOICE);
     // What waiting had cost when the window opened.
     let mut before = None;
     loop {
+        let length = works.next_time();
+        let which = choice.below(workload.locks) as usize;
+        let reads = choice.below(100) < workload.readers;
+        let (Some(lock), Some(section)) = (locks.get(which), SECTIONS.get(which)) else { break };
         let wanted = clock::now();
         if window.is_over(wanted) {
             break;
         }
         if before.is_none() && wanted >= window.opens {
             part.open();
+            report.wakes.iter().for_each(|bucket| bucket.store(0, Ordering::Relaxed));
             before = Some(me.tally);
         }
-        lock.acquire(&mut me);
+        if reads {
+            lock.acquire_shared(&mut me);
+        } else {
+            lock.acquire(&mut me);
+        }
         let granted = clock::now();
         let counts = granted >= window.opens && !window.is_over(granted);
         if counts {
-            // A gap that began before the window is cut off at its begin.
-            let last = LAST_SECTION.load(Ordering::Relaxed).max(window.opens);
-            raise(&report.longest_gap, granted.saturating_sub(last));
+            note_grant(part, section, granted, me.tally, hands_over(locks));
+        } else if window.is_over(granted) {
+            report.open_wait.store(window.closes.saturating_sub(wanted.max(window.opens)), Ordering::Relaxed);
         }
-        occupy(machine.vcpu, section);
-        lock.release(&mut me);
+        let steal = steal_now(part);
+        if reads {
+            section.read(&me.cpu, length);
+        } else {
+            section.write(&me.cpu, length);
+        }
+        if counts && steal_now(part) != steal {
+            add(&report.holder_preemptions, 1);
+            add(&report.holder_stall, (clock::now() - granted).saturating_sub(length));
+        }
+        if reads {
+            lock.release_shared(&mut me);
+            add(&report.shared_ever, 1);
+        } else {
+            lock.release(&mut me);
+        }
         add(&report.acquisitions_ever, 1);
         if counts {
             add(&report.acquisitions, 1);
             report.record_wait(granted.saturating_sub(wanted));
         }
-        work(&machine.vcpu, thinks.next_time());
+        work(&me.cpu, thinks.next_time());
+    }
+    if before.is_none() {
+        // We have been waiting all the time, and perhaps everybody has.
+        part.open();
     }
     part.close();
     tell(part, before.unwrap_or(me.tally), me.tally);
 }
 
-/// The section: whoever is in it is alone.
-fn occupy(vcpu: Vcpu, cycles: u64) {
-    let name = u32::from(vcpu.id.apic_id()) + 1;
-    assert!(OCCUPANT.load(Ordering::Relaxed) == 0, "the lock let two in");
-    OCCUPANT.store(name, Ordering::Relaxed);
-    work(&vcpu, cycles);
-    add(&REPORT.header.sections, 1);
-    assert!(OCCUPANT.load(Ordering::Relaxed) == name, "the lock let somebody else in");
-    OCCUPANT.store(0, Ordering::Relaxed);
-    LAST_SECTION.store(clock::now(), Ordering::Relaxed);
+const fn hands_over<L: Lock>(_: &[L; LOCKS]) -> bool {
+    L::HANDS_OVER
 }
 
-fn tell(part: Part, before: Tally, after: Tally) {
+/// The own record's steal (ns), or what it was before, while the host is writing it.
+fn steal_now(part: Part) -> u64 {
+    record_of(part.machine.vcpu.id).try_steal_ns().unwrap_or(0)
+}
+
+/// A grant in the window: how long nobody had been through, and whether that was because we were off our CPU.
+fn note_grant(part: Part, section: &Section, granted: u64, tally: Tally, hands_over: bool) {
     let report = part.report;
-    let figures = [
-        (&report.spin_cycles, after.spin_cycles - before.spin_cycles),
-        (&report.halts, after.halts - before.halts),
-        (&report.halt_cycles, after.halt_cycles - before.halt_cycles),
-        (&report.kicks, after.kicks - before.kicks),
-        (&report.kick_cycles, after.kick_cycles - before.kick_cycles),
-        (&report.preempted_seen, after.preempted_seen - before.preempted_seen),
-        (&report.queue_exits, after.queue_exits - before.queue_exits),
-    ];
-    for (place, figure) in figures {
-        place.store(figure, Ordering::Relaxed);
+    let left = section.left();
+    // A gap that began before the window is cut off at its begin.
+    let last = left.max(part.window.opens);
+    raise(&report.longest_gap, granted.saturating_sub(last));
+    if hands_over && left != 0 && tally.back_at > last {
+        add(&report.next_preemptions, 1);
+        add(&report.next_stall, granted.saturating_sub(last));
     }
 }
 
-/// After everybody has finished: the section's own count must be everybody's.
+/// A counter of a tally.
+type Count = fn(&Tally) -> u64;
+
+fn tell(part: Part, before: Tally, after: Tally) {
+    let report = part.report;
+    let figures: [(&AtomicU64, Count); 14] = [
+        (&report.spin_cycles, |tally| tally.spin_cycles),
+        (&report.wasted_cycles, |tally| tally.wasted_cycles),
+        (&report.halts, |tally| tally.halts),
+        (&report.halt_cycles, |tally| tally.halt_cycles),
+        (&report.spurious_wakes, |tally| tally.spurious_wakes),
+        (&report.kicks, |tally| tally.kicks),
+        (&report.kick_cycles, |tally| tally.kick_cycles),
+        (&report.preempted_seen, |tally| tally.preempted_seen),
+        (&report.yields, |tally| tally.yields),
+        (&report.queue_exits, |tally| tally.queue_exits),
+        (&report.steals, |tally| tally.steals),
+        (&report.early_waits, |tally| tally.early_waits),
+        (&report.unnamed, |tally| tally.unnamed),
+        (&report.unnamed_cycles, |tally| tally.unnamed_cycles),
+    ];
+    for (place, figure) in figures {
+        place.store(figure(&after) - figure(&before), Ordering::Relaxed);
+    }
+}
+
+/// After everybody has finished: what the sections have counted must be what everybody has.
 pub(super) fn check(part: Part) {
-    let vcpus = REPORT.vcpus.iter().take(part.machine.vcpus);
-    let acquisitions: u64 = vcpus.map(|vcpu| vcpu.acquisitions_ever.load(Ordering::Relaxed)).sum();
-    let sections = REPORT.header.sections.load(Ordering::Relaxed);
-    assert!(sections == acquisitions, "{sections} sections, but {acquisitions} acquisitions");
+    let vcpus = || REPORT.vcpus.iter().take(part.machine.vcpus);
+    let acquisitions: u64 = vcpus().map(|vcpu| vcpu.acquisitions_ever.load(Ordering::Relaxed)).sum();
+    let shared: u64 = vcpus().map(|vcpu| vcpu.shared_ever.load(Ordering::Relaxed)).sum();
+    let written: u64 = SECTIONS.iter().map(Section::written).sum();
+    REPORT.header.sections.store(written, Ordering::Relaxed);
+    let exclusive = acquisitions - shared;
+    assert!(written == exclusive, "{written} sections, but {exclusive} acquisitions");
 }

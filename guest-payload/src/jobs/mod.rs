@@ -5,10 +5,12 @@
 //! before its time. The last one to finish checks what can be checked, tells the figures on COM1 if nobody reads them
 //! from memory, and resets the machine.
 
+mod checks;
 mod conformance;
 mod contend;
 mod idle;
 mod report;
+mod section;
 mod watch;
 mod witness;
 
@@ -66,11 +68,12 @@ pub(crate) fn run(machine: Machine, workload: Workload) -> ! {
         Job::Fault if is_boot => undefined_instruction(),
         Job::Conformance => conformance::run(machine, workload),
         Job::Reset | Job::Panic | Job::Fault => sleep_for_ever(),
-        Job::Contend | Job::Watch | Job::Witness | Job::Idle => {}
+        Job::Contend | Job::Checks | Job::Watch | Job::Witness | Job::Idle => {}
     }
     crate::register(machine, workload);
     let part = Part::new(machine, workload, arrive(machine, workload));
     match workload.job {
+        Job::Checks => checks::run(part),
         Job::Watch => watch::run(part),
         Job::Witness => witness::run(part),
         Job::Idle => idle::run(part),

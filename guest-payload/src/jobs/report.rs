@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use protocol::conformance::{Assertion, Finding};
 use protocol::report::VcpuReport;
-use protocol::words::{Job, Workload};
+use protocol::words::{Check, Job, Workload};
 
 use crate::Machine;
 use crate::metal::entry::REPORT;
@@ -17,6 +17,7 @@ pub(super) fn tell(machine: Machine, workload: Workload) {
     print_line!("{} vCPUs, {workload}", machine.vcpus);
     match workload.job {
         Job::Contend => tell_lock(machine, workload),
+        Job::Checks => tell_checks(machine),
         Job::Watch => tell_byte(machine),
         Job::Witness => tell_sight(machine),
         Job::Conformance => tell_findings(),
@@ -34,6 +35,28 @@ fn tell_lock(machine: Machine, workload: Workload) {
     let kicks = sum(machine, |vcpu| &vcpu.kicks);
     let seen = sum(machine, |vcpu| &vcpu.preempted_seen);
     print_line!("{halts} halts, {kicks} kicks, byte seen {seen} times");
+    let holders = sum(machine, |vcpu| &vcpu.holder_preemptions);
+    let next = sum(machine, |vcpu| &vcpu.next_preemptions);
+    let (steals, early) = (sum(machine, |vcpu| &vcpu.steals), sum(machine, |vcpu| &vcpu.early_waits));
+    print_line!("preempted {holders} holders, {next} next in line; {steals} steals, {early} early waits");
+}
+
+/// Picoseconds, since there are no fractions here.
+fn tell_checks(machine: Machine) {
+    let ps = |cost: &AtomicU64| {
+        let cost = cost.load(Ordering::Relaxed).saturating_mul(1_000_000);
+        cost.checked_div(machine.vcpu.khz.into()).unwrap_or(0)
+    };
+    let forms = Check::ALL.iter().map(|form| form.word()).chain(["none"]);
+    for (form, cost) in forms.zip(&REPORT.header.checks) {
+        print_line!(
+            "{form:8} {} ps a call, {} in a chain, {} a turn, {} folded",
+            ps(&cost.call),
+            ps(&cost.chain),
+            ps(&cost.spin),
+            ps(&cost.folded)
+        );
+    }
 }
 
 fn tell_byte(machine: Machine) {

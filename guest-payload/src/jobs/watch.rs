@@ -4,7 +4,7 @@
 
 use core::sync::atomic::Ordering;
 
-use guest_payload::check::vcpu_is_preempted;
+use guest_payload::check::{Check, Save0};
 use guest_payload::steal_time::record_of;
 use protocol::VcpuId;
 
@@ -22,7 +22,7 @@ pub(super) fn run(part: Part) {
         own_set += u64::from(own.preempted() != 0);
         if let Some(other) = others.next() {
             other_samples += 1;
-            other_set += u64::from(vcpu_is_preempted(other));
+            other_set += u64::from(Save0::is_preempted(other));
         }
     }
     part.close();

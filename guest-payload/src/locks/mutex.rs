@@ -7,45 +7,43 @@
 //! awake it spins on the owner like everybody else, and parks again if that owner is preempted, too. Nobody sleeps for
 //! ever: a sleeper says that it is about to halt before it tries the lock a last time, so a release that comes between
 //! finds it and wakes it.
+//!
+//! Source: Linux kernel/locking/mutex.c. What differs: no hand-off to a sleeper that has waited too long; and a release looks
+//! for sleepers by itself, where there a flag in the owner word tells it to.
 
-use core::sync::atomic::{AtomicU32, Ordering};
-
+use super::Lock;
 use super::osq::Osq;
-use super::{FREE, Lock, Padded, name_of, named};
+use super::owner_word::OwnerWord;
 use crate::cpu::Cpu;
 use crate::park::{Me, Waiters};
 use crate::patience::Patience;
+use crate::sync::maker;
 
 /// See the module.
 pub struct Mutex {
-    owner: Padded<AtomicU32>,
+    owner: OwnerWord,
     spinners: Osq,
     sleepers: Waiters,
 }
 
 impl Mutex {
-    /// A mutex that nobody owns.
-    pub const fn new() -> Self {
-        Self { owner: Padded(AtomicU32::new(FREE)), spinners: Osq::new(), sleepers: Waiters::new() }
-    }
-
-    fn try_take<C: Cpu>(&self, me: &Me<'_, C>) -> bool {
-        self.owner.load(Ordering::Relaxed) == FREE
-            && self
-                .owner
-                .compare_exchange(FREE, name_of(me.id()), Ordering::SeqCst, Ordering::Relaxed)
-                .is_ok()
+    maker! {
+        /// A mutex that nobody owns.
+        pub fn new() -> Self {
+            Self { owner: OwnerWord::new(), spinners: Osq::new(), sleepers: Waiters::new() }
+        }
     }
 
     /// Whether there is no sense in spinning for the present owner.
-    fn owner_is_lost<C: Cpu>(&self, me: &mut Me<'_, C>, patience: &Patience) -> bool {
-        named(self.owner.load(Ordering::Relaxed)).is_some_and(|owner| me.gives_up_on(owner, patience))
+    fn owner_is_lost<C: Cpu>(&self, me: &mut Me<'_, C>, patience: &mut Patience) -> bool {
+        let owner = self.owner.holder();
+        owner.is_some() && me.gives_up_on(owner, patience)
     }
 
     /// Spins until the mutex is ours (`true`), or until there is no sense in it (`false`).
     fn spin_on_owner<C: Cpu>(&self, me: &mut Me<'_, C>, patience: &mut Patience) -> bool {
         loop {
-            if self.try_take(me) {
+            if self.owner.try_take(me) {
                 return true;
             }
             if self.owner_is_lost(me, patience) {
@@ -58,7 +56,7 @@ impl Mutex {
     /// Queues with the spinners, and spins. `false` when we must sleep.
     fn spin<C: Cpu>(&self, me: &mut Me<'_, C>) -> bool {
         let mut patience = me.patience();
-        if self.owner_is_lost(me, &patience) || !self.spinners.acquire(me, &mut patience) {
+        if self.owner_is_lost(me, &mut patience) || !self.spinners.acquire(me, &mut patience) {
             return false;
         }
         let ours = self.spin_on_owner(me, &mut patience);
@@ -70,7 +68,7 @@ impl Mutex {
         loop {
             me.announce();
             self.sleepers.add(me.id());
-            if self.try_take(me) {
+            if self.owner.try_take(me) {
                 me.cancel();
                 break;
             }
@@ -90,15 +88,18 @@ impl Default for Mutex {
 }
 
 impl Lock for Mutex {
+    const HANDS_OVER: bool = false;
+
     fn acquire<C: Cpu>(&self, me: &mut Me<'_, C>) {
-        if !self.try_take(me) && !self.spin(me) {
+        if self.owner.try_take(me) {
+            me.tally.steals += u64::from(self.spinners.is_queued());
+        } else if !self.spin(me) {
             self.sleep(me);
         }
     }
 
     fn release<C: Cpu>(&self, me: &mut Me<'_, C>) {
-        // A full barrier: nobody owns it before we look who sleeps.
-        self.owner.swap(FREE, Ordering::SeqCst);
+        self.owner.let_go();
         if let Some(sleeper) = self.sleepers.longest(me.lot) {
             me.wake(sleeper);
         }

@@ -6,14 +6,13 @@
 //!
 //! Source: Linux `kernel/locking/osq_lock.c`, whose steps are kept; nodes are named by vCPU, as there.
 
-use core::sync::atomic::{AtomicU32, Ordering};
-
-use protocol::{MAX_VCPUS, VcpuId};
+use protocol::VcpuId;
 
 use super::{FREE, Padded, name_of, named};
 use crate::cpu::Cpu;
 use crate::park::Me;
 use crate::patience::Patience;
+use crate::sync::{AtomicU32, Ordering, PLACES, each, maker};
 
 /// A place in the queue. Links are names: 0, or one more than a vCPU's index.
 struct Node {
@@ -22,24 +21,30 @@ struct Node {
     granted: AtomicU32,
 }
 
+impl Node {
+    maker! {
+        fn new() -> Self {
+            Self { next: AtomicU32::new(FREE), prev: AtomicU32::new(FREE), granted: AtomicU32::new(0) }
+        }
+    }
+}
+
 /// See the module.
 pub(super) struct Osq {
     tail: Padded<AtomicU32>,
-    nodes: [Padded<Node>; MAX_VCPUS],
+    nodes: [Padded<Node>; PLACES],
 }
 
 impl Osq {
-    pub(super) const fn new() -> Self {
-        Self {
-            tail: Padded(AtomicU32::new(FREE)),
-            nodes: [const {
-                Padded(Node {
-                    next: AtomicU32::new(FREE),
-                    prev: AtomicU32::new(FREE),
-                    granted: AtomicU32::new(0),
-                })
-            }; MAX_VCPUS],
+    maker! {
+        pub(super) fn new() -> Self {
+            Self { tail: Padded(AtomicU32::new(FREE)), nodes: each![Padded(Node::new()); PLACES] }
         }
+    }
+
+    /// Whether anybody is in the queue.
+    pub(super) fn is_queued(&self) -> bool {
+        self.tail.load(Ordering::Relaxed) != FREE
     }
 
     /// Queues until the turn comes (`true`), or until there is no sense in waiting for it (`false`).
@@ -56,7 +61,7 @@ impl Osq {
             }
             // Whoever is before us may have left, and somebody else be there now.
             let prev = named(node.prev.load(Ordering::Relaxed));
-            if prev.is_some_and(|prev| me.gives_up_on(prev, patience)) {
+            if me.gives_up_on(prev, patience) {
                 return self.leave(me, patience);
             }
             me.spin(patience);

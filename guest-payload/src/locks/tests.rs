@@ -10,10 +10,13 @@ use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
 
-use super::{Lock, Mutex, Tas, Ticket};
+use super::{
+    Cull, Lock, Malthusian, Mcs, Mutex, OwnerQueue, Preemptable, PvQspin, PvState, PvTicket, Qspin, Rwsem,
+    Tas, Ticket, Variant, Virt,
+};
 use crate::cpu::Cpu;
 use crate::park::{Lot, Me};
-use crate::patience::Strategy;
+use crate::patience::{Strategy, Tally};
 
 /// No halt needs so long; one that does has lost its wake-up.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -105,65 +108,98 @@ impl Cpu for Thread<'_> {
     }
 }
 
+const BYTE: Strategy = Strategy::Byte { every: 1, twice: false, backstop: 50_000 };
+pub(super) const THRESHOLD: Strategy = Strategy::Threshold(500);
+const STRATEGIES: [Strategy; 6] = [
+    Strategy::Ignore,
+    THRESHOLD,
+    Strategy::Cap(3),
+    BYTE,
+    Strategy::Byte { every: 4, twice: true, backstop: 50_000 },
+    Strategy::Yield { every: 1 },
+];
+
+/// Eight threads take `lock` a thousand times each, one section in four to read.
 fn exclude_and_wake(lock: &impl Lock, strategy: Strategy) {
     const THREADS: usize = 8;
-    const TIMES: u64 = 3_000;
+    const TIMES: u64 = 1_000;
     let (machine, lot) = (Machine::new(THREADS), Lot::new());
-    let (occupant, sections) = (AtomicU32::new(0), AtomicU64::new(0));
-    let halts: u64 = thread::scope(|scope| {
+    let (writer, readers) = (AtomicU32::new(0), AtomicU32::new(0));
+    let written = AtomicU64::new(0);
+    let tallies = thread::scope(|scope| {
         let threads: Vec<_> = VcpuId::first(THREADS)
             .map(|id| {
-                let (machine, lot, occupant, sections) = (&machine, &lot, &occupant, &sections);
+                let (machine, lot, writer, readers, written) = (&machine, &lot, &writer, &readers, &written);
                 scope.spawn(move || {
                     let mut me = Me::new(Thread::new(machine, id), strategy, lot);
                     let name = u32::from(id.apic_id()) + 1;
-                    for _ in 0..TIMES {
+                    // Long enough for the others to look, and to lose their patience.
+                    let work = || (0..4).for_each(|_| thread::yield_now());
+                    for time in 0..TIMES {
+                        if time % 4 == 0 {
+                            lock.acquire_shared(&mut me);
+                            readers.fetch_add(1, Ordering::SeqCst);
+                            assert_eq!(writer.load(Ordering::SeqCst), 0, "a writer among readers");
+                            work();
+                            readers.fetch_sub(1, Ordering::SeqCst);
+                            lock.release_shared(&mut me);
+                            continue;
+                        }
                         lock.acquire(&mut me);
-                        assert_eq!(occupant.load(Ordering::Relaxed), 0);
-                        occupant.store(name, Ordering::Relaxed);
+                        assert_eq!(writer.swap(name, Ordering::SeqCst), 0, "two writers");
+                        assert_eq!(readers.load(Ordering::SeqCst), 0, "a reader with a writer");
                         // Not atomic: it is right only if nobody else does it meanwhile.
-                        sections.store(sections.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-                        // Long enough for the others to look, and to lose their patience.
-                        (0..4).for_each(|_| thread::yield_now());
-                        assert_eq!(occupant.load(Ordering::Relaxed), name);
-                        occupant.store(0, Ordering::Relaxed);
+                        written.store(written.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                        work();
+                        assert_eq!(writer.swap(0, Ordering::SeqCst), name, "somebody else came in");
                         lock.release(&mut me);
                     }
-                    me.tally.halts
+                    me.tally
                 })
             })
             .collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
     });
-    assert_eq!(sections.load(Ordering::Relaxed), THREADS as u64 * TIMES);
+    assert_eq!(written.load(Ordering::Relaxed), THREADS as u64 * TIMES * 3 / 4);
     machine.assert_no_wake_up_was_lost();
-    if strategy == Strategy::Ignore {
-        assert_eq!(halts, 0, "who ignores the byte never halts");
+    let total = |figure: fn(&Tally) -> u64| tallies.iter().map(figure).sum::<u64>();
+    if strategy.halts() {
+        assert!(
+            total(|tally| tally.halts) > 0,
+            "nobody ever halted with {strategy:?}: the test tests nothing"
+        );
     } else {
-        assert!(halts > 0, "nobody ever halted with {strategy:?}: the test tests nothing");
+        assert_eq!(total(|tally| tally.halts), 0, "nobody halts with {strategy:?}");
     }
 }
 
-const BYTE: Strategy = Strategy::Byte { backstop: 50_000 };
-pub(super) const THRESHOLD: Strategy = Strategy::Threshold(500);
-
-#[test]
-fn tas_excludes_and_wakes_whatever_the_byte_says() {
-    exclude_and_wake(&Tas::new(), Strategy::Ignore);
-    exclude_and_wake(&Tas::new(), THRESHOLD);
-    exclude_and_wake(&Tas::new(), BYTE);
+macro_rules! each_lock_excludes_and_wakes {
+    ($($test:ident: $lock:expr;)+) => {
+        $(#[test]
+        fn $test() {
+            for strategy in STRATEGIES {
+                exclude_and_wake(&$lock, strategy);
+            }
+        })+
+    };
 }
 
-#[test]
-fn ticket_excludes_and_wakes_whatever_the_byte_says() {
-    exclude_and_wake(&Ticket::new(), Strategy::Ignore);
-    exclude_and_wake(&Ticket::new(), THRESHOLD);
-    exclude_and_wake(&Ticket::new(), BYTE);
-}
-
-#[test]
-fn mutex_excludes_and_wakes_whatever_the_byte_says() {
-    exclude_and_wake(&Mutex::new(), Strategy::Ignore);
-    exclude_and_wake(&Mutex::new(), THRESHOLD);
-    exclude_and_wake(&Mutex::new(), BYTE);
+each_lock_excludes_and_wakes! {
+    tas_excludes_and_wakes_whatever_the_byte_says: Tas::new();
+    virt_excludes_and_wakes_whatever_the_byte_says: Virt::new();
+    ticket_excludes_and_wakes_whatever_the_byte_says: Ticket::new();
+    preemptable_excludes_and_wakes_whatever_the_byte_says: Preemptable::new();
+    pv_ticket_excludes_and_wakes_whatever_the_byte_says: PvTicket::new();
+    mcs_excludes_and_wakes_whatever_the_byte_says: Mcs::new();
+    qspin_excludes_and_wakes_whatever_the_byte_says: Qspin::new();
+    pvq_excludes_and_wakes_whatever_the_byte_says: PvQspin::new(&PvState::new(), Variant::Plain);
+    pvq_steal_excludes_and_wakes_whatever_the_byte_says: PvQspin::new(&PvState::new(), Variant::Steal);
+    pvq_hybrid_excludes_and_wakes_whatever_the_byte_says: PvQspin::new(&PvState::new(), Variant::Hybrid);
+    pvq_state_excludes_and_wakes_whatever_the_byte_says: PvQspin::new(&PvState::new(), Variant::State);
+    pvq_byte_excludes_and_wakes_whatever_the_byte_says: PvQspin::new(&PvState::new(), Variant::Byte);
+    mutex_excludes_and_wakes_whatever_the_byte_says: Mutex::new();
+    rwsem_excludes_and_wakes_whatever_the_byte_says: Rwsem::new();
+    owner_queue_excludes_and_wakes_whatever_the_byte_says: OwnerQueue::new();
+    malthusian_excludes_and_wakes_whatever_the_byte_says: Malthusian::new();
+    cull_excludes_and_wakes_whatever_the_byte_says: Cull::new();
 }

@@ -3,8 +3,8 @@
 //! Next to each ticket its taker writes its name, so whoever serves knows whose turn is next. A waiter blames the vCPU
 //! whose turn it is.
 //!
-//! - **ignore, threshold**: strictly in order. With a threshold a waiter halts until its turn; the release that makes
-//!   it its turn wakes it.
+//! - **ignore, threshold, cap, yield**: strictly in order. A waiter whose time is over halts until its turn; the release that
+//!   makes it its turn wakes it.
 //! - **byte**: a waiter that is off its CPU when its turn comes loses it: the release passes it over, and it takes a
 //!   new ticket when it runs again. Order holds among those who run. Without this every hand-over to a preempted
 //!   waiter would cost a time slice, and nothing would be gained by knowing of it. Each release also wakes the
@@ -16,10 +16,10 @@
 //!   it is off-line (see [`crate::park`]), and after giving a waiter its turn looks whether that one was about to
 //!   halt just then, and wakes it.
 //! - **Nobody to blame.** Between taking a ticket and writing the name beside it, a vCPU can be preempted. Its turn
-//!   comes, it holds the lock, and no byte names it. So waiters halt after the threshold's time even if nobody can
-//!   be blamed.
-
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+//!   comes, it holds the lock, and no byte names it. These moments are counted (`unnamed`). The byte's backstop is for
+//!   them: with it, waiters halt after some time even if nobody can be blamed.
+//!
+//! Linux had ticket locks until 4.1; the names, and passing over, are ours.
 
 use protocol::VcpuId;
 
@@ -27,9 +27,10 @@ use super::{FREE, Lock, Padded, name_of, named};
 use crate::cpu::Cpu;
 use crate::park::{Me, Waiters};
 use crate::patience::Strategy;
+use crate::sync::{AtomicU32, AtomicU64, Ordering, PLACES, each, maker};
 
 /// Names are kept for this many tickets; more than there can be waiters, so none is overwritten while it counts.
-const NAMES: usize = 256;
+const NAMES: usize = PLACES.next_power_of_two();
 
 /// Spins between two looks at whose turn it is, at the most.
 const LONGEST_BACKOFF: u32 = 16;
@@ -46,21 +47,25 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// A lock that nobody holds.
-    pub const fn new() -> Self {
-        Self {
-            next: Padded(AtomicU32::new(0)),
-            serving: Padded(AtomicU32::new(0)),
-            turn: Padded(AtomicU32::new(FREE)),
-            names: [const { Padded(AtomicU64::new(0)) }; NAMES],
-            waiters: Waiters::new(),
+    maker! {
+        /// A lock that nobody holds.
+        pub fn new() -> Self {
+            Self {
+                next: Padded(AtomicU32::new(0)),
+                serving: Padded(AtomicU32::new(0)),
+                turn: Padded(AtomicU32::new(FREE)),
+                names: each![Padded(AtomicU64::new(0)); NAMES],
+                waiters: Waiters::new(),
+            }
         }
     }
 
-    fn take_ticket<C: Cpu>(&self, me: &Me<'_, C>) -> u32 {
-        let ticket = self.next.fetch_add(1, Ordering::SeqCst);
-        self.name(ticket).store(u64::from(ticket) << 32 | u64::from(name_of(me.id())), Ordering::SeqCst);
-        ticket
+    fn take_ticket<C: Cpu>(&self, me: &mut Me<'_, C>) -> u32 {
+        me.unnamed(|me| {
+            let ticket = self.next.fetch_add(1, Ordering::SeqCst);
+            self.name(ticket).store(u64::from(ticket) << 32 | u64::from(name_of(me.id())), Ordering::SeqCst);
+            ticket
+        })
     }
 
     /// Who took `ticket`, if it was taken and its taker has said so.
@@ -86,7 +91,7 @@ impl Ticket {
                 _ => {}
             }
             let holder = named(self.turn.load(Ordering::Relaxed)).filter(|holder| *holder != me.id());
-            if patience.is_exhausted() || holder.is_some_and(|holder| me.gives_up_on(holder, &patience)) {
+            if me.gives_up_on(holder, &mut patience) {
                 me.park_if(&self.waiters, |_| {
                     ticket.wrapping_sub(self.serving.load(Ordering::SeqCst)).cast_signed() > 0
                 });
@@ -118,7 +123,7 @@ impl Ticket {
         let next = self.serving.load(Ordering::Relaxed).wrapping_add(1);
         match me.strategy {
             Strategy::Byte { .. } => self.first_on_cpu(next, me),
-            Strategy::Ignore | Strategy::Threshold(_) => (next, self.taker(next)),
+            _ => (next, self.taker(next)),
         }
     }
 
@@ -144,8 +149,14 @@ impl Default for Ticket {
 }
 
 impl Lock for Ticket {
+    const HANDS_OVER: bool = true;
+
     fn acquire<C: Cpu>(&self, me: &mut Me<'_, C>) {
-        while !self.wait(self.take_ticket(me), me) {
+        loop {
+            let ticket = self.take_ticket(me);
+            if self.wait(ticket, me) {
+                break;
+            }
             me.tally.queue_exits += 1;
         }
         self.turn.store(name_of(me.id()), Ordering::Relaxed);
@@ -158,6 +169,7 @@ impl Lock for Ticket {
 }
 
 #[cfg(test)]
+#[cfg(not(modelled))]
 mod tests {
     use std::thread;
 

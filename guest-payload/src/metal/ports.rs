@@ -5,7 +5,8 @@
 use core::arch::asm;
 use core::fmt;
 
-use protocol::machine::{COM1, EXIT_PORT, I8042_COMMAND, I8042_RESET, MILESTONE_PORT};
+use protocol::VcpuId;
+use protocol::machine::{COM1, DOORBELL_PORT, EXIT_PORT, I8042_COMMAND, I8042_RESET, MILESTONE_PORT};
 use protocol::report::Milestone;
 
 use super::calls;
@@ -34,6 +35,11 @@ pub(crate) fn read(port: u16) -> u8 {
 /// Leaves the guest for its monitor, and does nothing there: a look at COM1's line status.
 pub(crate) fn visit_the_monitor() {
     let _ = read(COM1 + 5);
+}
+
+/// Rings the doorbell for `vcpu`: the monitor may run it in our place for a moment.
+pub(crate) fn yield_to(vcpu: VcpuId) {
+    write(DOORBELL_PORT, vcpu.apic_id());
 }
 
 /// COM1, for `write!`.

@@ -19,7 +19,7 @@ use core::cell::UnsafeCell;
 use core::mem::{offset_of, size_of};
 
 use protocol::MAX_VCPUS;
-use protocol::machine::{COM1, EXIT_PORT, I8042_COMMAND, MILESTONE_PORT};
+use protocol::machine::{COM1, DOORBELL_PORT, EXIT_PORT, I8042_COMMAND, MILESTONE_PORT};
 use protocol::payload::{SUPERVISOR, TABLES};
 
 use super::ports::{PIT_CHANNEL_2, PIT_CONTROL, SPEAKER};
@@ -171,7 +171,7 @@ const fn task_descriptor(vcpu: usize) -> [u64; 2] {
 
 const fn bitmap() -> [u8; PORTS / 8] {
     let mut bitmap = [0xff; PORTS / 8];
-    let open = [I8042_COMMAND, EXIT_PORT, MILESTONE_PORT, PIT_CHANNEL_2, PIT_CONTROL, SPEAKER];
+    let open = [I8042_COMMAND, EXIT_PORT, MILESTONE_PORT, DOORBELL_PORT, PIT_CHANNEL_2, PIT_CONTROL, SPEAKER];
     let mut index = 0;
     while index < open.len() {
         bitmap[open[index] as usize / 8] &= !(1 << (open[index] % 8));

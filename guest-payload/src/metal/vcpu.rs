@@ -1,13 +1,15 @@
 //! A vCPU, as the locks know CPUs.
 
-use core::sync::atomic::AtomicU32;
+use core::marker::PhantomData;
 
-use guest_payload::check::vcpu_is_preempted;
+use guest_payload::check::Check;
 use guest_payload::cpu::Cpu;
 use guest_payload::steal_time::record_of;
+use guest_payload::sync::AtomicU32;
 use protocol::VcpuId;
 
-use super::{calls, clock, lapic};
+use super::entry::REPORT;
+use super::{calls, clock, lapic, ports};
 
 /// The vCPU that this runs on.
 #[derive(Clone, Copy, Debug)]
@@ -18,14 +20,26 @@ pub(crate) struct Vcpu {
     pub(crate) khz: u32,
 }
 
-impl Cpu for Vcpu {
+/// The vCPU that this runs on, asking by this form of the check.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Checking<K>(pub(crate) Vcpu, pub(crate) PhantomData<K>);
+
+impl Vcpu {
+    /// A microsecond: a step of ours takes some tens of nanoseconds, and no interruption so little.
+    #[inline]
+    pub(crate) fn longest_step(self) -> u64 {
+        u64::from(self.khz / 1000)
+    }
+}
+
+impl<K: Check> Cpu for Checking<K> {
     fn id(&self) -> VcpuId {
-        self.id
+        self.0.id
     }
 
     #[inline]
     fn is_preempted(&self, vcpu: VcpuId) -> bool {
-        vcpu_is_preempted(vcpu)
+        K::is_preempted(vcpu)
     }
 
     fn halt_while(&self, word: &AtomicU32, value: u32) {
@@ -36,19 +50,26 @@ impl Cpu for Vcpu {
         lapic::kick(vcpu);
     }
 
+    fn yield_to(&self, vcpu: VcpuId) {
+        ports::yield_to(vcpu);
+    }
+
+    fn record_wake(&self, cycles: u64) {
+        REPORT.vcpus[self.0.id.index()].record_wake(cycles);
+    }
+
     #[inline]
     fn cycles(&self) -> u64 {
         clock::now()
     }
 
     fn stolen(&self) -> u64 {
-        clock::cycles(record_of(self.id).steal_ns().unwrap_or(0), self.khz)
+        clock::cycles(record_of(self.0.id).steal_ns().unwrap_or(0), self.0.khz)
     }
 
-    /// A microsecond: a step of ours takes some tens of nanoseconds, and no interruption so little.
     #[inline]
     fn longest_step(&self) -> u64 {
-        u64::from(self.khz / 1000)
+        self.0.longest_step()
     }
 
     #[inline]

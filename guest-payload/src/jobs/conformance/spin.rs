@@ -7,7 +7,7 @@
 
 use core::sync::atomic::Ordering;
 
-use guest_payload::check::vcpu_is_preempted;
+use guest_payload::check::{Check, Save0};
 use guest_payload::steal_time::{RECORDS, Record, record_of};
 use protocol::conformance::Assertion;
 use protocol::steal_time::PREEMPTED;
@@ -225,7 +225,7 @@ impl Watched {
     fn add_a_bit(&mut self) {
         if self.record.add_to_byte(PREEMPTED, FLUSH) {
             self.seen.added += 1;
-            let is_told = vcpu_is_preempted(self.vcpu) || self.record.preempted() == 0;
+            let is_told = Save0::is_preempted(self.vcpu) || self.record.preempted() == 0;
             self.seen.untold += u64::from(!is_told);
         }
     }
