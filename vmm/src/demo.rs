@@ -7,11 +7,11 @@ use std::fmt::{self, Display};
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use protocol::words::{Lock, Wait, Workload};
+use protocol::words::{Check, Lock, Wait, Workload};
 use serde::Serialize;
 
 use crate::cpuid::Supported;
-use crate::experiment::{Experiment, ExperimentError, Point, lock_of};
+use crate::experiment::{Experiment, ExperimentError, Point, Way, lock_of};
 use crate::guest::GuestError;
 use crate::host::cpus::Cpus;
 use crate::host::facts::HostFacts;
@@ -24,7 +24,7 @@ use crate::vm::machine::{self, MachineError};
 /// vCPUs for each CPU: what is compared with, and what is compared.
 const OVERCOMMITS: [usize; 2] = [1, 4];
 const LOCKS: [Lock; 2] = [Lock::Tas, Lock::Mutex];
-const WAITS: [Wait; 3] = [Wait::Ignore, Wait::Threshold, Wait::Byte];
+const WAITS: [Way; 3] = [Way::new(Wait::Ignore), Way::new(Wait::Threshold), Way::new(Wait::Byte)];
 
 /// Together with start and end of a guest, 24 points take about 15 s.
 const WARMUP_MS: u32 = 100;
@@ -46,14 +46,22 @@ pub struct Demo {
 pub fn run(host: HostFacts, cpus: Cpus, choice: Choice, quiet: bool) -> Result<Demo, ExperimentError> {
     let kernel_can = kernel_has_steal_time().map_err(GuestError::from)?;
     let chosen = choice.begin_loading(1).finish().settle(kernel_can).map_err(GuestError::from)?.kind();
-    let workload = Workload { warmup_ms: WARMUP_MS, duration_ms: WINDOW_MS, ..Workload::DEFAULT };
+    // No backstop: where the byte is not told, it is to show what that costs.
+    let workload =
+        Workload { warmup_ms: WARMUP_MS, duration_ms: WINDOW_MS, backstop_ns: 0, ..Workload::DEFAULT };
     let experiment = Experiment { host, cpus, workload };
     let kernel = (kernel_can && chosen != PublisherKind::Kernel).then_some(PublisherKind::Kernel);
-    let mut points = Vec::new();
+    let (mut points, check) = (Vec::new(), Check::Save0);
     for publisher in kernel.into_iter().chain([chosen]) {
         for lock in LOCKS {
             for wait in WAITS {
-                points.extend(OVERCOMMITS.map(|overcommit| Point { lock, wait, publisher, overcommit }));
+                points.extend(OVERCOMMITS.map(|overcommit| Point {
+                    lock,
+                    wait,
+                    check,
+                    publisher,
+                    overcommit,
+                }));
             }
         }
     }
@@ -201,7 +209,10 @@ impl Demo {
     fn what_the_byte_is_worth(&self, publisher: PublisherKind) -> Option<String> {
         let mut parts = Vec::new();
         for lock in LOCKS {
-            let kept = |wait| self.retention(Point { lock, wait, publisher, overcommit: 4 });
+            let kept = |wait| {
+                let wait = Way::new(wait);
+                self.retention(Point { lock, wait, check: Check::Save0, publisher, overcommit: 4 })
+            };
             let (ignored, threshold, used) = (kept(Wait::Ignore)?, kept(Wait::Threshold)?, kept(Wait::Byte)?);
             let factor = used / ignored.max(f64::MIN_POSITIVE);
             let change = match factor {
@@ -222,7 +233,8 @@ impl Demo {
     fn what_another_publisher_does(&self, publisher: PublisherKind) -> Option<String> {
         let (mut seen, mut preemptions, mut kept) = (0, 0, Vec::new());
         for lock in LOCKS {
-            let point = Point { lock, wait: Wait::Byte, publisher, overcommit: 4 };
+            let wait = Way::new(Wait::Byte);
+            let point = Point { lock, wait, check: Check::Save0, publisher, overcommit: 4 };
             let (window, figures) = lock_of(self.find(point)?)?;
             seen += figures.preempted_seen;
             preemptions += window.host.preemptions;
@@ -244,8 +256,7 @@ impl Demo {
 
 fn long_name(lock: Lock) -> &'static str {
     match lock {
-        Lock::Tas => "test-and-set lock",
-        Lock::Ticket => "ticket lock",
         Lock::Mutex => "mutex",
+        _ => "test-and-set lock",
     }
 }

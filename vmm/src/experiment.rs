@@ -3,10 +3,12 @@
 //! A [`Point`] says what is varied; everything else is the same for all points of an experiment. Each is a guest of its
 //! own, from its first instruction to its last, so that no point inherits anything from the one before.
 
+use std::fmt::{self, Display};
 use std::io;
 use std::time::{Duration, Instant};
 
-use protocol::words::{Job, Lock, Wait, Workload};
+use protocol::words::{Check, Job, Lock, Wait, Workload};
+use serde::{Serialize, Serializer};
 
 use crate::guest::{self, GuestConfig, GuestError};
 use crate::host::cpus::Cpus;
@@ -30,15 +32,48 @@ pub struct Experiment {
     pub workload: Workload,
 }
 
+/// A way to wait, with how often it checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Way {
+    /// The way.
+    pub wait: Wait,
+    /// Turns of the loop between two checks.
+    pub every: u32,
+}
+
+impl Way {
+    /// One that checks each time around.
+    pub const fn new(wait: Wait) -> Self {
+        Self { wait, every: 1 }
+    }
+}
+
+impl Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.every {
+            1 => write!(f, "{}", self.wait),
+            every => write!(f, "{}/{every}", self.wait),
+        }
+    }
+}
+
+impl Serialize for Way {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 /// One point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Point {
     /// The lock.
     #[serde(serialize_with = "as_word")]
     pub lock: Lock,
     /// Its way to wait.
+    pub wait: Way,
+    /// The form of the check.
     #[serde(serialize_with = "as_word")]
-    pub wait: Wait,
+    pub check: Check,
     /// Who publishes.
     pub publisher: PublisherKind,
     /// vCPUs for each CPU.
@@ -117,8 +152,8 @@ impl Experiment {
     /// # Errors
     /// [`ExperimentError`].
     pub fn measure(&self, point: Point) -> Result<RunResult, ExperimentError> {
-        let Point { lock, wait, publisher, overcommit } = point;
-        let workload = Workload { job: Job::Contend, lock, wait, ..self.workload };
+        let Point { lock, wait: Way { wait, every }, check, publisher, overcommit } = point;
+        let workload = Workload { job: Job::Contend, lock, wait, check, check_every: every, ..self.workload };
         self.run(self.cpus.count() * overcommit, publisher, workload)
     }
 }

@@ -124,9 +124,9 @@ pub fn lock_cells(window: &WindowFigures, lock: &LockFigures) -> [String; 8] {
     let a_second = |count: u64| figure(count as f64 / seconds.max(f64::MIN_POSITIVE));
     [
         figure(lock.per_second),
-        figure(lock.wait_p50_ns as f64 / 1e3),
-        figure(lock.wait_p99_ns as f64 / 1e3),
-        figure(lock.wait_longest_ns as f64 / 1e6),
+        figure(lock.waits.p50_ns as f64 / 1e3),
+        figure(lock.waits.p99_ns as f64 / 1e3),
+        figure(lock.waits.longest_ns as f64 / 1e6),
         figure(window.guest_steal_ns as f64 / 1e9),
         a_second(window.host.preemptions),
         a_second(lock.preempted_seen),

@@ -1,7 +1,9 @@
 //! Benches: one question each, answered by a table that one command prints.
 
 mod byte;
-mod retention;
+pub mod checks;
+mod locks;
+mod rounds;
 mod startup;
 pub mod switch;
 
@@ -37,6 +39,9 @@ pub enum BenchError {
     /// What the kernel accounts for.
     #[error("Cannot read the account of a thread (is /proc mounted?)")]
     Account(#[source] std::io::Error),
+    /// The embedded payload's code.
+    #[error(transparent)]
+    Code(#[from] checks::CodeError),
     /// Too few CPUs for what it compares.
     #[error("This bench compares one CPU with two, and may use only CPUs {0} (try another --cpus)")]
     TooFewCpus(crate::host::cpus::Cpus),
@@ -65,7 +70,8 @@ pub trait Bench: Display {
 pub fn run(bench: cli::Bench) -> Result<Box<dyn Bench>, BenchError> {
     Ok(match bench {
         cli::Bench::Byte(args) => Box::new(saved(&args, byte::run)?),
-        cli::Bench::Retention(args) => Box::new(saved(&args.common, |_| retention::run(&args))?),
+        cli::Bench::Checks(args) => Box::new(saved(&args.common, |_| checks::run(&args))?),
+        cli::Bench::Locks(args) => Box::new(saved(&args.common, |_| locks::run(&args))?),
         cli::Bench::Startup(args) => Box::new(startup::run(&args)?),
         cli::Bench::Switch(args) => Box::new(saved(&args, switch::run)?),
     })

@@ -155,6 +155,12 @@ impl Gate {
         self.lock().members.iter().map(|member| (member.vcpu, member.thread)).collect()
     }
 
+    /// The thread of `vcpu`, while there is one.
+    pub fn tid(&self, vcpu: VcpuId) -> Option<libc::pid_t> {
+        let state = self.lock();
+        state.members.iter().find(|member| member.vcpu == vcpu).map(|member| member.thread.tid())
+    }
+
     /// What is wanted of the calling vCPU thread, whose seat it is.
     pub fn wanted(&self, seat: &Seat) -> Wanted {
         match self.wanted.load(Ordering::Acquire) {

@@ -13,9 +13,11 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use devices::{ExitPort, I8042, MilestonePort, PortBus, Serial, SerialInput, Unclaimed};
+use devices::{Doorbell, ExitPort, I8042, MilestonePort, PortBus, Serial, SerialInput, Unclaimed};
 use kvm_ioctls::VcpuFd;
-use protocol::machine::{COM1, EXIT_PORT, I8042 as I8042_PORTS, I8042_COMMAND, MILESTONE_PORT};
+use protocol::machine::{
+    COM1, DOORBELL_PORT, EXIT_PORT, I8042 as I8042_PORTS, I8042_COMMAND, MILESTONE_PORT,
+};
 use protocol::report::Milestone;
 use protocol::words::{self, Boot, Workload};
 use protocol::{MAX_VCPUS, VcpuId};
@@ -35,6 +37,7 @@ use crate::publisher::{Choice, PublisherKind, Selection};
 use crate::steal_time::msr;
 use crate::timings::{GuestClock, Timings};
 use crate::vcpu::Shared;
+use crate::vcpu::offer::Offers;
 use crate::vcpu::run::Remains;
 use crate::vcpu::threads::{Common, Threads};
 use crate::vm::machine::{self, Interrupts, Machine};
@@ -154,6 +157,7 @@ impl Guest {
             gate: Arc::clone(&gate),
             cpus: config.cpus.clone(),
             ram: machine.ram().clone(),
+            offers: Offers::default(),
         });
         let publisher =
             selection.publisher((machine.ram().clone(), Arc::clone(&gate), &config.cpus), config.faults)?;
@@ -317,6 +321,7 @@ fn port_bus(machine: &Machine, console: impl Write + Send + 'static) -> Result<(
     ports.attach(I8042_PORTS, I8042_COMMAND - I8042_PORTS + 1, I8042::new())?;
     ports.attach(EXIT_PORT, 1, ExitPort)?;
     ports.attach(MILESTONE_PORT, 1, MilestonePort)?;
+    ports.attach(DOORBELL_PORT, 1, Doorbell)?;
     Ok((ports, Line { input, room }))
 }
 

@@ -30,16 +30,24 @@ pub enum Class {
 /// Changes the calling thread's class.
 ///
 /// # Errors
-/// The host's reason: it takes `CAP_SYS_NICE`, or a resource limit (`RLIMIT_RTPRIO`) of that priority.
+/// As [`set_class`].
 pub fn set_own_class(class: Class) -> io::Result<()> {
+    set_class(0, class)
+}
+
+/// Changes the class of thread `tid`; 0 is the calling thread.
+///
+/// # Errors
+/// The host's reason: it takes `CAP_SYS_NICE`, or a resource limit (`RLIMIT_RTPRIO`) of that priority.
+pub fn set_class(tid: pid_t, class: Class) -> io::Result<()> {
     let (policy, priority) = match class {
         Class::Fair => (libc::SCHED_OTHER, 0),
         Class::Batch => (libc::SCHED_BATCH, 0),
         Class::Fifo(priority) => (libc::SCHED_FIFO, libc::c_int::from(priority)),
     };
     let parameters = libc::sched_param { sched_priority: priority };
-    // SAFETY: the call reads the parameters; 0 is the calling thread.
-    match unsafe { libc::sched_setscheduler(0, policy, &raw const parameters) } {
+    // SAFETY: the call reads the parameters, and touches no memory.
+    match unsafe { libc::sched_setscheduler(tid, policy, &raw const parameters) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

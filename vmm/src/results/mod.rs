@@ -3,8 +3,11 @@
 //! Everything that is ever printed of a run is rendered from its [`RunResult`]; the JSON document is the same thing.
 //! Times are in ns; shares are of the CPUs that the vCPU threads may use, over the window.
 
+mod checks;
+mod lock;
 mod sight;
 mod statistics;
+mod times;
 mod window;
 
 use std::fmt::{Display, Write as _};
@@ -26,12 +29,15 @@ use crate::timings::Mark;
 use crate::vcpu::ExitCounts;
 use crate::vcpu::run::Remains;
 
+pub use checks::CheckFigures;
+pub use lock::{LockFigures, Shares};
 pub use sight::{Latency, SightFigures, Stretches};
 use statistics::read;
-pub use window::{ByteFigures, HostFigures, LockFigures, Shares, WindowFigures};
+pub use times::Times;
+pub use window::{ByteFigures, HostFigures, WindowFigures};
 
 /// Version of the document. It changes when a field changes its meaning or goes.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// One run.
 #[derive(Clone, Debug, Serialize)]

@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use protocol::report::{LAG_BIAS, Report, VcpuReport, Wrong};
 use serde::Serialize;
 
-use super::statistics::{merged_waits, ns, quantile, ratio, read};
+use super::statistics::{ns, ratio, read};
+use super::times::{Times, histogram};
 
 /// See the module. Times are by the guest's clock.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -107,13 +108,9 @@ fn clocks_apart(least_lag: u64, khz: u32) -> Option<u64> {
 
 impl Latency {
     fn of(vcpu: &VcpuReport, khz: u32) -> Self {
-        let waits = merged_waits(std::slice::from_ref(vcpu));
-        Self {
-            count: waits.iter().fold(0, |sum, count| sum.saturating_add(*count)),
-            p50_ns: ns(quantile(&waits, 0.5), khz),
-            p99_ns: ns(quantile(&waits, 0.99), khz),
-            longest_ns: ns(read(&vcpu.longest_wait), khz),
-        }
+        let waits = histogram(std::slice::from_ref(vcpu), |vcpu| &vcpu.waits, khz);
+        let times = Times::new(&waits, Some(ns(read(&vcpu.longest_wait), khz)));
+        Self { count: times.count, p50_ns: times.p50_ns, p99_ns: times.p99_ns, longest_ns: times.longest_ns }
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use protocol::histogram::{BUCKETS, bucket_floor};
 use protocol::report::VcpuReport;
 
 use crate::timings::cycles_to_duration;
@@ -38,31 +37,6 @@ pub(super) fn jain(shares: impl Iterator<Item = f64>) -> f64 {
     ratio(sum * sum, count * squares)
 }
 
-/// All vCPUs' waits, by bucket.
-pub(super) fn merged_waits(vcpus: &[VcpuReport]) -> Vec<u64> {
-    let mut merged = vec![0_u64; BUCKETS];
-    for vcpu in vcpus {
-        for (sum, count) in merged.iter_mut().zip(&vcpu.waits) {
-            *sum = sum.saturating_add(count.load(Ordering::Relaxed).into());
-        }
-    }
-    merged
-}
-
-/// The smallest value that `share` of all counted ones do not exceed: the end of its bucket, so never too low.
-pub(super) fn quantile(counts: &[u64], share: f64) -> u64 {
-    let total: u64 = counts.iter().fold(0, |sum, count| sum.saturating_add(*count));
-    let wanted = (total as f64 * share).ceil();
-    let mut seen = 0.0;
-    for (bucket, count) in counts.iter().enumerate() {
-        seen += *count as f64;
-        if *count > 0 && seen >= wanted {
-            return bucket_floor(bucket + 1).map_or(u64::MAX, |floor| floor - 1);
-        }
-    }
-    0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,18 +46,5 @@ mod tests {
         assert!((jain([5.0; 8].into_iter()) - 1.0).abs() < 1e-12);
         assert!((jain([9.0, 0.0, 0.0, 0.0].into_iter()) - 0.25).abs() < 1e-12);
         assert!(jain([0.0, 0.0].into_iter()).abs() < 1e-12);
-    }
-
-    #[test]
-    fn quantile_is_the_end_of_the_bucket_that_reaches_it() {
-        let vcpu = VcpuReport::new();
-        for wait in 1..=7 {
-            vcpu.record_wait(wait);
-        }
-        vcpu.record_wait(1000);
-        let waits = merged_waits(std::slice::from_ref(&vcpu));
-        assert_eq!(quantile(&waits, 0.5), 4);
-        assert!((1000..1125).contains(&quantile(&waits, 0.99)));
-        assert_eq!(quantile(&[0; BUCKETS], 0.5), 0);
     }
 }

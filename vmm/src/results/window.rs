@@ -1,13 +1,15 @@
 //! Figures of the measured window: what the host counted, what the lock gave, what was seen of the byte.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use protocol::report::{Report, VcpuReport};
 use protocol::words::{Job, Workload};
 use serde::Serialize;
 
-use super::SightFigures;
-use super::statistics::{jain, merged_waits, ns, quantile, ratio, read, sum};
+use super::lock::LockFigures;
+use super::statistics::{ns, ratio, read, sum};
+use super::times::{Times, histogram};
+use super::{CheckFigures, SightFigures};
 use crate::guest::GuestConfig;
 use crate::host::account::ThreadAccount;
 use crate::measure::Window;
@@ -27,6 +29,8 @@ pub struct WindowFigures {
     pub byte: Option<ByteFigures>,
     /// The byte by a witness in the guest, for [`Job::Witness`].
     pub sight: Option<SightFigures>,
+    /// What each form of the check costs, for [`Job::Checks`]: those of [`protocol::words::Check::ALL`], and none at all.
+    pub checks: Vec<CheckFigures>,
 }
 
 /// What the host says of a window.
@@ -50,50 +54,6 @@ pub struct HostFigures {
     pub disturbed: bool,
 }
 
-/// What the lock gave.
-#[derive(Clone, Debug, Serialize)]
-pub struct LockFigures {
-    /// Acquisitions.
-    pub acquisitions: u64,
-    /// Acquisitions in a second.
-    pub per_second: f64,
-    /// Jain's index of fairness over the vCPUs: 1 is equal shares.
-    pub jain: f64,
-    /// Half of the waits were not longer.
-    pub wait_p50_ns: u64,
-    /// 99 in 100 waits were not longer.
-    pub wait_p99_ns: u64,
-    /// The longest wait.
-    pub wait_longest_ns: u64,
-    /// The longest time in which nobody got through.
-    pub longest_gap_ns: u64,
-    /// Waiters that halted.
-    pub halts: u64,
-    /// Interrupts sent to wake them.
-    pub kicks: u64,
-    /// Times that a waiter saw the byte of the vCPU it waited for.
-    pub preempted_seen: u64,
-    /// Times that a waiter left the queue of spinners.
-    pub queue_exits: u64,
-    /// Where the CPU time went.
-    pub shares: Shares,
-}
-
-/// Where CPU time went, as shares of all CPU time there was. They sum up to 1.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Shares {
-    /// In sections and between them.
-    pub useful: f64,
-    /// Spinning.
-    pub spin: f64,
-    /// Sending kicks. Without steal time, a kick that cost its sender the CPU counts until the sender was back.
-    pub kicks: f64,
-    /// Halting, waking, switching, exits, the loop itself.
-    pub rest: f64,
-    /// No vCPU thread ran.
-    pub idle: f64,
-}
-
 /// What vCPUs saw of each other's bytes.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct ByteFigures {
@@ -114,14 +74,14 @@ pub struct ByteFigures {
 
 impl ByteFigures {
     fn new(vcpus: &[VcpuReport], khz: u32) -> Self {
-        let latencies = merged_waits(vcpus);
+        let latencies = Times::new(&histogram(vcpus, |vcpu| &vcpu.waits, khz), None);
         Self {
             own_samples: sum(vcpus, |vcpu| &vcpu.own_samples),
             own_set: sum(vcpus, |vcpu| &vcpu.own_set),
             other_samples: sum(vcpus, |vcpu| &vcpu.other_samples),
             other_set: sum(vcpus, |vcpu| &vcpu.other_set),
-            seen_p50_ns: ns(quantile(&latencies, 0.5), khz),
-            seen_p99_ns: ns(quantile(&latencies, 0.99), khz),
+            seen_p50_ns: latencies.p50_ns,
+            seen_p99_ns: latencies.p99_ns,
         }
     }
 
@@ -160,40 +120,7 @@ impl WindowFigures {
         let closed = sum(vcpus, |vcpu| &vcpu.steal_at_close);
         let guest_steal_ns = closed.saturating_sub(sum(vcpus, |vcpu| &vcpu.steal_at_open));
         let sight = (workload.job == Job::Witness).then(|| SightFigures::new(report, config.vcpus)).flatten();
-        Self { length_ns, host, guest_steal_ns, lock, byte, sight }
-    }
-}
-
-impl LockFigures {
-    fn new(
-        vcpus: &[VcpuReport],
-        khz: u32,
-        length_ns: u64,
-        workload: Workload,
-        busy: f64,
-        cpu_time_ns: f64,
-    ) -> Self {
-        let acquisitions = sum(vcpus, |vcpu| &vcpu.acquisitions);
-        let waits = merged_waits(vcpus);
-        let longest = |field: fn(&VcpuReport) -> &AtomicU64| vcpus.iter().map(|vcpu| read(field(vcpu))).max();
-        let share = |cycles| ratio(ns(cycles, khz) as f64, cpu_time_ns);
-        let work_ns = f64::from(workload.section_ns) + f64::from(workload.think_ns);
-        let useful = ratio(acquisitions as f64 * work_ns, cpu_time_ns);
-        let spin = share(sum(vcpus, |vcpu| &vcpu.spin_cycles));
-        let kicks = share(sum(vcpus, |vcpu| &vcpu.kick_cycles));
-        Self {
-            acquisitions,
-            per_second: ratio(acquisitions as f64 * 1e9, length_ns as f64),
-            jain: jain(vcpus.iter().map(|vcpu| read(&vcpu.acquisitions) as f64)),
-            wait_p50_ns: ns(quantile(&waits, 0.5), khz),
-            wait_p99_ns: ns(quantile(&waits, 0.99), khz),
-            wait_longest_ns: ns(longest(|vcpu| &vcpu.longest_wait).unwrap_or(0), khz),
-            longest_gap_ns: ns(longest(|vcpu| &vcpu.longest_gap).unwrap_or(0), khz),
-            halts: sum(vcpus, |vcpu| &vcpu.halts),
-            kicks: sum(vcpus, |vcpu| &vcpu.kicks),
-            preempted_seen: sum(vcpus, |vcpu| &vcpu.preempted_seen),
-            queue_exits: sum(vcpus, |vcpu| &vcpu.queue_exits),
-            shares: Shares { useful, spin, kicks, rest: busy - useful - spin - kicks, idle: 1.0 - busy },
-        }
+        let checks = if workload.job == Job::Checks { CheckFigures::all(report, khz) } else { Vec::new() };
+        Self { length_ns, host, guest_steal_ns, lock, byte, sight, checks }
     }
 }

@@ -5,6 +5,7 @@
 //! - [`exit`]: why the guest was left, parsed once.
 //! - [`errand`]: what a thread does for others while the guest is paused.
 //! - [`msrs`]: KVM's own copies of MSRs.
+//! - [`offer`]: how one that waits lets another have its CPU.
 //!
 //! How a thread is made to leave the guest, and where it stops, alone or for all: [`crate::kick`], [`crate::gate`].
 
@@ -12,6 +13,7 @@ pub mod errand;
 pub mod error;
 pub mod exit;
 pub mod msrs;
+pub mod offer;
 pub mod run;
 pub mod threads;
 
@@ -29,6 +31,7 @@ use crate::host::cpus::Cpus;
 use crate::measure::Snapshot;
 use crate::memory::Ram;
 use exit::CrashReason;
+use offer::Offers;
 
 /// How a vCPU thread ended the run, or that it was sent home.
 #[derive(Debug)]
@@ -90,6 +93,8 @@ pub struct Shared {
     pub cpus: Cpus,
     /// Where their records lie.
     pub ram: Ram,
+    /// What they offer each other.
+    pub offers: Offers,
 }
 
 /// What a vCPU thread tells the event loop.
@@ -157,4 +162,6 @@ pub struct ExitCounts {
     pub msr: u64,
     /// Kicks, and the end of waiting for SIPI.
     pub interrupted: u64,
+    /// Of the writes to ports, those that offered the CPU to another vCPU, which then ran in place of this one.
+    pub offers: u64,
 }

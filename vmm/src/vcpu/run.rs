@@ -384,6 +384,12 @@ impl<'p> Vcpu<'p> {
                 self.mark(code);
                 Step::Handled
             }
+            Some(Request::YieldTo(vcpu)) => {
+                let vcpu = VcpuId::new(vcpu.into());
+                let is_taken = vcpu.is_some_and(|vcpu| self.shared.offers.cpu_to(vcpu, &self.shared.gate));
+                self.exits.offers += u64::from(is_taken);
+                Step::Handled
+            }
             Some(Request::Reset) => Step::Ended(Ending::Reset),
             Some(Request::Exit(status)) => Step::Ended(Ending::Exit(status)),
         }

@@ -3,14 +3,18 @@
 //! `vmm` alone makes the demonstration. With anything that says what to run, it runs one guest. Workload options are
 //! typed here and travel to the payload as words (see [`protocol::words`]).
 
-use std::fmt::Write as _;
+mod bench;
+mod parse;
+mod workload;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::{PossibleValue, RangedI64ValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use protocol::words::{Job, Lock, Scene, Start, Wait};
+use protocol::words::Start;
 
+pub use self::bench::{Bench, BenchArgs, ChecksArgs, LocksArgs, RoundArgs, StartupArgs};
+pub use self::workload::{LoadArgs, WorkloadArgs};
 use crate::guest::{GuestConfig, PayloadSource};
 use crate::host::cpus::{CpuError, Cpus};
 use crate::publisher::faulty::Faults;
@@ -18,9 +22,6 @@ use crate::publisher::{Choice, PublisherKind};
 
 /// Memory of a guest, if not said otherwise (MiB).
 const DEFAULT_MEMORY_MIB: u64 = 128;
-
-/// A year.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A KVM monitor that owns the steal-time protocol from end to end.
 ///
@@ -56,33 +57,6 @@ pub enum Command {
     Bench(Bench),
 }
 
-/// What can be measured.
-#[derive(Debug, Subcommand)]
-pub enum Bench {
-    /// How often spinning vCPUs see each other's byte, on one CPU and on two
-    Byte(BenchArgs),
-    /// What locks keep of their throughput at 4 and 8 vCPUs a CPU, median of several rounds
-    Retention(RetentionArgs),
-    /// How long a guest takes from nothing to its end, beside QEMU
-    Startup(StartupArgs),
-    /// What the BPF program takes of a host context switch, of vCPU threads and of strangers
-    Switch(BenchArgs),
-}
-
-/// What all benches take.
-#[derive(Debug, Args)]
-pub struct BenchArgs {
-    /// Host CPUs to use, as in 0,2-3
-    #[arg(long, value_name = "LIST")]
-    pub cpus: Option<Cpus>,
-    /// Write all runs to this file
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// No progress bar
-    #[arg(long)]
-    pub quiet: bool,
-}
-
 /// What is compared where nothing else is said.
 const ALL_THAT_PUBLISH: &str = "bpf,bpf-classic,perf,park,kernel";
 
@@ -90,7 +64,7 @@ const ALL_THAT_PUBLISH: &str = "bpf,bpf-classic,perf,park,kernel";
 #[derive(Debug, Args)]
 pub struct QualityArgs {
     /// Publishers, separated by commas
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = ALL_THAT_PUBLISH, value_parser = parse_publisher)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = ALL_THAT_PUBLISH, value_parser = parse::publisher)]
     pub publishers: Vec<PublisherKind>,
     /// Make them faulty, to see whether that is found
     #[arg(long, value_name = "drop=SHARE,false_hz=RATE,delay_us=TIME,stick,lose_every=N,seed=N")]
@@ -110,7 +84,7 @@ pub struct QualityArgs {
 #[derive(Debug, Args)]
 pub struct ConformanceArgs {
     /// Publishers, separated by commas
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = ALL_THAT_PUBLISH, value_parser = parse_publisher)]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = ALL_THAT_PUBLISH, value_parser = parse::publisher)]
     pub publishers: Vec<PublisherKind>,
     /// Host CPUs to use, as in 0,2-3
     #[arg(long, value_name = "LIST")]
@@ -124,34 +98,6 @@ pub struct ConformanceArgs {
     /// Write the verdicts to this file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-}
-
-/// `vmm bench retention`.
-#[derive(Debug, Args)]
-pub struct RetentionArgs {
-    /// What all benches take.
-    #[command(flatten)]
-    pub common: BenchArgs,
-    /// Rounds; the median of them is quoted
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = rounds())]
-    pub rounds: u16,
-    /// Length of a measured window
-    #[arg(long, value_name = "MS", default_value_t = 1500)]
-    pub duration_ms: u32,
-    /// Times that a disturbed point is measured again
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    pub retries: u16,
-}
-
-/// `vmm bench startup`.
-#[derive(Debug, Args)]
-pub struct StartupArgs {
-    /// Rounds; the median of them is quoted
-    #[arg(long, value_name = "N", default_value_t = 21, value_parser = rounds())]
-    pub rounds: u16,
-    /// vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub vcpus: usize,
 }
 
 /// What one guest, or the demonstration, is run with.
@@ -173,7 +119,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<Cpus>,
     /// Who keeps the records true: auto, bpf, perf, park, kernel or off
-    #[arg(long, value_name = "WHO", default_value = "auto", value_parser = parse_choice)]
+    #[arg(long, value_name = "WHO", default_value = "auto", value_parser = parse::choice)]
     pub publisher: Choice,
     /// Make the publisher faulty, in ways that are known and counted
     #[arg(long, value_name = "drop=SHARE,false_hz=RATE,delay_us=TIME,stick,lose_every=N,seed=N")]
@@ -191,7 +137,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub quiet: bool,
     /// End the run after this long, with status 4
-    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    #[arg(long, value_name = "SECONDS", value_parser = parse::seconds)]
     pub timeout: Option<Duration>,
     /// Say where the time went
     #[arg(long)]
@@ -199,68 +145,6 @@ pub struct RunArgs {
     /// What our payload does.
     #[command(flatten)]
     pub workload: WorkloadArgs,
-}
-
-/// Words for our payload, typed.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Workload of our own payload")]
-pub struct WorkloadArgs {
-    /// What the vCPUs do
-    #[arg(long, value_name = "JOB", value_parser = Named(Job::ALL, Job::word))]
-    pub job: Option<Job>,
-    /// The scene that `--job conformance` plays
-    #[arg(long, value_name = "SCENE", value_parser = Named(Scene::ALL, Scene::word))]
-    pub scene: Option<Scene>,
-    /// The lock that everybody wants
-    #[arg(long, value_name = "LOCK", value_parser = Named(Lock::ALL, Lock::word))]
-    pub lock: Option<Lock>,
-    /// What a waiter does about the vCPU it waits for
-    #[arg(long, value_name = "WAY", value_parser = Named(Wait::ALL, Wait::word))]
-    pub wait: Option<Wait>,
-    /// CPU time in the lock
-    #[arg(long, value_name = "NS")]
-    pub section_ns: Option<u32>,
-    /// Mean CPU time between two acquisitions
-    #[arg(long, value_name = "NS")]
-    pub think_ns: Option<u32>,
-    /// CPU time that `--wait threshold` spins
-    #[arg(long, value_name = "NS")]
-    pub threshold_ns: Option<u32>,
-    /// From the moment that all vCPUs are up to the measured window
-    #[arg(long, value_name = "MS")]
-    pub warmup_ms: Option<u32>,
-    /// Length of the measured window
-    #[arg(long, value_name = "MS")]
-    pub duration_ms: Option<u32>,
-    /// Seed of the times between acquisitions
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
-    /// How vCPUs start: all at once by the monitor, or by INIT and SIPI
-    #[arg(long, value_name = "HOW", value_parser = Named(Start::ALL, Start::word))]
-    pub start: Option<Start>,
-}
-
-impl WorkloadArgs {
-    /// The words for what was given.
-    pub fn words(&self) -> String {
-        let mut words = String::new();
-        let mut add = |key: &str, value: Option<String>| {
-            if let Some(value) = value {
-                let _ = write!(words, "{key}={value} ");
-            }
-        };
-        add("job", self.job.map(|job| job.to_string()));
-        add("scene", self.scene.map(|scene| scene.to_string()));
-        add("lock", self.lock.map(|lock| lock.to_string()));
-        add("wait", self.wait.map(|wait| wait.to_string()));
-        add("section_ns", self.section_ns.map(|ns| ns.to_string()));
-        add("think_ns", self.think_ns.map(|ns| ns.to_string()));
-        add("threshold_ns", self.threshold_ns.map(|ns| ns.to_string()));
-        add("warmup_ms", self.warmup_ms.map(|ms| ms.to_string()));
-        add("duration_ms", self.duration_ms.map(|ms| ms.to_string()));
-        add("seed", self.seed.map(|seed| seed.to_string()));
-        words.trim_end().to_owned()
-    }
 }
 
 impl RunArgs {
@@ -316,63 +200,13 @@ pub fn usable_cpus(asked: Option<&Cpus>) -> Result<Cpus, CpuError> {
     }
 }
 
-fn parse_choice(text: &str) -> Result<Choice, String> {
-    if text == Choice::Auto.to_string() {
-        return Ok(Choice::Auto);
-    }
-    parse_publisher(text)
-        .map(Choice::Only)
-        .map_err(|what| format!("{what}; auto takes the best that can be had"))
-}
-
-fn parse_publisher(text: &str) -> Result<PublisherKind, String> {
-    let kind = PublisherKind::ALL.into_iter().find(|kind| kind.to_string() == text);
-    kind.ok_or_else(|| "publishers are bpf, bpf-classic, perf, park, kernel and off".to_owned())
-}
-
-fn parse_seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "seconds are a number, as in 2.5".to_owned())?;
-    match Duration::try_from_secs_f64(seconds) {
-        Ok(timeout) if !timeout.is_zero() && timeout <= LONGEST_TIMEOUT => Ok(timeout),
-        _ => Err(format!("seconds are more than 0, and at most {}", LONGEST_TIMEOUT.as_secs())),
-    }
-}
-
-/// Rounds of a bench: nobody waits for more.
-fn rounds() -> RangedI64ValueParser<u16> {
-    clap::value_parser!(u16).range(1..=10_000)
-}
-
-/// Parses one of `.0` by its word `.1`.
-#[derive(Clone)]
-struct Named<T: 'static>(&'static [T], fn(T) -> &'static str);
-
-impl<T: Copy + Send + Sync + 'static> TypedValueParser for Named<T> {
-    type Value = T;
-
-    fn parse_ref(
-        &self,
-        command: &clap::Command,
-        arg: Option<&clap::Arg>,
-        value: &std::ffi::OsStr,
-    ) -> Result<T, clap::Error> {
-        let words: Vec<&str> = self.0.iter().map(|item| self.1(*item)).collect();
-        let word = clap::builder::PossibleValuesParser::new(words).parse_ref(command, arg, value)?;
-        let found = self.0.iter().find(|item| self.1(**item) == word);
-        found.copied().ok_or_else(|| clap::Error::new(clap::error::ErrorKind::InvalidValue))
-    }
-
-    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
-        Some(Box::new(self.0.iter().map(|item| PossibleValue::new(self.1(*item)))))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::error::Error;
     use std::io;
 
     use clap::CommandFactory;
+    use protocol::words::{Job, Lock, Wait};
 
     use super::*;
     use crate::publisher::PublisherError;
@@ -437,17 +271,17 @@ mod tests {
             let suggested = message.split("--publisher ").nth(1).expect("a way out is named");
             let name: String =
                 suggested.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
-            assert!(parse_choice(&name).is_ok(), "{name:?}: {message}");
+            assert!(parse::choice(&name).is_ok(), "{name:?}: {message}");
         }
     }
 
     #[test]
     fn publishers_and_seconds_that_make_no_sense_are_refused() {
-        assert_eq!(parse_choice("bpf"), Ok(Choice::Only(PublisherKind::Bpf)));
-        assert!(parse_choice("perfect").is_err());
-        assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse::choice("bpf"), Ok(Choice::Only(PublisherKind::Bpf)));
+        assert!(parse::choice("perfect").is_err());
+        assert_eq!(parse::seconds("0.5"), Ok(Duration::from_millis(500)));
         for text in ["0", "-1", "inf", "NaN", "soon", "1e-12", "1e9", "18446744073709551615"] {
-            assert!(parse_seconds(text).is_err(), "{text}");
+            assert!(parse::seconds(text).is_err(), "{text}");
         }
     }
 }

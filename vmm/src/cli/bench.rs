@@ -1,0 +1,107 @@
+//! `vmm bench`: what can be measured, and how.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use protocol::words::{Check, Lock};
+
+use super::parse::{self, Named};
+use super::workload::LoadArgs;
+use crate::experiment::Way;
+use crate::host::cpus::Cpus;
+use crate::publisher::PublisherKind;
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// How often spinning vCPUs see each other's byte, on one CPU and on two
+    Byte(BenchArgs),
+    /// What each form of the check costs: a call, its caller, and a lock that uses it
+    Checks(ChecksArgs),
+    /// What locks give, waiting in one way or another, at so many vCPUs a CPU; median of several rounds
+    Locks(LocksArgs),
+    /// How long a guest takes from nothing to its end, beside QEMU
+    Startup(StartupArgs),
+    /// What the BPF program takes of a host context switch, of vCPU threads and of strangers
+    Switch(BenchArgs),
+}
+
+/// What all benches take.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Host CPUs to use, as in 0,2-3
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<Cpus>,
+    /// Write all runs to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// No progress bar
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// How a bench of several rounds goes about it.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct RoundArgs {
+    /// Rounds; the median of them is quoted
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse::rounds())]
+    pub rounds: u16,
+    /// Length of a measured window
+    #[arg(long, value_name = "MS", default_value_t = 500)]
+    pub duration_ms: u32,
+    /// Times that a disturbed point is measured again
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub retries: u16,
+}
+
+/// `vmm bench checks`.
+#[derive(Debug, Args)]
+pub struct ChecksArgs {
+    /// What all benches take.
+    #[command(flatten)]
+    pub common: BenchArgs,
+    /// How it goes about its rounds.
+    #[command(flatten)]
+    pub rounds: RoundArgs,
+}
+
+/// `vmm bench locks`.
+#[derive(Debug, Args)]
+pub struct LocksArgs {
+    /// What all benches take.
+    #[command(flatten)]
+    pub common: BenchArgs,
+    /// How it goes about its rounds.
+    #[command(flatten)]
+    pub rounds: RoundArgs,
+    /// Locks, separated by commas [default: all]
+    #[arg(long = "lock", value_name = "LIST", value_delimiter = ',', value_parser = Named(Lock::ALL, Lock::word))]
+    pub kinds: Vec<Lock>,
+    /// Ways to wait, separated by commas; each is compared with the first. As in byte/16, the byte may be checked once in so
+    /// many turns of the loop
+    #[arg(long = "wait", value_name = "LIST", value_delimiter = ',', default_value = "ignore,threshold,byte", value_parser = parse::way)]
+    pub waits: Vec<Way>,
+    /// vCPUs for each CPU, separated by commas; each is compared with the first
+    #[arg(long = "load", value_name = "LIST", value_delimiter = ',', default_value = "1,4,8", value_parser = clap::value_parser!(u16).range(1..=255))]
+    pub loads: Vec<u16>,
+    /// Who publishes
+    #[arg(long, value_name = "WHO", default_value = "bpf", value_parser = parse::publisher)]
+    pub publisher: PublisherKind,
+    /// The form of the check that waiters use
+    #[arg(long, value_name = "FORM", value_parser = Named(Check::ALL, Check::word), default_value = "save0")]
+    pub check: Check,
+    /// What the locks guard, and how they are used.
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// `vmm bench startup`.
+#[derive(Debug, Args)]
+pub struct StartupArgs {
+    /// Rounds; the median of them is quoted
+    #[arg(long, value_name = "N", default_value_t = 21, value_parser = parse::rounds())]
+    pub rounds: u16,
+    /// vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub vcpus: usize,
+}

@@ -1,0 +1,74 @@
+//! Values of options.
+
+use std::time::Duration;
+
+use clap::builder::{PossibleValue, RangedI64ValueParser, TypedValueParser};
+use protocol::words::Wait;
+
+use crate::experiment::Way;
+use crate::publisher::{Choice, PublisherKind};
+
+/// A year.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// A way to wait, and how often it checks.
+pub(super) fn way(text: &str) -> Result<Way, String> {
+    let (wait, every) = text.split_once('/').unwrap_or((text, "1"));
+    let wait = Wait::from_word(wait).ok_or_else(|| format!("ways to wait are {}", Wait::EXPECTED))?;
+    match every.parse() {
+        Ok(every) if every > 0 => Ok(Way { wait, every }),
+        _ => Err("behind the / stands how many turns lie between two checks, 1 or more".to_owned()),
+    }
+}
+
+/// A publisher, or `auto`.
+pub(super) fn choice(text: &str) -> Result<Choice, String> {
+    if text == Choice::Auto.to_string() {
+        return Ok(Choice::Auto);
+    }
+    publisher(text).map(Choice::Only).map_err(|what| format!("{what}; auto takes the best that can be had"))
+}
+
+/// A publisher.
+pub(super) fn publisher(text: &str) -> Result<PublisherKind, String> {
+    let kind = PublisherKind::ALL.into_iter().find(|kind| kind.to_string() == text);
+    kind.ok_or_else(|| "publishers are bpf, bpf-classic, perf, park, kernel and off".to_owned())
+}
+
+/// A time that a run may take.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "seconds are a number, as in 2.5".to_owned())?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(timeout) if !timeout.is_zero() && timeout <= LONGEST_TIMEOUT => Ok(timeout),
+        _ => Err(format!("seconds are more than 0, and at most {}", LONGEST_TIMEOUT.as_secs())),
+    }
+}
+
+/// Rounds of a bench: nobody waits for more.
+pub(super) fn rounds() -> RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(1..=10_000)
+}
+
+/// Parses one of `.0` by its word `.1`.
+#[derive(Clone)]
+pub(super) struct Named<T: 'static>(pub(super) &'static [T], pub(super) fn(T) -> &'static str);
+
+impl<T: Copy + Send + Sync + 'static> TypedValueParser for Named<T> {
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<T, clap::Error> {
+        let words: Vec<&str> = self.0.iter().map(|item| self.1(*item)).collect();
+        let word = clap::builder::PossibleValuesParser::new(words).parse_ref(command, arg, value)?;
+        let found = self.0.iter().find(|item| self.1(**item) == word);
+        found.copied().ok_or_else(|| clap::Error::new(clap::error::ErrorKind::InvalidValue))
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(self.0.iter().map(|item| PossibleValue::new(self.1(*item)))))
+    }
+}
