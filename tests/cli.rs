@@ -53,9 +53,13 @@ fn unknown_option_and_unknown_value_are_named() {
     refuses(&["--publisher", "magic"], 2, &["--publisher", "magic", "auto"]);
     refuses(&["--timeout", "0"], 2, &["--timeout"]);
     refuses(&["bench", "everything"], 2, &["everything"]);
-    refuses(&["bench", "retention", "--rounds", "10001"], 2, &["--rounds", "1..=10000"]);
-    refuses(&["bench", "retention", "--rounds", "18446744073709551615"], 2, &["--rounds"]);
+    refuses(&["bench", "locks", "--rounds", "10001"], 2, &["--rounds", "1..=10000"]);
+    refuses(&["bench", "locks", "--rounds", "18446744073709551615"], 2, &["--rounds"]);
     refuses(&["bench", "startup", "--rounds", "0"], 2, &["--rounds", "1..=10000"]);
+    refuses(&["bench", "locks", "--wait", "byte/0"], 2, &["byte/0", "turns"]);
+    refuses(&["bench", "locks", "--wait", "hope"], 2, &["hope", "ignore, threshold"]);
+    refuses(&["bench", "locks", "--load", "0"], 2, &["--load", "1..=255"]);
+    refuses(&["--vcpus", "1", "--readers", "101"], 2, &["--readers"]);
 }
 
 #[test]
@@ -68,7 +72,7 @@ fn cpu_that_does_not_exist_is_named_with_those_that_do() {
 #[test]
 fn word_that_the_payload_does_not_know_is_named() {
     if has_kvm() {
-        refuses(&["--vcpus", "1", "--cmdline", "lock=spin"], 2, &["lock=spin", "tas, ticket or mutex"]);
+        refuses(&["--vcpus", "1", "--cmdline", "lock=spin"], 2, &["lock=spin", "malthusian or cull"]);
         refuses(&["--vcpus", "1", "--cmdline", "quiet"], 2, &["quiet"]);
     }
 }
@@ -77,7 +81,7 @@ fn word_that_the_payload_does_not_know_is_named() {
 fn results_file_that_cannot_be_written_is_refused_before_anything_runs() {
     refuses(&["--json", "/nowhere/results.json"], 1, &["/nowhere/results.json", "No such file"]);
     refuses(&["--vcpus", "1", "--json", "/"], 1, &["Cannot write /"]);
-    let endless = ["bench", "retention", "--rounds", "10000", "--json", "/nowhere/results.json"];
+    let endless = ["bench", "locks", "--rounds", "10000", "--json", "/nowhere/results.json"];
     refuses(&endless, 1, &["/nowhere/results.json"]);
 }
 

@@ -14,7 +14,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use protocol::report::Report;
-use protocol::words::{Lock, Start, Wait};
+use protocol::words::Start;
 use support::{
     end_of, guest, has_bpf, has_kvm, has_two_cpus, kill, run, start, vmm, wait_for, wait_for_cpu_time,
 };
@@ -78,35 +78,11 @@ fn vcpus_started_by_sipi_do_the_same_as_those_started_directly() {
 }
 
 #[test]
-fn every_lock_with_every_way_to_wait_excludes_at_four_vcpus_a_cpu() {
-    if !has_bpf() {
-        return;
-    }
-    for lock in Lock::ALL {
-        for wait in Wait::ALL {
-            let vcpus = 4 * support::cpus().count();
-            let words = format!("job=contend lock={lock} wait={wait} {SHORT}");
-            let (run, result) = run(&guest(vcpus, PublisherKind::Bpf, &words));
-            // The payload itself asserts exclusion, and ends with status 3 if it was broken.
-            assert_reset(&run, &result);
-            let report = run.report.expect("our payload reports");
-            let ever = |vcpu: &protocol::report::VcpuReport| load(&vcpu.acquisitions_ever);
-            assert_eq!(report.vcpus.iter().map(ever).sum::<u64>(), load(&report.header.sections));
-            assert!(load(&report.header.sections) > 0);
-        }
-    }
-}
-
-fn load(counter: &std::sync::atomic::AtomicU64) -> u64 {
-    counter.load(std::sync::atomic::Ordering::Relaxed)
-}
-
-#[test]
 fn waiter_halts_for_the_byte_only_where_somebody_sets_it() {
     if !has_bpf() {
         return;
     }
-    let words = "job=contend lock=tas wait=byte section_ns=20000 think_ns=1000 duration_ms=300";
+    let words = "job=contend lock=tas wait=byte backstop_ns=0 section_ns=20000 think_ns=1000 duration_ms=300";
     let seen = |publisher| {
         let (run, result) = run(&guest(4 * support::cpus().count(), publisher, words));
         assert_reset(&run, &result);

@@ -94,7 +94,7 @@ fn panic_exception_and_unknown_word_are_told_on_com1_and_by_the_exit_port() {
         for (words, status, text) in [
             ("job=panic", 3, "vCPU 0: panicked at"),
             ("job=fault", 3, "vCPU 0: exception 6 (undefined instruction) at rip 0x4"),
-            ("lock=spin", 2, "Word \"lock=spin\": the value must be tas, ticket or mutex"),
+            ("lock=spin", 2, "Word \"lock=spin\": the value must be tas, virt, ticket"),
         ] {
             let ended = boot(accelerator, 2, words);
             assert_eq!(ended.status, Some(debug_exit(status)), "{accelerator:?} {ended:?}");

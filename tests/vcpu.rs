@@ -22,6 +22,7 @@ use vmm::gate::Gate;
 use vmm::memory::Ram;
 use vmm::publisher::{Counts, MsrOwner, Publication, PublisherError};
 use vmm::steal_time::msr::StealTimeMsr;
+use vmm::vcpu::offer::Offers;
 use vmm::vcpu::run::Vcpu;
 use vmm::vcpu::{Ending, Message, Outbox, Shared};
 use vmm::vm::machine::{self, Interrupts, Machine};
@@ -79,7 +80,13 @@ fn publisher_is_told_before_each_entry() {
 
     let mut ports = PortBus::new();
     ports.attach(EXIT_PORT, 1, ExitPort).unwrap();
-    let shared = Shared { ports, gate: Arc::new(Gate::new()), cpus: support::cpus(), ram: vm.ram().clone() };
+    let shared = Shared {
+        ports,
+        gate: Arc::new(Gate::new()),
+        cpus: support::cpus(),
+        ram: vm.ram().clone(),
+        offers: Offers::default(),
+    };
     let (sender, told) = mpsc::channel();
     let outbox = Outbox::new(sender, EventFd::new(0).unwrap());
     let entries = AtomicU64::new(0);
