@@ -3,7 +3,7 @@
 //! The kernel has a call for that, `yield_to`, but only for itself: KVM makes it when a vCPU spins too long. From outside there
 //! is only the scheduler's class. So the one waited for is put before all of the fair class, the waiting thread sleeps, and
 //! then takes the favour back. While it sleeps it is of a higher class still, or it would not get back to do so. The favour is
-//! bounded by the sleep: [`MOMENT`], some dozens of sections.
+//! bounded by the sleep: `MOMENT`, some dozens of sections.
 //!
 //! Without the right to change classes, the waiting thread yields, and the scheduler does what it likes.
 
