@@ -55,7 +55,7 @@ pub(super) fn run(part: Part) {
 macro_rules! contend_for {
     ($check:ty, $part:expr, $lock:ty) => {{
         static OF_THIS_TYPE: [$lock; LOCKS] = [const { <$lock>::new() }; LOCKS];
-        contend::<$check>($part, &OF_THIS_TYPE)
+        contend::<$check>($part, OF_THIS_TYPE.each_ref().map(|lock| lock as &dyn Contended<$check>))
     }};
 }
 
@@ -83,7 +83,8 @@ fn run_checking<K: Check>(part: Part) {
 
 fn contend_for_pvq<K: Check>(part: Part, variant: Variant) {
     static STATES: [PvState; LOCKS] = [const { PvState::new() }; LOCKS];
-    contend::<K>(part, &STATES.each_ref().map(|state| PvQspin::new(state, variant)));
+    let locks = STATES.each_ref().map(|state| PvQspin::new(state, variant));
+    contend::<K>(part, locks.each_ref().map(|lock| lock as &dyn Contended<K>));
 }
 
 /// The workload's way to wait, in cycles of a clock of `khz`.
@@ -101,7 +102,36 @@ fn strategy(workload: Workload, khz: u32) -> Strategy {
     }
 }
 
-fn contend<K: Check>(part: Part, locks: &[impl Lock; LOCKS]) {
+/// A lock as this job sees it, whichever it is: its own loops know it by its type, ours need not. A payload with this one
+/// for each lock and each form would be half as large again, and every guest has to load it.
+trait Contended<K> {
+    /// Takes it, and gives what [`Lock::HANDS_OVER`] says.
+    fn acquire(&self, reads: bool, me: &mut Me<'_, Checking<K>>) -> bool;
+
+    /// Lets it go.
+    fn release(&self, reads: bool, me: &mut Me<'_, Checking<K>>);
+}
+
+impl<K: Check, L: Lock> Contended<K> for L {
+    fn acquire(&self, reads: bool, me: &mut Me<'_, Checking<K>>) -> bool {
+        if reads && L::SHARES {
+            self.acquire_shared(me);
+        } else {
+            Lock::acquire(self, me);
+        }
+        L::HANDS_OVER
+    }
+
+    fn release(&self, reads: bool, me: &mut Me<'_, Checking<K>>) {
+        if reads && L::SHARES {
+            self.release_shared(me);
+        } else {
+            Lock::release(self, me);
+        }
+    }
+}
+
+fn contend<K: Check>(part: Part, locks: [&dyn Contended<K>; LOCKS]) {
     let Part { machine, workload, window, report } = part;
     let Vcpu { id, khz } = machine.vcpu;
     let cycles = |ns: u32| clock::cycles(ns.into(), khz);
@@ -126,15 +156,11 @@ fn contend<K: Check>(part: Part, locks: &[impl Lock; LOCKS]) {
             report.wakes.iter().for_each(|bucket| bucket.store(0, Ordering::Relaxed));
             before = Some(me.tally);
         }
-        if reads {
-            lock.acquire_shared(&mut me);
-        } else {
-            lock.acquire(&mut me);
-        }
+        let hands_over = lock.acquire(reads, &mut me);
         let granted = clock::now();
         let counts = granted >= window.opens && !window.is_over(granted);
         if counts {
-            note_grant(part, section, granted, me.tally, hands_over(locks));
+            note_grant(part, section, granted, me.tally, hands_over);
         } else if window.is_over(granted) {
             report.open_wait.store(window.closes.saturating_sub(wanted.max(window.opens)), Ordering::Relaxed);
         }
@@ -148,12 +174,8 @@ fn contend<K: Check>(part: Part, locks: &[impl Lock; LOCKS]) {
             add(&report.holder_preemptions, 1);
             add(&report.holder_stall, (clock::now() - granted).saturating_sub(length));
         }
-        if reads {
-            lock.release_shared(&mut me);
-            add(&report.shared_ever, 1);
-        } else {
-            lock.release(&mut me);
-        }
+        lock.release(reads, &mut me);
+        add(&report.shared_ever, reads.into());
         add(&report.acquisitions_ever, 1);
         if counts {
             add(&report.acquisitions, 1);
@@ -167,10 +189,6 @@ fn contend<K: Check>(part: Part, locks: &[impl Lock; LOCKS]) {
     }
     part.close();
     tell(part, before.unwrap_or(me.tally), me.tally);
-}
-
-const fn hands_over<L: Lock>(_: &[L; LOCKS]) -> bool {
-    L::HANDS_OVER
 }
 
 /// The own record's steal (ns), or what it was before, while the host is writing it.

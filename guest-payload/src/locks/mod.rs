@@ -49,6 +49,9 @@ pub trait Lock: Sync {
     /// Whether a release can choose who has the lock next. Whoever is chosen, and not running, keeps everybody waiting.
     const HANDS_OVER: bool;
 
+    /// Whether readers are let in together. For others [`Lock::acquire_shared`] is the same as [`Lock::acquire`].
+    const SHARES: bool = false;
+
     /// Waits until the lock is ours.
     fn acquire<C: Cpu>(&self, me: &mut Me<'_, C>);
 

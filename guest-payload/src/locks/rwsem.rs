@@ -151,6 +151,7 @@ impl Default for Rwsem {
 
 impl Lock for Rwsem {
     const HANDS_OVER: bool = false;
+    const SHARES: bool = true;
 
     fn acquire<C: Cpu>(&self, me: &mut Me<'_, C>) {
         self.take(Side::Writer, me);
