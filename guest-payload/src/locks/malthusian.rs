@@ -18,10 +18,10 @@
 
 use protocol::VcpuId;
 
-use super::{FREE, Lock, Padded, name_of, named};
+use super::{FREE, Lock, Padded, links, name_of, named};
 use crate::cpu::Cpu;
 use crate::park::Me;
-use crate::patience::{Patience, Strategy};
+use crate::patience::Strategy;
 use crate::sync::{AtomicU32, AtomicU64, Ordering, PLACES, each, maker};
 
 const WAITING: u32 = 0;
@@ -87,11 +87,8 @@ impl Malthusian {
         let node = self.node(me.id());
         node.next.store(FREE, Ordering::Relaxed);
         node.state.store(WAITING, Ordering::Relaxed);
-        let prev = me.unnamed(|me| {
-            let prev = named(self.tail.swap(name_of(me.id()), Ordering::SeqCst))?;
-            self.node(prev).next.store(name_of(me.id()), Ordering::SeqCst);
-            Some(prev)
-        });
+        let swap_tail = |name| self.tail.swap(name, Ordering::SeqCst);
+        let prev = links::enter(me, swap_tail, |prev| &self.node(prev).next);
         if prev.is_none() {
             return true;
         }
@@ -155,16 +152,6 @@ impl Malthusian {
         is_due
     }
 
-    /// Who is linked behind `vcpu`, after waiting for whoever is about to be.
-    fn linked<C: Cpu>(&self, vcpu: VcpuId, me: &mut Me<'_, C>, patience: &mut Patience) -> VcpuId {
-        loop {
-            if let Some(next) = named(self.node(vcpu).next.load(Ordering::Acquire)) {
-                return next;
-            }
-            me.spin(patience);
-        }
-    }
-
     /// Takes one off the list of the passive, to compete for the lock anew: the youngest, if nobody queues; the oldest, if it
     /// is time.
     fn recall_one<C: Cpu>(&self, me: &Me<'_, C>) -> Option<VcpuId> {
@@ -189,7 +176,7 @@ impl Malthusian {
         {
             return None;
         }
-        let next = self.linked(me.id(), me, &mut patience);
+        let next = links::behind(&node.next, me, &mut patience);
         let Some(after) = named(self.node(next).next.load(Ordering::Acquire)) else { return Some(next) };
         // One too many. With the byte, the one that does not run, if one of the two does not.
         let asks = matches!(me.strategy, Strategy::Byte { .. });

@@ -15,7 +15,7 @@
 
 use protocol::VcpuId;
 
-use super::{FREE, Lock, Padded, name_of, named};
+use super::{FREE, Lock, Padded, links, name_of};
 use crate::cpu::Cpu;
 use crate::park::{Me, Waiters};
 use crate::patience::{Patience, Strategy};
@@ -71,11 +71,8 @@ impl Mcs {
         let node = self.node(me.id());
         node.next.store(FREE, Ordering::Relaxed);
         node.state.store(WAITING, Ordering::Relaxed);
-        let prev = me.unnamed(|me| {
-            let prev = named(self.tail.swap(name_of(me.id()), Ordering::SeqCst))?;
-            self.node(prev).next.store(name_of(me.id()), Ordering::SeqCst);
-            Some(prev)
-        });
+        let swap_tail = |name| self.tail.swap(name, Ordering::SeqCst);
+        let prev = links::enter(me, swap_tail, |prev| &self.node(prev).next);
         if prev.is_none() {
             return true;
         }
@@ -108,12 +105,7 @@ impl Mcs {
         {
             return None;
         }
-        loop {
-            if let Some(next) = named(node.next.load(Ordering::Acquire)) {
-                return Some(next);
-            }
-            me.spin(patience);
-        }
+        Some(links::behind(&node.next, me, patience))
     }
 
     /// Who is to have the turn after `me`.

@@ -8,6 +8,7 @@
 //! | [`Tas`], [`Virt`] | [`Ticket`], [`PvTicket`], [`Mcs`], [`Qspin`] | [`Preemptable`], [`PvQspin`], [`OwnerQueue`], [`Mutex`], [`Rwsem`] | [`Cull`], [`Malthusian`] |
 
 mod cull;
+mod links;
 mod malthusian;
 mod mcs;
 mod mutex;

@@ -29,7 +29,7 @@
 
 use protocol::VcpuId;
 
-use super::{FREE, Lock, Padded, name_of, named};
+use super::{FREE, Lock, Padded, links, name_of, named};
 use crate::cpu::Cpu;
 use crate::park::Me;
 use crate::sync::{AtomicU32, Ordering, PLACES, each, maker};
@@ -182,13 +182,8 @@ impl<'s> PvQspin<'s> {
         node.next.store(FREE, Ordering::Relaxed);
         node.granted.store(0, Ordering::Relaxed);
         node.state.store(RUNNING, Ordering::Relaxed);
-        let Some(prev) = me.unnamed(|me| {
-            let prev = named(self.swap_tail(name_of(me.id())))?;
-            self.node(prev).next.store(name_of(me.id()), Ordering::SeqCst);
-            Some(prev)
-        }) else {
-            return;
-        };
+        let entered = links::enter(me, |name| self.swap_tail(name), |prev| &self.node(prev).next);
+        let Some(prev) = entered else { return };
         let mut patience = me.patience();
         while node.granted.load(Ordering::Acquire) == 0 {
             if self.waits_early(prev, patience.turns(), me) || me.gives_up_on(None, &mut patience) {
@@ -259,12 +254,7 @@ impl<'s> PvQspin<'s> {
             }
         }
         let mut patience = me.patience();
-        let next = loop {
-            if let Some(next) = named(self.node(me.id()).next.load(Ordering::Acquire)) {
-                break next;
-            }
-            me.spin(&mut patience);
-        };
+        let next = links::behind(&self.node(me.id()).next, me, &mut patience);
         let node = self.node(next);
         node.granted.swap(1, Ordering::SeqCst);
         // Not woken, but known: our release wakes it.

@@ -11,7 +11,7 @@
 
 use protocol::VcpuId;
 
-use super::{FREE, Lock, Padded, name_of, named};
+use super::{FREE, Lock, Padded, links, name_of};
 use crate::cpu::Cpu;
 use crate::park::{Me, Waiters};
 use crate::sync::{AtomicU32, Ordering, PLACES, each, maker};
@@ -78,13 +78,8 @@ impl Qspin {
         let node = self.node(me.id());
         node.next.store(FREE, Ordering::Relaxed);
         node.granted.store(0, Ordering::Relaxed);
-        let Some(prev) = me.unnamed(|me| {
-            let prev = named(self.swap_tail(name_of(me.id())))?;
-            self.node(prev).next.store(name_of(me.id()), Ordering::SeqCst);
-            Some(prev)
-        }) else {
-            return;
-        };
+        let entered = links::enter(me, |name| self.swap_tail(name), |prev| &self.node(prev).next);
+        let Some(prev) = entered else { return };
         let mut patience = me.patience();
         while node.granted.load(Ordering::Acquire) == 0 {
             if me.gives_up_behind(Some(prev), &mut patience) {
@@ -114,12 +109,7 @@ impl Qspin {
         }
         self.word.fetch_or(LOCKED, Ordering::SeqCst);
         let mut patience = me.patience();
-        let next = loop {
-            if let Some(next) = named(self.node(me.id()).next.load(Ordering::Acquire)) {
-                break next;
-            }
-            me.spin(&mut patience);
-        };
+        let next = links::behind(&self.node(me.id()).next, me, &mut patience);
         self.node(next).granted.swap(1, Ordering::SeqCst);
         me.wake(next);
     }
