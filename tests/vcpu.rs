@@ -86,6 +86,7 @@ fn publisher_is_told_before_each_entry() {
         cpus: support::cpus(),
         ram: vm.ram().clone(),
         offers: Offers::default(),
+        on_kick: std::sync::OnceLock::new(),
     };
     let (sender, told) = mpsc::channel();
     let outbox = Outbox::new(sender, EventFd::new(0).unwrap());

@@ -8,7 +8,8 @@
 //! 3. [`payload`]: how our own bare-metal payload says that it is ours, and how it is started.
 //! 4. [`words`]: what the payload is asked to do, as words on the kernel command line.
 //! 5. [`report`]: what the payload leaves behind for the monitor to read, with its [`histogram`].
-//! 6. [`conformance`]: what a guest may rely on, and what our guest found of it.
+//! 6. [`exchange`]: what the two tell each other beside the record, where a policy wants to know.
+//! 7. [`conformance`]: what a guest may rely on, and what our guest found of it.
 //!
 //! Nothing here needs `std`, nothing here is `unsafe`, and no offset is written down twice: both ends say
 //! `offset_of!`.
@@ -20,6 +21,7 @@
 extern crate std;
 
 pub mod conformance;
+pub mod exchange;
 pub mod histogram;
 pub mod machine;
 pub mod payload;

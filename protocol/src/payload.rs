@@ -21,7 +21,7 @@ pub const NOTE_OWNER: &str = "vmm";
 pub const NOTE_TYPE: u32 = 1;
 
 /// Version of everything in [`crate::payload`], [`crate::words`] and [`crate::report`]. The monitor refuses others.
-pub const ABI_VERSION: u64 = 4;
+pub const ABI_VERSION: u64 = 5;
 
 /// The note's 24 bytes, little endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! What the payload leaves behind: its report memory.
 //!
-//! One header and two pages per vCPU, at the address that [`crate::payload::Note`] names. Every field is an atomic
+//! One header, and for each vCPU two pages of figures and one for [`crate::exchange`], at the address that [`crate::payload::Note`] names. Every field is an atomic
 //! and has one writer, so that the monitor may read at any time, while the guest runs, without a lock. The monitor
-//! believes nothing it reads here: it is guest memory. It writes two words itself, which say so.
+//! believes nothing it reads here: it is guest memory. It writes two words itself, and what each vCPU is to hear, which say so.
 //!
 //! Times are in cycles of the guest's TSC unless the name says otherwise.
 
@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::MAX_VCPUS;
 use crate::conformance::Findings;
+use crate::exchange::Exchange;
 use crate::histogram::{BUCKETS, bucket_of};
 use crate::words::Check;
 
@@ -49,6 +50,8 @@ pub struct Report {
     pub header: Header,
     /// Two pages per vCPU; those past the guest's last vCPU stay zero.
     pub vcpus: [VcpuReport; MAX_VCPUS],
+    /// What each vCPU and its host tell each other.
+    pub exchange: [Exchange; MAX_VCPUS],
 }
 
 /// What holds for the whole guest.
@@ -281,7 +284,11 @@ const _: () = {
 impl Report {
     /// A report in which nothing has happened.
     pub const fn new() -> Self {
-        Self { header: Header::new(), vcpus: [const { VcpuReport::new() }; MAX_VCPUS] }
+        Self {
+            header: Header::new(),
+            vcpus: [const { VcpuReport::new() }; MAX_VCPUS],
+            exchange: [const { Exchange::new() }; MAX_VCPUS],
+        }
     }
 }
 

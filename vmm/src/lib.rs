@@ -37,6 +37,7 @@ pub mod memory;
 pub mod oracle;
 pub mod output;
 pub mod payload;
+pub mod policy;
 pub mod progress;
 pub mod publisher;
 pub mod quality;

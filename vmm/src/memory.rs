@@ -235,10 +235,10 @@ mod tests {
 
     #[test]
     fn report_outside_ram_or_misaligned_is_none() {
-        let ram = Ram::new(4).unwrap();
+        let ram = Ram::new(8).unwrap();
         assert!(ram.report(0x10_0000).is_some());
         assert!(ram.report(0x10_0800).is_none());
-        assert!(ram.report(0x3f_f000).is_none());
+        assert!(ram.report(0x7f_f000).is_none());
         assert!(ram.report(u64::MAX - 4095).is_none());
     }
 }

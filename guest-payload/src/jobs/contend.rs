@@ -20,14 +20,15 @@ use guest_payload::park::{Lot, Me};
 use guest_payload::patience::{Strategy, Tally};
 use guest_payload::steal_time::record_of;
 use guest_payload::work::{Draw, Times, work};
+use protocol::exchange::EpisodeKind;
 use protocol::report::{add, raise};
 use protocol::words::{self, MAX_LOCKS, Wait, Workload};
 
 use super::Part;
 use super::section::Section;
-use crate::metal::clock;
 use crate::metal::entry::REPORT;
 use crate::metal::vcpu::{Checking, Vcpu};
+use crate::metal::{clock, tell};
 
 const LOCKS: usize = MAX_LOCKS as usize;
 
@@ -140,6 +141,7 @@ fn contend<K: Check>(part: Part, locks: [&dyn Contended<K>; LOCKS]) {
     let mut thinks = Times::new(draw(THINK), cycles(workload.think_ns), workload.think_spread);
     let mut works = Times::new(draw(SECTION), cycles(workload.section_ns), workload.section_spread);
     let mut choice = draw(CHOICE);
+    let margin = cycles(workload.slice_margin_ns);
     // What waiting had cost when the window opened.
     let mut before = None;
     loop {
@@ -147,6 +149,7 @@ fn contend<K: Check>(part: Part, locks: [&dyn Contended<K>; LOCKS]) {
         let which = choice.below(workload.locks) as usize;
         let reads = choice.below(100) < workload.readers;
         let (Some(lock), Some(section)) = (locks.get(which), SECTIONS.get(which)) else { break };
+        tell::wait_for_a_turn_of(id, margin);
         let wanted = clock::now();
         if window.is_over(wanted) {
             break;
@@ -156,7 +159,9 @@ fn contend<K: Check>(part: Part, locks: [&dyn Contended<K>; LOCKS]) {
             report.wakes.iter().for_each(|bucket| bucket.store(0, Ordering::Relaxed));
             before = Some(me.tally);
         }
+        tell::wants(id, wanted);
         let hands_over = lock.acquire(reads, &mut me);
+        tell::has(id);
         let granted = clock::now();
         let counts = granted >= window.opens && !window.is_over(granted);
         if counts {
@@ -175,6 +180,9 @@ fn contend<K: Check>(part: Part, locks: [&dyn Contended<K>; LOCKS]) {
             add(&report.holder_stall, (clock::now() - granted).saturating_sub(length));
         }
         lock.release(reads, &mut me);
+        tell::has_none(id);
+        tell::episode(id, EpisodeKind::Waited, wanted, granted);
+        tell::episode(id, EpisodeKind::Held, granted, clock::now());
         add(&report.shared_ever, reads.into());
         add(&report.acquisitions_ever, 1);
         if counts {

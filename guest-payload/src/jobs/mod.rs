@@ -23,7 +23,7 @@ use protocol::words::{Job, Workload};
 
 use crate::Machine;
 use crate::metal::entry::REPORT;
-use crate::metal::{calls, clock, lapic, ports};
+use crate::metal::{calls, clock, lapic, ports, tell};
 
 /// 1 once all vCPUs are up and the window's times are set.
 static UNDER_WAY: AtomicU32 = AtomicU32::new(0);
@@ -71,6 +71,7 @@ pub(crate) fn run(machine: Machine, workload: Workload) -> ! {
         Job::Contend | Job::Checks | Job::Watch | Job::Witness | Job::Idle => {}
     }
     crate::register(machine, workload);
+    tell::begin(workload, machine.vcpu.khz);
     let part = Part::new(machine, workload, arrive(machine, workload));
     match workload.job {
         Job::Checks => checks::run(part),

@@ -7,6 +7,7 @@
 //! - [`lapic`], [`ports`]: devices, from CPL 3.
 //! - [`start_info`], [`clock`], [`smp`]: what a guest finds out about its machine, and how it starts the rest of it.
 //! - [`crash`]: how it ends when it should not.
+//! - [`tell`]: what the host is told, where it has asked.
 //! - [`vcpu`]: all of that as the CPU that locks know.
 //!
 //! No Rust runs at CPL 0. Some KVM backends emulate it, an instruction at a time and without SSE, which compiled code
@@ -22,5 +23,6 @@ pub(crate) mod ports;
 pub(crate) mod smp;
 pub(crate) mod start_info;
 pub(crate) mod tables;
+pub(crate) mod tell;
 mod traps;
 pub(crate) mod vcpu;

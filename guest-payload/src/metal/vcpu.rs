@@ -9,7 +9,7 @@ use guest_payload::sync::AtomicU32;
 use protocol::VcpuId;
 
 use super::entry::REPORT;
-use super::{calls, clock, lapic, ports};
+use super::{calls, clock, lapic, ports, tell};
 
 /// The vCPU that this runs on.
 #[derive(Clone, Copy, Debug)]
@@ -43,15 +43,20 @@ impl<K: Check> Cpu for Checking<K> {
     }
 
     fn halt_while(&self, word: &AtomicU32, value: u32) {
+        tell::halts(self.0.id);
         calls::halt_while(word, value);
+        tell::wakes(self.0.id);
     }
 
     fn kick(&self, vcpu: VcpuId) {
+        tell::wakes(vcpu);
         lapic::kick(vcpu);
     }
 
     fn yield_to(&self, vcpu: VcpuId) {
-        ports::yield_to(vcpu);
+        if !tell::wants_to_run(self.0.id, vcpu) {
+            ports::yield_to(vcpu);
+        }
     }
 
     fn record_wake(&self, cycles: u64) {

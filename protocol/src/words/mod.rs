@@ -133,6 +133,10 @@ mod tests {
             warmup_ms: 10,
             duration_ms: 11,
             seed: u64::MAX,
+            tell: true,
+            ring: true,
+            trace: true,
+            slice_margin_ns: 12,
             register: false,
         };
         let boot = Boot { vcpus: Some(255), tsc_khz: Some(2_596_100), start: Start::Direct };

@@ -133,6 +133,14 @@ workload! {
     duration_ms: u32 = 1_000, "duration_ms", number;
     /// Of everything that is drawn at random.
     seed: u64 = 1, "seed", long;
+    /// `on` or `off`: whether vCPUs say which of them hold a lock, want one, or have halted: [`crate::exchange::Told`].
+    tell: bool = false, "tell", switch;
+    /// `on` or `off`: whether they ring the doorbell for what cannot wait. It takes `tell=on`.
+    ring: bool = false, "ring", switch;
+    /// `on` or `off`: whether waits and sections that take long are noted: [`crate::exchange::Episode`].
+    trace: bool = false, "trace", switch;
+    /// With less than this left of its turn a vCPU does not begin to take a lock; 0 to ask nobody.
+    slice_margin_ns: u32 = 0, "slice_margin_ns", number;
     /// `on` or `off`: whether vCPUs register their steal-time records.
     register: bool = true, "steal", switch;
 }

@@ -4,8 +4,9 @@
 //!
 //! - When one thread needs the others out of the guest, to replace a page under it, it calls [`Gate::alone`]; the others
 //!   are kicked, and wait in [`Gate::park`].
-//! - When a policy wants one vCPU not to run, it has it held ([`Gate::hold`]), until it releases it; that thread waits in
-//!   [`Gate::wait_while_held`], and stays at others' disposal.
+//! - When a policy wants one vCPU not to run, it has it held ([`Seat::hold`]), until it releases it; that thread waits in
+//!   [`Gate::wait_while_held`], and stays at others' disposal. Whoever holds and releases takes no lock, so that no thread that
+//!   is off its CPU can be in the way.
 //! - When somebody else wants the guest to stand still, [`Gate::pause`] has all of them kicked, and each rests
 //!   ([`Gate::begin_rest`], [`Gate::end_rest`]) for as long as it is told to by other ways than the gate.
 //! - When the run is over, [`Gate::end`] sends all of them home.
@@ -14,12 +15,13 @@
 //! "nothing" and returning from `KVM_RUN`. Whoever wants something writes it before kicking, and a kick is never
 //! lost (see [`crate::kick`]), so that thread comes out and reads again.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::thread::{self, Thread};
 
 use protocol::VcpuId;
 
+use crate::host::clock;
 use crate::kick::KickHandle;
 
 /// What is wanted of a vCPU thread.
@@ -51,9 +53,67 @@ pub struct AllParked(());
 pub struct AlreadyPaused;
 
 /// A vCPU thread's seat at the gate: what is wanted of this one alone.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Seat {
-    is_held: Arc<AtomicBool>,
+    thread: Thread,
+    kick: KickHandle,
+    is_held: AtomicBool,
+    /// Its thread waits for its release.
+    waits: AtomicBool,
+    /// When it was last to be held, and released (ns of the monotonic clock).
+    held_ns: AtomicU64,
+    released_ns: AtomicU64,
+}
+
+impl Seat {
+    /// The calling thread's.
+    pub fn of_this_thread() -> Self {
+        Self {
+            thread: thread::current(),
+            kick: KickHandle::of_this_thread(),
+            is_held: AtomicBool::new(false),
+            waits: AtomicBool::new(false),
+            held_ns: AtomicU64::new(0),
+            released_ns: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes its thread leave the guest and wait, until it is released.
+    pub fn hold(&self) {
+        self.held_ns.store(clock::monotonic_ns(), Ordering::Relaxed);
+        self.is_held.store(true, Ordering::Release);
+        // One that holds itself is outside the guest.
+        if self.kick != KickHandle::of_this_thread() {
+            self.kick.kick();
+        }
+    }
+
+    /// Lets its thread go on.
+    pub fn release(&self) {
+        self.released_ns.store(clock::monotonic_ns(), Ordering::Relaxed);
+        self.is_held.store(false, Ordering::Release);
+        self.thread.unpark();
+    }
+
+    /// Whether its thread is to wait for its release.
+    pub fn is_held(&self) -> bool {
+        self.is_held.load(Ordering::Acquire)
+    }
+
+    /// Whether its thread does wait.
+    pub fn waits(&self) -> bool {
+        self.waits.load(Ordering::Acquire)
+    }
+
+    /// When it was last to be held (ns of the monotonic clock).
+    pub fn held_ns(&self) -> u64 {
+        self.held_ns.load(Ordering::Relaxed)
+    }
+
+    /// Its thread.
+    pub fn kick_handle(&self) -> KickHandle {
+        self.kick
+    }
 }
 
 /// See the module.
@@ -77,9 +137,7 @@ struct Member {
     vcpu: VcpuId,
     thread: KickHandle,
     place: Place,
-    is_held: Arc<AtomicBool>,
-    /// When it was last released.
-    released: Option<Instant>,
+    seat: Arc<Seat>,
 }
 
 /// Where a vCPU thread is. But for the first place it is not in the guest, and will not be before it has looked at the gate
@@ -113,6 +171,13 @@ impl State {
         member.map_or(Place::Resting, |member| std::mem::replace(&mut member.place, place))
     }
 
+    /// Has those who are held look at the gate again.
+    fn wake_held(&self) {
+        for member in &self.members {
+            member.seat.thread.unpark();
+        }
+    }
+
     fn kick_all(&self, except: Option<KickHandle>) {
         for member in self.members.iter().filter(|member| Some(member.thread) != except) {
             member.thread.kick();
@@ -132,16 +197,16 @@ impl Gate {
     }
 
     /// The calling thread becomes a vCPU thread.
-    pub fn enter(&self, vcpu: VcpuId) -> Seat {
-        let seat = Seat::default();
-        self.lock().members.push(Member {
-            vcpu,
-            thread: KickHandle::of_this_thread(),
-            place: Place::Running,
-            is_held: Arc::clone(&seat.is_held),
-            released: None,
-        });
+    pub fn enter(&self, vcpu: VcpuId) -> Arc<Seat> {
+        let seat = Arc::new(Seat::of_this_thread());
+        let (thread, member) = (seat.kick, Arc::clone(&seat));
+        self.lock().members.push(Member { vcpu, thread, place: Place::Running, seat: member });
         seat
+    }
+
+    /// The seats of the vCPU threads that there are.
+    pub fn seats(&self) -> Vec<(VcpuId, Arc<Seat>)> {
+        self.lock().members.iter().map(|member| (member.vcpu, Arc::clone(&member.seat))).collect()
     }
 
     /// The calling thread, the one of `vcpu`, is no vCPU thread any more.
@@ -164,7 +229,7 @@ impl Gate {
     /// What is wanted of the calling vCPU thread, whose seat it is.
     pub fn wanted(&self, seat: &Seat) -> Wanted {
         match self.wanted.load(Ordering::Acquire) {
-            0 if seat.is_held.load(Ordering::Acquire) => Wanted::Hold,
+            0 if seat.is_held() => Wanted::Hold,
             0 => Wanted::Nothing,
             wanted if wanted & END != 0 => Wanted::End,
             wanted if wanted & PARK != 0 => Wanted::Park,
@@ -209,7 +274,7 @@ impl Gate {
             return Err(AlreadyPaused);
         }
         state.kick_all(None);
-        self.changed.notify_all(); // those who are held
+        state.wake_held();
         while !state.all_rest() {
             state = self.wait(state);
         }
@@ -235,38 +300,38 @@ impl Gate {
 
     /// Makes the thread of `vcpu` leave the guest and wait, until it is released. Says whether there is such a thread.
     pub fn hold(&self, vcpu: VcpuId) -> bool {
-        self.lock().members.iter().find(|member| member.vcpu == vcpu).is_some_and(|member| {
-            member.is_held.store(true, Ordering::Release);
-            member.thread.kick();
-            true
-        })
+        let seat = self.seat(vcpu);
+        seat.as_ref().inspect(|seat| seat.hold()).is_some()
     }
 
     /// Lets the thread of `vcpu` go on.
     pub fn release(&self, vcpu: VcpuId) {
-        if let Some(member) = self.lock().members.iter_mut().find(|member| member.vcpu == vcpu) {
-            member.is_held.store(false, Ordering::Release);
-            member.released = Some(Instant::now());
+        if let Some(seat) = self.seat(vcpu) {
+            seat.release();
         }
-        self.changed.notify_all();
+    }
+
+    fn seat(&self, vcpu: VcpuId) -> Option<Arc<Seat>> {
+        let state = self.lock();
+        state.members.iter().find(|member| member.vcpu == vcpu).map(|member| Arc::clone(&member.seat))
     }
 
     /// The calling vCPU thread, outside the guest, waits until it is released, or until it is to rest or to go home. Gives
-    /// the moment from which on it wanted to run again.
-    pub fn wait_while_held(&self, seat: &Seat) -> Instant {
-        let mut state = self.lock();
-        state.go_to(Place::Held);
+    /// the moment (ns of the monotonic clock) from which on it wanted to run again.
+    pub fn wait_while_held(&self, seat: &Seat) -> u64 {
+        self.lock().go_to(Place::Held);
         self.changed.notify_all();
-        while seat.is_held.load(Ordering::Acquire) && self.wanted.load(Ordering::Acquire) & (REST | END) == 0
-        {
-            state = self.wait(state);
+        seat.waits.store(true, Ordering::Release);
+        // What it waits for is written before it is woken, and one wake-up is remembered: none is lost.
+        while seat.is_held() && self.wanted.load(Ordering::Acquire) & (REST | END) == 0 {
+            thread::park();
         }
-        let is_released = !seat.is_held.load(Ordering::Acquire);
-        let me = KickHandle::of_this_thread();
-        let released = state.members.iter().find(|member| member.thread == me).and_then(|me| me.released);
-        let mut state = self.wait_parked(state);
+        seat.waits.store(false, Ordering::Release);
+        let released_ns =
+            if seat.is_held() { clock::monotonic_ns() } else { seat.released_ns.load(Ordering::Relaxed) };
+        let mut state = self.wait_parked(self.lock());
         state.go_to(Place::Running);
-        released.filter(|_| is_released).unwrap_or_else(Instant::now)
+        released_ns
     }
 
     /// Sends every vCPU thread home, those that enter later too.
@@ -274,8 +339,7 @@ impl Gate {
         let state = self.lock();
         self.wanted.fetch_or(END, Ordering::Release);
         state.kick_all(None);
-        drop(state);
-        self.changed.notify_all(); // those who are held
+        state.wake_held();
     }
 
     fn wait_parked<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {

@@ -8,8 +8,8 @@ mod config;
 mod error;
 
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -158,6 +158,7 @@ impl Guest {
             cpus: config.cpus.clone(),
             ram: machine.ram().clone(),
             offers: Offers::default(),
+            on_kick: OnceLock::new(),
         });
         let publisher =
             selection.publisher((machine.ram().clone(), Arc::clone(&gate), &config.cpus), config.faults)?;

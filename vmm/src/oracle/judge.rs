@@ -317,7 +317,8 @@ mod tests {
     fn vcpu_that_is_held_should_be_marked_though_its_thread_sleeps() {
         let switches = [(0, SwitchKind::In), (1_010, SwitchKind::Slept), (1_900, SwitchKind::In)]
             .map(|(us, kind)| Switch { at_ns: us * US, kind, cpu: 0 });
-        let held = Held { from_ns: 1_000 * US, to_ns: 2_000 * US, parked_ns: 0 };
+        let at = 1_000 * US;
+        let held = Held { ordered_ns: at, from_ns: at, told_ns: at, to_ns: 2_000 * US, parked_ns: 0 };
         let judgement = judge(&switches, &[held], &looks(2, &[(1_001, true), (2_000, false)]));
         assert_eq!((judgement.outs.happened, judgement.outs.missed), (1, 0));
         assert_eq!(judgement.outs.latencies_ns, [1_000]);

@@ -59,8 +59,12 @@ pub struct Look {
 /// A time for which a vCPU was held: kept from running by the monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Held {
-    /// When it began (ns of the monotonic clock): a moment later the byte said so.
+    /// When that was ordered (ns of the monotonic clock).
+    pub ordered_ns: u64,
+    /// When it began: its thread was outside the guest.
     pub from_ns: u64,
+    /// When the byte had been told.
+    pub told_ns: u64,
     /// When it was over: a moment before the byte said so.
     pub to_ns: u64,
     /// How much of it was told as steal. The rest, from the release on, is run delay.

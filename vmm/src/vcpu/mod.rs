@@ -18,7 +18,7 @@ pub mod run;
 pub mod threads;
 
 use std::fmt;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Instant;
 
 use devices::PortBus;
@@ -82,6 +82,12 @@ impl fmt::Display for Registers {
     }
 }
 
+/// Whoever times the vCPUs' turns by kicks to themselves.
+pub trait OnKick: fmt::Debug + Send + Sync {
+    /// The calling vCPU thread was kicked, and is outside the guest. Its turn may be over: then it finds itself held.
+    fn kicked(&self);
+}
+
 /// What the vCPUs of a guest share.
 #[derive(Debug)]
 pub struct Shared {
@@ -95,6 +101,8 @@ pub struct Shared {
     pub ram: Ram,
     /// What they offer each other.
     pub offers: Offers,
+    /// Who is told of kicks, if anybody is.
+    pub on_kick: OnceLock<Arc<dyn OnKick>>,
 }
 
 /// What a vCPU thread tells the event loop.

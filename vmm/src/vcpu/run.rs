@@ -51,7 +51,7 @@ pub struct Vcpu<'p> {
     owes: bool,
     marks: u32,
     /// Its seat at the gate.
-    seat: Seat,
+    seat: Arc<Seat>,
     /// When it was held: the last [`MOST_HOLDS`] times.
     holds: VecDeque<Held>,
     /// When it last began to rest, the account of its thread then, and how much of the run delay was forgotten by then.
@@ -63,7 +63,7 @@ pub struct Vcpu<'p> {
 }
 
 /// What is left of a vCPU thread.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Remains {
     /// Its exits.
     pub exits: ExitCounts,
@@ -75,6 +75,8 @@ pub struct Remains {
     pub counts: Option<Counts>,
     /// The guest's clock when the vCPU ended, where KVM tells it.
     pub clock: Option<GuestClock>,
+    /// When it was held, in order; of very many the last.
+    pub holds: Vec<Held>,
 }
 
 /// The guest's TSC now, where KVM tells it.
@@ -122,7 +124,7 @@ impl<'p> Vcpu<'p> {
             exits,
             owes: false,
             marks: 0,
-            seat: Seat::default(),
+            seat: Arc::new(Seat::of_this_thread()),
             holds: VecDeque::new(),
             at_rest: (Instant::now(), ThreadAccount::default(), 0),
             forgotten_ns: 0,
@@ -150,6 +152,7 @@ impl<'p> Vcpu<'p> {
             preemptions: account.involuntary_switches.saturating_sub(self.preempted_before),
             counts: self.steal_time.counts(),
             clock: guest_clock(&self.fd),
+            holds: self.holds.into(),
         }
     }
 
@@ -191,16 +194,17 @@ impl<'p> Vcpu<'p> {
         if let Some(ending) = self.complete()? {
             return Ok(State::Finished(ending)); // held -> finished: what was owed ended the guest
         }
-        let (began, from_ns) = (Instant::now(), clock::monotonic_ns());
+        let from_ns = clock::monotonic_ns();
         self.steal_time.park();
+        let told_ns = clock::monotonic_ns();
+        let ordered_ns = self.seat.held_ns();
         let wanted_to_run = self.shared.gate.wait_while_held(&self.seat);
-        let parked = wanted_to_run.saturating_duration_since(began);
-        let parked_ns = u64::try_from(parked.as_nanos()).unwrap_or(u64::MAX);
+        let parked_ns = wanted_to_run.saturating_sub(from_ns);
         self.steal_time.unpark(parked_ns).map_err(|source| VcpuError::Publish { vcpu: self.id, source })?;
         if self.holds.len() == MOST_HOLDS {
             self.holds.pop_front();
         }
-        self.holds.push_back(Held { from_ns, to_ns: clock::monotonic_ns(), parked_ns });
+        self.holds.push_back(Held { ordered_ns, from_ns, told_ns, to_ns: clock::monotonic_ns(), parked_ns });
         Ok(State::Running) // held -> running: it is released, or the gate wants something else of it first
     }
 
@@ -371,6 +375,9 @@ impl<'p> Vcpu<'p> {
             Exit::Interrupted => {
                 self.exits.interrupted += 1;
                 kick::drain();
+                if let Some(on_kick) = self.shared.on_kick.get() {
+                    on_kick.kicked();
+                }
             }
             Exit::Crashed(reason) => return Ok(Step::Ended(self.crash(reason))),
         }
