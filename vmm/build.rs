@@ -11,8 +11,13 @@ use std::{env, fs};
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Absolute addresses, as the lock slow paths want them; no red zone, no unwinding.
-const FLAGS: [&str; 4] =
-    ["-Crelocation-model=static", "-Cno-redzone=yes", "-Cforce-unwind-tables=no", "-Cstrip=debuginfo"];
+const FLAGS: [&str; 5] = [
+    "-Crelocation-model=static",
+    "-Cno-redzone=yes",
+    "-Cforce-unwind-tables=no",
+    "-Cpanic=abort",
+    "-Cstrip=debuginfo",
+];
 
 /// What the outer cargo, clippy or a wrapper sets for the host, and the payload must not inherit.
 const FOREIGN: [&str; 8] = [
@@ -53,6 +58,8 @@ fn build() -> Result<(), String> {
         "guest-payload",
         "--bin",
         "guest-payload",
+        "--features",
+        "metal",
     ]);
     cargo.args(["--target", TARGET, "--target-dir"]).arg(&target_dir);
     for (name, _) in env::vars_os() {

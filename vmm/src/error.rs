@@ -4,6 +4,7 @@ use crate::bench::BenchError;
 use crate::causes;
 use crate::conformance::ConformanceError;
 use crate::experiment::ExperimentError;
+use crate::fleet::FleetError;
 use crate::guest::GuestError;
 use crate::host::cpus::CpuError;
 use crate::output::OutputError;
@@ -15,6 +16,9 @@ pub enum Error {
     /// A guest.
     #[error(transparent)]
     Guest(#[from] GuestError),
+    /// Several, or who steers them.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
     /// A point of the demonstration.
     #[error(transparent)]
     Experiment(#[from] ExperimentError),
@@ -50,7 +54,7 @@ impl Error {
     /// The exit status that tells of it: 2 for what makes no sense, 130 for Ctrl-C, 1 for the rest.
     pub fn status(&self) -> u8 {
         match self {
-            Self::Guest(error) if error.is_usage() => 2,
+            Self::Guest(error) | Self::Fleet(FleetError::Guest(error)) if error.is_usage() => 2,
             Self::Cpus(error)
             | Self::Bench(BenchError::Cpus(error))
             | Self::Quality(QualityError::Cpus(error))

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::panic;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -14,18 +15,24 @@ use vmm::conformance::{self, Plan, Subject};
 use vmm::demo;
 use vmm::doctor;
 use vmm::error::Error;
+use vmm::fleet;
 use vmm::guest::Guest;
 use vmm::host::facts::HostFacts;
-use vmm::output::JsonFile;
+use vmm::output::OutputFile;
 use vmm::payload;
+use vmm::policy::catalogue::Catalogue;
 use vmm::progress::Outcome;
 use vmm::quality;
 use vmm::render::{self, Summary};
+use vmm::render_steering::FleetSummary;
 use vmm::results::RunResult;
+use vmm::steer::desk;
 use vmm::timings::Timings;
+use vmm::trace::perfetto;
 
 fn main() -> ExitCode {
     let began = Instant::now();
+    abort_on_panic();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
@@ -37,6 +44,17 @@ fn main() -> ExitCode {
             ExitCode::from(error.status())
         }
     }
+}
+
+/// A panic is a defect, and what has panicked cannot go on; but a policy may be anybody's, and is asked no more.
+fn abort_on_panic() {
+    let tell = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        tell(info);
+        if !desk::is_asking() {
+            std::process::abort();
+        }
+    }));
 }
 
 /// Help and version go to standard output; an error is one line, without the usage that `--help` gives.
@@ -55,6 +73,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
 fn run(cli: Cli, began: Instant) -> Result<u8, Error> {
     match cli.command {
         Some(Command::Doctor) => print(&doctor::examine())?,
+        Some(Command::Policies) => print(&Catalogue)?,
         Some(Command::WritePayload { file }) => write_payload(&file)?,
         Some(Command::Bench(bench)) => {
             let bench = bench::run(bench)?;
@@ -70,7 +89,7 @@ fn run(cli: Cli, began: Instant) -> Result<u8, Error> {
 }
 
 fn demonstrate(args: &RunArgs) -> Result<u8, Error> {
-    let json = args.json.as_deref().map(JsonFile::at).transpose()?;
+    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
     let demo = demo::run(HostFacts::probe(), usable_cpus(args.cpus.as_ref())?, args.publisher, args.quiet)?;
     if let Some(json) = json {
         json.write(&demo)?;
@@ -83,7 +102,7 @@ fn demonstrate(args: &RunArgs) -> Result<u8, Error> {
 
 /// Tries the protocol's assertions; status 1 when one is broken that is ours to keep.
 fn conform(args: &ConformanceArgs) -> Result<u8, Error> {
-    let json = args.json.as_deref().map(JsonFile::at).transpose()?;
+    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
     let publishers = args.publishers.iter().copied().map(Subject::Publisher);
     let qemu = [Subject::QemuKvm, Subject::QemuTcg].into_iter().filter(|_| args.qemu);
     let plan = Plan {
@@ -105,7 +124,7 @@ fn conform(args: &ConformanceArgs) -> Result<u8, Error> {
 
 /// Measures byte quality, publisher by publisher.
 fn measure_quality(args: &QualityArgs) -> Result<u8, Error> {
-    let json = args.json.as_deref().map(JsonFile::at).transpose()?;
+    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
     let quality = quality::run(args, |publisher| eprintln!("Measuring {publisher} ..."))?;
     if let Some(json) = json {
         json.write(&quality)?;
@@ -119,8 +138,33 @@ fn status(was_interrupted: bool) -> u8 {
     if was_interrupted { Outcome::Interrupted.status() } else { 0 }
 }
 
+/// Runs guests under a policy, or several of them.
+fn run_fleet(args: &RunArgs, began: Instant) -> Result<u8, Error> {
+    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
+    let trace = args.steer.trace.as_deref().map(OutputFile::at).transpose()?;
+    let config = args.steer.fleet(args.config()?, args.workload.seed());
+    let run = fleet::run(&config, io::stdout, began)?;
+    let result = run.result(&HostFacts::probe(), config.antagonist);
+    if let Some(json) = json {
+        json.write(&result)?;
+    }
+    if let (Some(file), Some(trace)) = (trace, run.trace()) {
+        file.write_bytes(&perfetto::encode(&trace))?;
+        if trace.lost > 0 {
+            eprintln!("The trace is not complete: {} events found no room", trace.lost);
+        }
+    }
+    if !args.quiet {
+        print(&FleetSummary(&result))?;
+    }
+    Ok(result.status())
+}
+
 fn run_guest(args: &RunArgs, began: Instant) -> Result<u8, Error> {
-    let json = args.json.as_deref().map(JsonFile::at).transpose()?;
+    if args.steer.is_given() {
+        return run_fleet(args, began);
+    }
+    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
     let config = args.config()?;
     let guest = Guest::start(&config, io::stdout(), Timings::since(began))?;
     if guest.has_terminal() && !args.quiet {

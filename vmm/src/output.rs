@@ -15,11 +15,11 @@ pub struct OutputError {
     source: io::Error,
 }
 
-/// A file that a JSON document will go to.
+/// A file that a result will go to.
 #[derive(Clone, Debug)]
-pub struct JsonFile(PathBuf);
+pub struct OutputFile(PathBuf);
 
-impl JsonFile {
+impl OutputFile {
     /// Makes sure that `path` can be written, without touching it: nothing is left behind if nothing is written.
     ///
     /// # Errors
@@ -39,7 +39,7 @@ impl JsonFile {
         Ok(Self(path.to_owned()))
     }
 
-    /// Writes `document`.
+    /// Writes `document` as JSON.
     ///
     /// # Errors
     /// [`OutputError`].
@@ -47,7 +47,15 @@ impl JsonFile {
         let failed = |source| OutputError { path: self.0.clone(), source };
         let mut text = serde_json::to_vec_pretty(document).map_err(|error| failed(error.into()))?;
         text.push(b'\n');
-        fs::write(&self.0, text).map_err(failed)
+        self.write_bytes(&text)
+    }
+
+    /// Writes `bytes`.
+    ///
+    /// # Errors
+    /// [`OutputError`].
+    pub fn write_bytes(&self, bytes: &[u8]) -> Result<(), OutputError> {
+        fs::write(&self.0, bytes).map_err(|source| OutputError { path: self.0.clone(), source })
     }
 }
 
@@ -57,7 +65,7 @@ mod tests {
 
     #[test]
     fn file_in_a_folder_that_is_not_there_is_refused_before_the_work() {
-        let error = JsonFile::at(Path::new("/nowhere/at/all.json")).unwrap_err();
+        let error = OutputFile::at(Path::new("/nowhere/at/all.json")).unwrap_err();
         assert_eq!(error.to_string(), "Cannot write /nowhere/at/all.json");
     }
 
@@ -65,11 +73,11 @@ mod tests {
     fn checking_leaves_nothing_behind_and_writing_does() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.json");
-        let file = JsonFile::at(&path).unwrap();
+        let file = OutputFile::at(&path).unwrap();
         assert!(!path.exists());
         file.write(&[1, 2]).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "[\n  1,\n  2\n]\n");
-        assert!(JsonFile::at(&path).is_ok());
-        assert!(JsonFile::at(folder.path()).is_err());
+        assert!(OutputFile::at(&path).is_ok());
+        assert!(OutputFile::at(folder.path()).is_err());
     }
 }

@@ -37,9 +37,16 @@ pub enum Outcome {
     TimedOut,
     /// The user ended it.
     Interrupted,
+    /// Whoever chose which vCPUs run could not go on.
+    SteeringEnded,
 }
 
 impl Outcome {
+    /// Whether the guest ended by its own act.
+    pub fn is_by_itself(&self) -> bool {
+        matches!(self, Self::Reset | Self::Exit(_))
+    }
+
     /// The exit status that tells of it.
     pub fn status(&self) -> u8 {
         match self {
@@ -47,6 +54,7 @@ impl Outcome {
             Self::Exit(status) => *status,
             Self::Crash { .. } => 3,
             Self::TimedOut => 4,
+            Self::SteeringEnded => 5,
             Self::Interrupted => 130,
         }
     }
@@ -79,7 +87,8 @@ impl Progress {
         Self { timings, window: Ends::default(), asked_to_end: None }
     }
 
-    /// Waits for the end of a guest, which may have a report of ours.
+    /// Waits for the end of a guest, which may have a report of ours. Whoever keeps vCPUs from running is to `let_go` when
+    /// the guest is to end before its time.
     ///
     /// # Errors
     /// [`ProgressError`]. Either way, vCPU threads are still to be sent home.
@@ -87,6 +96,7 @@ impl Progress {
         &mut self,
         event_loop: &mut EventLoop,
         report: Option<&ReportView>,
+        let_go: &dyn Fn(),
     ) -> Result<Outcome, ProgressError> {
         loop {
             match event_loop.next_event()? {
@@ -98,16 +108,27 @@ impl Progress {
                     Ending::SentHome => {}
                 },
                 Event::Vcpu(Message::Failed { error, .. }) => return Err(error.into()),
+                Event::Vcpu(Message::SteeringEnded) if self.asked_to_end.is_some() => {}
+                Event::Vcpu(Message::SteeringEnded) => match report {
+                    Some(report) => self.ask_to_end(Outcome::SteeringEnded, report, event_loop)?,
+                    None => return Ok(Outcome::SteeringEnded),
+                },
                 // Asked already: it has its grace, and no less.
                 Event::Interrupted if self.asked_to_end.is_some() => {}
-                Event::Interrupted => match report {
-                    Some(report) => self.ask_to_end(Outcome::Interrupted, report, event_loop)?,
-                    None => return Ok(Outcome::Interrupted),
-                },
-                Event::TimedOut => match (report, self.asked_to_end.take()) {
-                    (Some(report), None) => self.ask_to_end(Outcome::TimedOut, report, event_loop)?,
-                    (_, why) => return Ok(why.unwrap_or(Outcome::TimedOut)),
-                },
+                Event::Interrupted => {
+                    let_go();
+                    match report {
+                        Some(report) => self.ask_to_end(Outcome::Interrupted, report, event_loop)?,
+                        None => return Ok(Outcome::Interrupted),
+                    }
+                }
+                Event::TimedOut => {
+                    let_go();
+                    match (report, self.asked_to_end.take()) {
+                        (Some(report), None) => self.ask_to_end(Outcome::TimedOut, report, event_loop)?,
+                        (_, why) => return Ok(why.unwrap_or(Outcome::TimedOut)),
+                    }
+                }
             }
         }
     }

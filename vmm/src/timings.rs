@@ -64,6 +64,8 @@ impl Timings {
 pub struct GuestClock {
     /// The moment.
     pub at: Instant,
+    /// The same moment by the host's monotonic clock (ns).
+    pub at_ns: u64,
     /// The guest's TSC then.
     pub tsc: u64,
     /// Its rate.
@@ -71,6 +73,20 @@ pub struct GuestClock {
 }
 
 impl GuestClock {
+    /// What the guest's TSC reads at `at_ns` of the host's monotonic clock.
+    pub fn tsc_at(&self, at_ns: u64) -> u64 {
+        let cycles = u128::from(at_ns.abs_diff(self.at_ns)) * u128::from(self.khz) / 1_000_000;
+        let cycles = u64::try_from(cycles).unwrap_or(u64::MAX);
+        if at_ns < self.at_ns { self.tsc.saturating_sub(cycles) } else { self.tsc.saturating_add(cycles) }
+    }
+
+    /// When the guest's TSC read `tsc`, by the host's monotonic clock (ns).
+    pub fn monotonic_ns_at(&self, tsc: u64) -> u64 {
+        let apart = u64::try_from(cycles_to_duration(tsc.abs_diff(self.tsc), self.khz).as_nanos());
+        let apart = apart.unwrap_or(u64::MAX);
+        if tsc < self.tsc { self.at_ns.saturating_sub(apart) } else { self.at_ns.saturating_add(apart) }
+    }
+
     /// When the guest's TSC read `tsc`; `None` if that was before time began.
     pub fn moment(&self, tsc: u64) -> Option<Instant> {
         let apart = cycles_to_duration(tsc.abs_diff(self.tsc), self.khz);
@@ -102,7 +118,9 @@ mod tests {
     #[test]
     fn guest_tsc_is_placed_on_the_monitor_s_clock() {
         let at = Instant::now();
-        let clock = GuestClock { at, tsc: 1000, khz: 2_000_000 };
+        let clock = GuestClock { at, at_ns: 5_000, tsc: 1000, khz: 2_000_000 };
+        assert_eq!((clock.monotonic_ns_at(3000), clock.monotonic_ns_at(0)), (6_000, 4_500));
+        assert_eq!((clock.tsc_at(6_000), clock.tsc_at(4_500), clock.tsc_at(0)), (3000, 0, 0));
         assert_eq!(clock.moment(3000), Some(at + Duration::from_micros(1)));
         assert_eq!(clock.moment(0).map(|moment| at.duration_since(moment)), Some(Duration::from_nanos(500)));
         assert_eq!(cycles_to_duration(u64::MAX, 0), Duration::from_nanos(u64::MAX));

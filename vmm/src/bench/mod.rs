@@ -15,7 +15,7 @@ use crate::cli::{self, BenchArgs};
 use crate::experiment::ExperimentError;
 use crate::guest::GuestError;
 use crate::host::cpus::CpuError;
-use crate::output::{JsonFile, OutputError};
+use crate::output::{OutputError, OutputFile};
 use crate::publisher::bpf::BpfError;
 
 /// A bench could not be made.
@@ -82,7 +82,7 @@ fn saved<T: Serialize>(
     args: &BenchArgs,
     bench: impl FnOnce(&BenchArgs) -> Result<T, BenchError>,
 ) -> Result<T, BenchError> {
-    let json = args.json.as_deref().map(JsonFile::at).transpose()?;
+    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
     let bench = bench(args)?;
     if let Some(json) = json {
         json.write(&bench)?;

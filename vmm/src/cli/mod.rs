@@ -5,6 +5,7 @@
 
 mod bench;
 mod parse;
+mod steer;
 mod workload;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand};
 use protocol::words::Start;
 
 pub use self::bench::{Bench, BenchArgs, ChecksArgs, LocksArgs, RoundArgs, StartupArgs};
+pub use self::steer::SteerArgs;
 pub use self::workload::{LoadArgs, WorkloadArgs};
 use crate::guest::{GuestConfig, PayloadSource};
 use crate::host::cpus::{CpuError, Cpus};
@@ -43,6 +45,8 @@ pub struct Cli {
 pub enum Command {
     /// Say what this host can do, and what each missing piece costs
     Doctor,
+    /// Name the policies, and what each does
+    Policies,
     /// Write the embedded payload to a file
     WritePayload {
         /// The file
@@ -142,6 +146,9 @@ pub struct RunArgs {
     /// Say where the time went
     #[arg(long)]
     pub timings: bool,
+    /// Who runs when.
+    #[command(flatten)]
+    pub steer: SteerArgs,
     /// What our payload does.
     #[command(flatten)]
     pub workload: WorkloadArgs,
@@ -160,6 +167,7 @@ impl RunArgs {
             && self.timeout.is_none()
             && self.workload.start.is_none()
             && !self.timings
+            && !self.steer.is_given()
             && options.is_empty()
     }
 
@@ -183,6 +191,7 @@ impl RunArgs {
             options: self.workload.words(),
             initrd: self.initrd.clone(),
             stdin: true,
+            bell: false,
             timeout: self.timeout,
         })
     }

@@ -6,7 +6,10 @@ use clap::builder::{PossibleValue, RangedI64ValueParser, TypedValueParser};
 use protocol::words::Wait;
 
 use crate::experiment::Way;
+use crate::policy::catalogue::PolicyChoice;
+use crate::policy::parameters::ParameterError;
 use crate::publisher::{Choice, PublisherKind};
+use crate::steer::mechanism::{MechanismChoice, MechanismKind};
 
 /// A year.
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -33,6 +36,26 @@ pub(super) fn choice(text: &str) -> Result<Choice, String> {
 pub(super) fn publisher(text: &str) -> Result<PublisherKind, String> {
     let kind = PublisherKind::ALL.into_iter().find(|kind| kind.to_string() == text);
     kind.ok_or_else(|| "publishers are bpf, bpf-classic, perf, park, kernel and off".to_owned())
+}
+
+/// A policy.
+pub(super) fn policy(text: &str) -> Result<PolicyChoice, String> {
+    text.parse().map_err(|error: ParameterError| error.to_string())
+}
+
+/// A mechanism, or `auto`.
+pub(super) fn mechanism(text: &str) -> Result<MechanismChoice, String> {
+    match text {
+        "auto" => Ok(MechanismChoice::Auto),
+        "class" => Ok(MechanismChoice::Only(MechanismKind::Class)),
+        "park" => Ok(MechanismChoice::Only(MechanismKind::Park)),
+        _ => Err("mechanisms are class and park; auto takes the best that can be had".to_owned()),
+    }
+}
+
+/// Guests that share the CPUs.
+pub(super) fn guests() -> RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(1..=64)
 }
 
 /// A time that a run may take.

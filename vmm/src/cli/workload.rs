@@ -109,6 +109,11 @@ fn add(line: &mut String, key: &str, value: Option<String>) {
 }
 
 impl WorkloadArgs {
+    /// The seed of everything that is drawn at random.
+    pub fn seed(&self) -> u64 {
+        self.load.seed.unwrap_or(Workload::DEFAULT.seed)
+    }
+
     /// The words for what was given.
     pub fn words(&self) -> String {
         let mut line = String::new();

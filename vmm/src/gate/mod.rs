@@ -15,6 +15,8 @@
 //! "nothing" and returning from `KVM_RUN`. Whoever wants something writes it before kicking, and a kick is never
 //! lost (see [`crate::kick`]), so that thread comes out and reads again.
 
+mod place;
+
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
@@ -23,6 +25,8 @@ use protocol::VcpuId;
 
 use crate::host::clock;
 use crate::kick::KickHandle;
+
+pub use place::Place;
 
 /// What is wanted of a vCPU thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +62,8 @@ pub struct Seat {
     thread: Thread,
     kick: KickHandle,
     is_held: AtomicBool,
-    /// Its thread waits for its release.
-    waits: AtomicBool,
+    /// Where it runs, if it runs in a place that is given to one at a time.
+    place: Mutex<Option<Arc<Place>>>,
     /// When it was last to be held, and released (ns of the monotonic clock).
     held_ns: AtomicU64,
     released_ns: AtomicU64,
@@ -72,7 +76,7 @@ impl Seat {
             thread: thread::current(),
             kick: KickHandle::of_this_thread(),
             is_held: AtomicBool::new(false),
-            waits: AtomicBool::new(false),
+            place: Mutex::default(),
             held_ns: AtomicU64::new(0),
             released_ns: AtomicU64::new(0),
         }
@@ -100,9 +104,16 @@ impl Seat {
         self.is_held.load(Ordering::Acquire)
     }
 
-    /// Whether its thread does wait.
-    pub fn waits(&self) -> bool {
-        self.waits.load(Ordering::Acquire)
+    /// Its thread is where it runs no more, and whoever comes next there is released.
+    pub fn leave_place(&self) {
+        let place = self.place().take();
+        if let Some(place) = place {
+            place.leave(self);
+        }
+    }
+
+    fn place(&self) -> MutexGuard<'_, Option<Arc<Place>>> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// When it was last to be held (ns of the monotonic clock).
@@ -136,14 +147,14 @@ struct State {
 struct Member {
     vcpu: VcpuId,
     thread: KickHandle,
-    place: Place,
+    place: Whereabouts,
     seat: Arc<Seat>,
 }
 
 /// Where a vCPU thread is. But for the first place it is not in the guest, and will not be before it has looked at the gate
 /// again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Whereabouts {
     /// In the guest, or about to be, or handling an exit.
     Running,
     /// Waiting here for another one that is alone.
@@ -157,18 +168,20 @@ enum Place {
 impl State {
     /// Whether no member but `except` is running.
     fn none_runs(&self, except: Option<KickHandle>) -> bool {
-        self.members.iter().all(|member| member.place != Place::Running || Some(member.thread) == except)
+        self.members
+            .iter()
+            .all(|member| member.place != Whereabouts::Running || Some(member.thread) == except)
     }
 
     fn all_rest(&self) -> bool {
-        self.members.iter().all(|member| member.place == Place::Resting)
+        self.members.iter().all(|member| member.place == Whereabouts::Resting)
     }
 
     /// Notes where the calling thread is, and gives where it was. Who is no member never enters the guest.
-    fn go_to(&mut self, place: Place) -> Place {
+    fn go_to(&mut self, place: Whereabouts) -> Whereabouts {
         let me = KickHandle::of_this_thread();
         let member = self.members.iter_mut().find(|member| member.thread == me);
-        member.map_or(Place::Resting, |member| std::mem::replace(&mut member.place, place))
+        member.map_or(Whereabouts::Resting, |member| std::mem::replace(&mut member.place, place))
     }
 
     /// Has those who are held look at the gate again.
@@ -200,7 +213,7 @@ impl Gate {
     pub fn enter(&self, vcpu: VcpuId) -> Arc<Seat> {
         let seat = Arc::new(Seat::of_this_thread());
         let (thread, member) = (seat.kick, Arc::clone(&seat));
-        self.lock().members.push(Member { vcpu, thread, place: Place::Running, seat: member });
+        self.lock().members.push(Member { vcpu, thread, place: Whereabouts::Running, seat: member });
         seat
     }
 
@@ -288,14 +301,14 @@ impl Gate {
 
     /// The calling vCPU thread rests, outside the guest: whoever wants to be alone need not wait for it.
     pub fn begin_rest(&self) {
-        self.lock().go_to(Place::Resting);
+        self.lock().go_to(Whereabouts::Resting);
         self.changed.notify_all();
     }
 
     /// The calling vCPU thread has rested. It waits until nobody is alone.
     pub fn end_rest(&self) {
         let mut state = self.wait_parked(self.lock());
-        state.go_to(Place::Running);
+        state.go_to(Whereabouts::Running);
     }
 
     /// Makes the thread of `vcpu` leave the guest and wait, until it is released. Says whether there is such a thread.
@@ -319,18 +332,17 @@ impl Gate {
     /// The calling vCPU thread, outside the guest, waits until it is released, or until it is to rest or to go home. Gives
     /// the moment (ns of the monotonic clock) from which on it wanted to run again.
     pub fn wait_while_held(&self, seat: &Seat) -> u64 {
-        self.lock().go_to(Place::Held);
+        self.lock().go_to(Whereabouts::Held);
         self.changed.notify_all();
-        seat.waits.store(true, Ordering::Release);
+        seat.leave_place();
         // What it waits for is written before it is woken, and one wake-up is remembered: none is lost.
         while seat.is_held() && self.wanted.load(Ordering::Acquire) & (REST | END) == 0 {
             thread::park();
         }
-        seat.waits.store(false, Ordering::Release);
         let released_ns =
             if seat.is_held() { clock::monotonic_ns() } else { seat.released_ns.load(Ordering::Relaxed) };
         let mut state = self.wait_parked(self.lock());
-        state.go_to(Place::Running);
+        state.go_to(Whereabouts::Running);
         released_ns
     }
 
@@ -344,8 +356,8 @@ impl Gate {
 
     fn wait_parked<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         if state.leader {
-            let before = state.go_to(Place::Waiting);
-            if before != Place::Running {
+            let before = state.go_to(Whereabouts::Waiting);
+            if before != Whereabouts::Running {
                 state.go_to(before); // one at rest rests, for whoever waits for that
             }
             self.changed.notify_all();

@@ -190,7 +190,7 @@ fn pause_waits_for_a_held_thread_to_rest() {
         }
         for _ in 0..20 {
             gate.pause().unwrap();
-            let is_at_rest = gate.lock().members.iter().all(|member| member.place == Place::Resting);
+            let is_at_rest = gate.lock().members.iter().all(|member| member.place == Whereabouts::Resting);
             gate.resume();
             assert!(
                 is_at_rest || {
@@ -198,7 +198,7 @@ fn pause_waits_for_a_held_thread_to_rest() {
                     false
                 }
             );
-            while gate.lock().members.iter().any(|member| member.place != Place::Held) {
+            while gate.lock().members.iter().any(|member| member.place != Whereabouts::Held) {
                 thread::yield_now();
             }
         }

@@ -34,6 +34,8 @@ pub struct GuestConfig {
     pub initrd: Option<PathBuf>,
     /// Whether what arrives at standard input goes to COM1 of a foreign payload. Ours does not listen.
     pub stdin: bool,
+    /// Whether the doorbell rings for whoever steers, not for a vCPU thread.
+    pub bell: bool,
     /// When the run ends, if the guest does not end it.
     pub timeout: Option<Duration>,
 }
@@ -62,8 +64,16 @@ impl GuestConfig {
             options: words,
             initrd: None,
             stdin: false,
+            bell: false,
             timeout: Some(timeout),
         }
+    }
+}
+
+impl GuestConfig {
+    /// Whether its payload is a file, and so most likely not ours.
+    pub fn is_foreign(&self) -> bool {
+        self.payload != PayloadSource::Embedded
     }
 }
 

@@ -49,6 +49,9 @@ pub enum GuestError {
     /// Standard input.
     #[error("Cannot connect standard input to the guest's COM1 (try </dev/null)")]
     Console(#[source] io::Error),
+    /// The doorbell.
+    #[error("Cannot copy the doorbell's descriptor (is the limit on open files reached?)")]
+    Bell(#[source] io::Error),
     /// The kick signal.
     #[error("Cannot block the kick signal")]
     Kick(#[source] io::Error),

@@ -35,16 +35,21 @@ use crate::payload;
 use crate::progress::{Outcome, Progress};
 use crate::publisher::{Choice, PublisherKind, Selection};
 use crate::steal_time::msr;
+use crate::steer::Steered;
 use crate::timings::{GuestClock, Timings};
+use crate::vcpu::OnKick;
 use crate::vcpu::Shared;
 use crate::vcpu::offer::Offers;
-use crate::vcpu::run::Remains;
+use crate::vcpu::run::{Remains, guest_clock};
 use crate::vcpu::threads::{Common, Threads};
 use crate::vm::machine::{self, Interrupts, Machine};
 use crate::vm::{Paused, Vm};
 
 pub use config::{GuestConfig, PayloadSource};
 pub use error::GuestError;
+
+/// What vCPU threads may take to take their seats.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is left of a guest that has run.
 #[derive(Debug)]
@@ -85,6 +90,25 @@ pub fn run(
     Guest::start(config, console, timings)?.wait()
 }
 
+/// Whoever chooses which vCPUs of a guest run, as the one who waits for its end sees him.
+pub trait Helm {
+    /// The guest is to end before its time: all its vCPUs may run.
+    fn let_go(&self);
+
+    /// It has ended. Its vCPU threads are about to go home.
+    fn guest_ended(&self);
+}
+
+/// Nobody does.
+#[derive(Debug)]
+struct Unsteered;
+
+impl Helm for Unsteered {
+    fn let_go(&self) {}
+
+    fn guest_ended(&self) {}
+}
+
 /// A guest under way.
 pub struct Guest {
     /// It ends first: its threads use all else.
@@ -96,6 +120,9 @@ pub struct Guest {
     report: Option<ReportView>,
     selection: Selection,
     has_terminal: bool,
+    /// Its clock, where KVM tells it.
+    clock: Option<GuestClock>,
+    bell: Option<EventFd>,
     timings: Timings,
 }
 
@@ -142,6 +169,8 @@ impl Guest {
         let loaded = loading.finish();
         timings.mark_at("publisher loaded", loaded.at());
         let Built { machine, boot_vcpu, entry, workload, report } = built?;
+        let bell = config.bell.then(|| machine.add_doorbell()).transpose()?;
+        let clock = guest_clock(&boot_vcpu);
         let selection = loaded.settle(machine.supported().has_steal_time())?;
         let owner = selection.kind().msr_owner();
 
@@ -181,7 +210,19 @@ impl Guest {
         }
         timings.mark("vCPU threads started");
         let vm = Vm::new(machine, gate, publisher, threads);
-        Ok(Self { vm, event_loop, shared, entry, workload, report, selection, has_terminal, timings })
+        Ok(Self {
+            vm,
+            event_loop,
+            shared,
+            entry,
+            workload,
+            report,
+            selection,
+            has_terminal,
+            clock,
+            bell,
+            timings,
+        })
     }
 
     /// The machine, to be paused, looked at, saved and restored.
@@ -194,6 +235,48 @@ impl Guest {
         self.has_terminal
     }
 
+    /// What it takes to steer it, once its vCPU threads have taken their seats.
+    ///
+    /// # Errors
+    /// [`GuestError`], out of file descriptors most likely.
+    pub fn to_be_steered(&self) -> Result<Steered, GuestError> {
+        let seats = || self.shared.gate.seats();
+        // A thread that cannot prepare its vCPU takes no seat, and its failure is on its way.
+        let began = Instant::now();
+        while seats().len() < self.vm.vcpu_count() && began.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_micros(100));
+        }
+        let mut seats = seats();
+        seats.sort_by_key(|(vcpu, _)| *vcpu);
+        let bell = self.bell.as_ref().map(EventFd::try_clone).transpose().map_err(GuestError::Bell)?;
+        Ok(Steered {
+            seats: seats.into_iter().map(|(_, seat)| seat).collect(),
+            report: self.report.clone(),
+            clock: self.clock,
+            bell,
+            outbox: self.event_loop.outbox()?,
+        })
+    }
+
+    /// Has somebody told when its vCPU threads are kicked, once and for all. Nobody offers a CPU to another any more.
+    pub fn steer(&self, on_kick: Option<Arc<dyn OnKick>>) {
+        self.shared.offers.end();
+        if let Some(on_kick) = on_kick {
+            // The first one stays.
+            let _ = self.shared.on_kick.set(on_kick);
+        }
+    }
+
+    /// Who publishes.
+    pub fn publisher(&self) -> PublisherKind {
+        self.selection.kind()
+    }
+
+    /// Waits until all vCPUs of our payload are up, for at most `patience`.
+    pub fn wait_until_up(&self, patience: Duration) {
+        self.wait_for(Milestone::AllUp, patience);
+    }
+
     /// Our payload's report; `None` for a foreign one.
     pub fn report(&self) -> Option<&ReportView> {
         self.report.as_ref()
@@ -201,27 +284,36 @@ impl Guest {
 
     /// Waits until our payload's window opens, for at most `patience`; says whether it has. It never does for others.
     pub fn wait_for_window(&self, patience: Duration) -> bool {
-        let opens = Milestone::WindowOpens as u32;
-        let is_open = || {
-            self.report
-                .as_ref()
-                .is_some_and(|report| report.header.milestone.load(Ordering::Acquire) >= opens)
-        };
+        self.wait_for(Milestone::WindowOpens, patience)
+    }
+
+    fn wait_for(&self, milestone: Milestone, patience: Duration) -> bool {
+        let Some(report) = &self.report else { return false };
+        let is_reached = || report.header.milestone.load(Ordering::Acquire) >= milestone as u32;
         let began = Instant::now();
-        while !is_open() && began.elapsed() < patience {
+        while !is_reached() && began.elapsed() < patience {
             thread::sleep(Duration::from_millis(1));
         }
-        is_open()
+        is_reached()
     }
 
     /// Waits until it ends.
     ///
     /// # Errors
     /// [`GuestError`]; nothing is left behind.
-    pub fn wait(mut self) -> Result<GuestRun, GuestError> {
+    pub fn wait(self) -> Result<GuestRun, GuestError> {
+        self.wait_under(&Unsteered)
+    }
+
+    /// As [`Guest::wait`], with somebody who chooses which vCPUs run.
+    ///
+    /// # Errors
+    /// [`GuestError`]; nothing is left behind.
+    pub fn wait_under(mut self, steering: &dyn Helm) -> Result<GuestRun, GuestError> {
         let mut progress = Progress::new(self.timings);
-        let outcome = progress.watch(&mut self.event_loop, self.report.as_ref());
+        let outcome = progress.watch(&mut self.event_loop, self.report.as_ref(), &|| steering.let_go());
         progress.timings.mark("guest ended");
+        steering.guest_ended();
         let vcpus = self.vm.finish();
         let publisher_limits = self.vm.publisher().limits();
         progress.timings.mark("vCPU threads home");

@@ -47,6 +47,16 @@ impl ThreadAccount {
         })
     }
 
+    /// The run time and the run delay (ns) of thread `tid` alone: for those who ask often.
+    ///
+    /// # Errors
+    /// As of [`read`](Self::read).
+    pub fn read_times(tid: pid_t) -> io::Result<(u64, u64)> {
+        let [run_ns, run_delay_ns, _] =
+            parse_schedstat(&fs::read_to_string(format!("/proc/self/task/{tid}/schedstat"))?)?;
+        Ok((run_ns, run_delay_ns))
+    }
+
     /// The account of a thread that is falling asleep, and what `count` gives, both at one moment: each counts its
     /// switches, and a host in a hurry can take milliseconds over the last one. `None` if it does not stay asleep.
     ///

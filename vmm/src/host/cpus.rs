@@ -65,6 +65,11 @@ impl Cpus {
         }
     }
 
+    /// This CPU alone.
+    pub fn single(cpu: usize) -> Self {
+        Self(BTreeSet::from([cpu]))
+    }
+
     /// Those that are not among `others`; `None` where there are none.
     pub fn without(&self, others: &Self) -> Option<Self> {
         let rest: BTreeSet<_> = self.0.difference(&others.0).copied().collect();
@@ -89,7 +94,7 @@ impl Cpus {
 
     /// Each of them as a set of its own, ascending.
     pub fn each(&self) -> impl Iterator<Item = Self> + '_ {
-        self.iter().map(|cpu| Self(BTreeSet::from([cpu])))
+        self.iter().map(Self::single)
     }
 
     /// Confines the calling thread to these CPUs.
@@ -111,6 +116,12 @@ impl Cpus {
             set.set(cpu).map_err(failed)?;
         }
         sched_setaffinity(Pid::from_raw(tid), &set).map_err(failed)
+    }
+}
+
+impl FromIterator<usize> for Cpus {
+    fn from_iter<T: IntoIterator<Item = usize>>(cpus: T) -> Self {
+        Self(cpus.into_iter().collect())
     }
 }
 

@@ -9,4 +9,5 @@ pub mod facts;
 pub mod perf;
 pub mod thread;
 pub mod ticker;
+pub mod timer;
 pub mod tracefs;

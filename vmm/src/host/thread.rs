@@ -1,6 +1,6 @@
 //! Threads, by the name that the kernel gives them.
 
-#![expect(unsafe_code, reason = "gettid, by its number; sched_setscheduler, which nix does not have")]
+#![expect(unsafe_code, reason = "gettid, by its number; sched_setattr, which nix does not have")]
 
 use std::io;
 
@@ -25,6 +25,20 @@ pub enum Class {
     Batch,
     /// Before all of the fair class, with this priority.
     Fifo(u8),
+    /// Before everybody: so much CPU time in each period (ns).
+    Deadline {
+        /// CPU time.
+        runtime: u64,
+        /// In which.
+        period: u64,
+    },
+    /// As most are, with this niceness and this slice (ns; 0 for the host's own).
+    Tuned {
+        /// As nice(2).
+        nice: i8,
+        /// The slice.
+        slice: u64,
+    },
 }
 
 /// Changes the calling thread's class.
@@ -40,14 +54,25 @@ pub fn set_own_class(class: Class) -> io::Result<()> {
 /// # Errors
 /// The host's reason: it takes `CAP_SYS_NICE`, or a resource limit (`RLIMIT_RTPRIO`) of that priority.
 pub fn set_class(tid: pid_t, class: Class) -> io::Result<()> {
-    let (policy, priority) = match class {
-        Class::Fair => (libc::SCHED_OTHER, 0),
-        Class::Batch => (libc::SCHED_BATCH, 0),
-        Class::Fifo(priority) => (libc::SCHED_FIFO, libc::c_int::from(priority)),
+    let (policy, nice, priority, runtime, period) = match class {
+        Class::Fair => (libc::SCHED_OTHER, 0, 0, 0, 0),
+        Class::Batch => (libc::SCHED_BATCH, 0, 0, 0, 0),
+        Class::Fifo(priority) => (libc::SCHED_FIFO, 0, u32::from(priority), 0, 0),
+        Class::Deadline { runtime, period } => (libc::SCHED_DEADLINE, 0, 0, runtime, period),
+        Class::Tuned { nice, slice } => (libc::SCHED_OTHER, i32::from(nice), 0, slice, 0),
     };
-    let parameters = libc::sched_param { sched_priority: priority };
-    // SAFETY: the call reads the parameters, and touches no memory.
-    match unsafe { libc::sched_setscheduler(tid, policy, &raw const parameters) } {
+    let attributes = libc::sched_attr {
+        size: size_of::<libc::sched_attr>() as u32,
+        sched_policy: policy.cast_unsigned(),
+        sched_flags: 0,
+        sched_nice: nice,
+        sched_priority: priority,
+        sched_runtime: runtime,
+        sched_deadline: period,
+        sched_period: period,
+    };
+    // SAFETY: the call reads the attributes, whose size they say, and touches no other memory.
+    match unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw const attributes, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

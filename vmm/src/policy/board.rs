@@ -106,7 +106,12 @@ impl Board {
     /// When something is due next.
     pub fn next_due(&self) -> Option<Ns> {
         let cpus = self.scene.cpus.iter().filter(|cpu| cpu.plan != Plan::Host).map(|cpu| cpu.until);
-        cpus.chain(self.alarms.first().copied()).min()
+        cpus.chain(self.next_alarm()).min()
+    }
+
+    /// When there is an alarm next.
+    pub fn next_alarm(&self) -> Option<Ns> {
+        self.alarms.first().copied()
     }
 
     /// The next thing that is due, if one is: an event to ask the policy about. Boosts that are over are taken back on the way,

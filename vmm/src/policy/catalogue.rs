@@ -109,6 +109,23 @@ pub const CATALOGUE: [Entry; 17] = [
     },
 ];
 
+/// The catalogue, as `vmm policies` prints it.
+#[derive(Clone, Copy, Debug)]
+pub struct Catalogue;
+
+impl fmt::Display for Catalogue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for entry in CATALOGUE {
+            let mut parameters = Parameters::split(entry.name).unwrap_or_default();
+            // One that needs a parameter says so; the others are made, and thrown away.
+            let _ = (entry.make)(&mut parameters, 0);
+            let known = parameters.known().join(", ");
+            writeln!(f, "{:<11} {:<32} {known}", entry.name, entry.what)?;
+        }
+        Ok(())
+    }
+}
+
 /// How a policy is had: [`PolicyChoice`]'s other half, for policies that are not in the catalogue.
 type Maker = dyn Fn(u64) -> Result<Box<dyn Policy>, ParameterError> + Send + Sync;
 

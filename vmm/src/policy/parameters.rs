@@ -59,7 +59,7 @@ pub enum ParameterError {
 }
 
 /// See the module. Whoever takes a parameter thereby says that there is one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Parameters<'t> {
     policy: &'t str,
     given: BTreeMap<&'t str, &'t str>,
@@ -82,6 +82,11 @@ impl<'t> Parameters<'t> {
     /// The policy's name.
     pub fn policy(&self) -> &'t str {
         self.policy
+    }
+
+    /// Those that were asked for so far.
+    pub fn known(&self) -> &[&'static str] {
+        &self.known
     }
 
     /// A text; `None` where it is not given.

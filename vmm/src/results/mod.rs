@@ -5,8 +5,10 @@
 
 mod checks;
 mod lock;
+mod quantiles;
 mod sight;
 mod statistics;
+mod steering;
 mod times;
 mod window;
 
@@ -31,8 +33,10 @@ use crate::vcpu::run::Remains;
 
 pub use checks::CheckFigures;
 pub use lock::{LockFigures, Shares};
+pub use quantiles::Quantiles;
 pub use sight::{Latency, SightFigures, Stretches};
 use statistics::read;
+pub use steering::{Drift, Fact, Refused, SteeringFigures};
 pub use times::Times;
 pub use window::{ByteFigures, HostFigures, WindowFigures};
 
@@ -104,7 +108,7 @@ pub struct PublisherFacts {
 /// How a run ended.
 #[derive(Clone, Debug, Serialize)]
 pub struct OutcomeFacts {
-    /// `reset`, `exit`, `crash`, `timed_out` or `interrupted`.
+    /// `reset`, `exit`, `crash`, `timed_out`, `interrupted` or `steering_ended`.
     pub kind: &'static str,
     /// The exit status that tells of it.
     pub status: u8,
@@ -215,6 +219,7 @@ impl OutcomeFacts {
         match self.kind {
             "timed_out" => Some("the time was over"),
             "interrupted" => Some("interrupted"),
+            "steering_ended" => Some("its vCPUs could not be steered any longer"),
             _ => None,
         }
     }
@@ -227,6 +232,7 @@ impl OutcomeFacts {
             Outcome::Crash { .. } => "crash",
             Outcome::TimedOut => "timed_out",
             Outcome::Interrupted => "interrupted",
+            Outcome::SteeringEnded => "steering_ended",
         };
         let (crash, registers) = match outcome {
             Outcome::Crash { vcpu, crash } => (

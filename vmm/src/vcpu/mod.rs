@@ -117,6 +117,8 @@ pub enum Message {
         /// How.
         ending: Ending,
     },
+    /// Whoever chose which vCPUs run has ended that by himself; all of them may run.
+    SteeringEnded,
     /// The monitor failed.
     Failed {
         /// At which vCPU.

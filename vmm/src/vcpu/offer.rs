@@ -30,12 +30,22 @@ const FAVOURING: Class = Class::Fifo(2);
 #[derive(Debug, Default)]
 pub struct Offers {
     is_out: AtomicBool,
+    /// Somebody else sees to who runs.
+    is_over: AtomicBool,
 }
 
 impl Offers {
+    /// No offer is made any more: classes are somebody else's to give.
+    pub fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+
     /// Lets the thread of `vcpu` run in place of the calling vCPU thread for a moment. `false` where another offer is out, that
     /// takes rights that this process lacks, or there is no such vCPU: then the calling thread has only yielded.
     pub fn cpu_to(&self, vcpu: VcpuId, gate: &Gate) -> bool {
+        if self.is_over.load(Ordering::Relaxed) {
+            return false;
+        }
         let is_free = !self.is_out.swap(true, Ordering::Acquire);
         let is_taken = is_free && gate.tid(vcpu).is_some_and(favour);
         if is_free {

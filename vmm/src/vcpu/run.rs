@@ -80,10 +80,10 @@ pub struct Remains {
 }
 
 /// The guest's TSC now, where KVM tells it.
-fn guest_clock(fd: &VcpuFd) -> Option<GuestClock> {
+pub fn guest_clock(fd: &VcpuFd) -> Option<GuestClock> {
     let khz = fd.get_tsc_khz().ok()?;
-    let at = Instant::now();
-    Some(GuestClock { at, tsc: msrs::read(fd, msrs::TSC)?, khz })
+    let (at, at_ns) = (Instant::now(), clock::monotonic_ns());
+    Some(GuestClock { at, at_ns, tsc: msrs::read(fd, msrs::TSC)?, khz })
 }
 
 enum State {

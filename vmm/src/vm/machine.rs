@@ -10,9 +10,9 @@ use std::io;
 use kvm_bindings::{
     KVM_CAP_HALT_POLL, KVM_CAP_SPLIT_IRQCHIP, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
 };
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use protocol::VcpuId;
-use protocol::machine::COM1_IRQ;
+use protocol::machine::{COM1_IRQ, DOORBELL_PORT};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::cpuid::Supported;
@@ -142,6 +142,19 @@ impl Machine {
             self.fd.create_pit2(timer).map_err(failed("make the interval timer"))?;
             self.fd.register_irqfd(&self.com1_line, COM1_IRQ).map_err(failed("connect the serial line"))
         }
+    }
+
+    /// Has KVM itself answer the doorbell, by an event: no vCPU leaves the guest for it. After interrupt controllers, since
+    /// memory may not change once anything waits on a bus.
+    ///
+    /// # Errors
+    /// [`MachineError`].
+    pub fn add_doorbell(&self) -> Result<EventFd, MachineError> {
+        let bell = EventFd::new(libc::EFD_NONBLOCK).map_err(MachineError::Line)?;
+        let port = IoEventAddress::Pio(DOORBELL_PORT.into());
+        let connected = self.fd.register_ioevent(&bell, &port, NoDatamatch);
+        connected.map_err(|source| MachineError::Make { what: "connect the doorbell", source })?;
+        Ok(bell)
     }
 
     /// KVM's handle.

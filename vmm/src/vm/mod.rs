@@ -97,6 +97,11 @@ impl Vm {
         self.gate.release(vcpu);
     }
 
+    /// How many vCPUs were started.
+    pub fn vcpu_count(&self) -> usize {
+        self.threads.count()
+    }
+
     /// The threads of the vCPUs that have not ended.
     pub fn threads(&self) -> Vec<(VcpuId, KickHandle)> {
         self.gate.threads()

@@ -1,0 +1,181 @@
+//! A fleet: one guest or several on the same CPUs, who steers them, and what loads the host beside them.
+//!
+//! One wide guest and several narrow ones are different experiments. A gang helps the several, each of which then has its vCPUs
+//! together; it cannot help the one that is wider than its host.
+//!
+//! All guests do the same. They end by themselves, each when its own window has closed; whoever is steered goes on being steered
+//! until the last one has.
+
+use std::cell::Cell;
+use std::io::{self, Write};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::guest::{Guest, GuestConfig, GuestError, GuestRun, Helm};
+use crate::host::facts::HostFacts;
+use crate::results::{RunResult, SCHEMA, SteeringFigures};
+use crate::steer::antagonist::{Antagonist, Load};
+use crate::steer::{self, SteerConfig, SteerError, Steering, SteeringRemains};
+use crate::timings::Timings;
+use crate::trace::{self, Trace};
+
+/// What our payload's vCPUs may take to come up before steering begins all the same.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is to be run.
+#[derive(Clone, Debug)]
+pub struct FleetConfig {
+    /// Each guest.
+    pub guest: GuestConfig,
+    /// How many there are.
+    pub guests: usize,
+    /// Who steers them, if anybody does.
+    pub steer: Option<SteerConfig>,
+    /// What loads the host beside them.
+    pub antagonist: Option<Load>,
+}
+
+/// Guests could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    /// A guest.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    /// Who is to steer.
+    #[error(transparent)]
+    Steer(#[from] SteerError),
+    /// The load.
+    #[error("Cannot start the antagonist's threads")]
+    Antagonist(#[source] io::Error),
+}
+
+/// Guests that have run.
+#[derive(Debug)]
+pub struct FleetRun {
+    /// What each was run with, but for the seed.
+    pub config: GuestConfig,
+    /// What is left of each.
+    pub guests: Vec<GuestRun>,
+    /// What is left of steering.
+    pub steering: Option<SteeringRemains>,
+}
+
+/// Guests that have run, as one document.
+#[derive(Clone, Debug, Serialize)]
+pub struct FleetResult {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What loaded the host beside them.
+    pub antagonist: Option<Load>,
+    /// The plan and the fact.
+    pub steering: Option<SteeringFigures>,
+    /// Each guest.
+    pub guests: Vec<RunResult>,
+}
+
+/// Whoever steers, as the guests' ends see him.
+struct Captain<'s> {
+    steering: Option<&'s Steering>,
+    guest: Cell<usize>,
+}
+
+impl Helm for Captain<'_> {
+    fn let_go(&self) {
+        if let Some(steering) = self.steering {
+            steering.let_go();
+        }
+    }
+
+    fn guest_ended(&self) {
+        if let Some(steering) = self.steering {
+            steering.lose(self.guest.get());
+        }
+        self.guest.set(self.guest.get() + 1);
+    }
+}
+
+/// Runs guests to their ends. What they send on COM1 goes to what `console` makes for each.
+///
+/// # Errors
+/// [`FleetError`]; nothing is left behind.
+pub fn run<C: Write + Send + 'static>(
+    config: &FleetConfig,
+    console: impl Fn() -> C,
+    began: Instant,
+) -> Result<FleetRun, FleetError> {
+    let mut guest = config.guest.clone();
+    if let Some(steer) = &config.steer {
+        let wants = steer.wants().map_err(SteerError::from)?;
+        if !guest.is_foreign() {
+            // What the user says of them counts more.
+            guest.cmdline = format!("{} {}", steer::words(wants, steer.traces), guest.cmdline);
+            guest.bell = wants.rings;
+        }
+    }
+    let start = |_| Guest::start(&guest, console(), Timings::since(began));
+    let guests: Vec<Guest> = (0..config.guests.max(1)).map(start).collect::<Result<_, _>>()?;
+    let _antagonist = config.antagonist.map(|load| Antagonist::start(load, &guest.cpus)).transpose();
+    let _antagonist = _antagonist.map_err(FleetError::Antagonist)?;
+    let steering = config.steer.as_ref().map(|steer| take_the_helm(steer, &guests, &guest)).transpose()?;
+    let captain = Captain { steering: steering.as_ref(), guest: Cell::new(0) };
+    let reports: Vec<_> = guests.iter().map(|guest| guest.report().cloned()).collect();
+    let mut runs = Vec::with_capacity(guests.len());
+    for guest in guests {
+        let run = guest.wait_under(&captain)?;
+        if !run.outcome.is_by_itself() {
+            // Whatever ended one before its time ends all: each closes its window, and has its figures so far.
+            for report in reports.iter().flatten() {
+                report.header.close_now.store(1, Ordering::Relaxed);
+            }
+        }
+        runs.push(run);
+    }
+    let steering = steering.map(Steering::finish);
+    Ok(FleetRun { config: guest, guests: runs, steering })
+}
+
+/// Begins to steer guests that are under way.
+fn take_the_helm(
+    steer: &SteerConfig,
+    guests: &[Guest],
+    config: &GuestConfig,
+) -> Result<Steering, FleetError> {
+    let began = Instant::now();
+    let mut steered = Vec::with_capacity(guests.len());
+    for guest in guests {
+        guest.wait_until_up(PATIENCE.saturating_sub(began.elapsed()));
+        steered.push(guest.to_be_steered()?);
+    }
+    let publisher = guests.first().map_or(crate::publisher::PublisherKind::Off, Guest::publisher);
+    let steering = Steering::start(steer, steered, publisher, &config.cpus)?;
+    for guest in guests {
+        guest.steer(steering.on_kick());
+    }
+    Ok(steering)
+}
+
+impl FleetRun {
+    /// The document of it.
+    pub fn result(&self, host: &HostFacts, antagonist: Option<Load>) -> FleetResult {
+        let guests: Vec<_> =
+            self.guests.iter().map(|run| RunResult::new(host.clone(), &self.config, run)).collect();
+        let holds =
+            || self.guests.iter().flat_map(|run| &run.vcpus).flat_map(|(_, vcpu)| vcpu.holds.iter().copied());
+        let steering = self.steering.as_ref().map(|remains| SteeringFigures::new(remains, holds()));
+        FleetResult { schema: SCHEMA, antagonist, steering, guests }
+    }
+
+    /// The trace of it.
+    pub fn trace(&self) -> Option<Trace> {
+        self.steering.as_ref().map(|steering| trace::of(steering, &self.guests))
+    }
+}
+
+impl FleetResult {
+    /// The exit status that tells of all: that of the first guest that did not end well.
+    pub fn status(&self) -> u8 {
+        self.guests.iter().map(|guest| guest.outcome.status).find(|status| *status != 0).unwrap_or(0)
+    }
+}

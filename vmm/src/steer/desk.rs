@@ -1,0 +1,424 @@
+//! The desk: where a policy is asked, and what it says is carried out.
+//!
+//! One at a time, whoever has an occasion: the driver thread, or, with `park`, a vCPU thread whose turn is over. Whatever a policy
+//! does, it cannot hurt more than its own run: what makes no sense is refused, one that panics is asked no more, and one that
+//! never lets a vCPU run ends the run.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use protocol::exchange::Ring;
+
+use super::Steered;
+use super::log::{Chosen, Log, Stopped};
+use super::mechanism::Mechanism;
+use crate::host::account::ThreadAccount;
+use crate::host::clock;
+use crate::memory::ReportView;
+use crate::policy::board::{Board, Move};
+use crate::policy::{Decision, Event, Ns, Plan, Policy, Told, Vcpu, Wants};
+use crate::timings::GuestClock;
+use crate::vcpu::{Message, OnKick, Outbox};
+
+/// Why steering ended by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The policy panicked.
+    Panicked(String),
+    /// It did not let a vCPU run.
+    Starved {
+        /// Which guest's.
+        guest: usize,
+        /// Which.
+        vcpu: usize,
+        /// For how long it has not.
+        lasted: Duration,
+    },
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Panicked(why) => write!(f, "the policy panicked: {why}"),
+            Self::Starved { guest, vcpu, lasted } => {
+                write!(
+                    f,
+                    "the policy has not let vCPU {vcpu} of guest {guest} run for {:.1} s",
+                    lasted.as_secs_f64()
+                )
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// Whether the calling thread is asking a policy.
+    static ASKS: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether the calling thread is asking a policy: a panic then is the policy's.
+pub fn is_asking() -> bool {
+    ASKS.get()
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Desk {
+    /// When something is due next, for a look without the lock.
+    next_due: AtomicU64,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    policy: Box<dyn Policy>,
+    wants: Wants,
+    board: Board,
+    mechanism: Box<dyn Mechanism>,
+    guests: Vec<Guest>,
+    starvation: Duration,
+    /// When each vCPU could run last.
+    could_run: Vec<Ns>,
+    log: Log,
+    out: Vec<Decision>,
+    moves: Vec<Move>,
+    /// When it was over, and why, if by itself.
+    over: Option<(Ns, Option<End>)>,
+}
+
+/// A guest, as the desk sees it.
+#[derive(Debug)]
+struct Guest {
+    /// The number of its first vCPU.
+    first: Vcpu,
+    tids: Vec<libc::pid_t>,
+    report: Option<ReportView>,
+    clock: Option<GuestClock>,
+    outbox: Outbox,
+}
+
+impl Desk {
+    /// A desk at which nobody was asked yet.
+    pub(super) fn new(
+        policy: Box<dyn Policy>,
+        mechanism: Box<dyn Mechanism>,
+        guests: Vec<Steered>,
+        cpus: usize,
+        starvation: Duration,
+    ) -> Self {
+        let counts: Vec<_> = guests.iter().map(|guest| guest.seats.len()).collect();
+        let mut first = 0;
+        let guest = |guest: Steered| {
+            let tids: Vec<_> = guest.seats.iter().map(|seat| seat.kick_handle().tid()).collect();
+            let at = first;
+            first += tids.len();
+            Guest { first: at, tids, report: guest.report, clock: guest.clock, outbox: guest.outbox }
+        };
+        let inner = Inner {
+            wants: policy.wants(),
+            policy,
+            board: Board::new(cpus, &counts),
+            mechanism,
+            guests: guests.into_iter().map(guest).collect(),
+            starvation,
+            could_run: vec![clock::monotonic_ns(); counts.iter().sum()],
+            log: Log::with_room(),
+            out: Vec::with_capacity(64),
+            moves: Vec::with_capacity(64),
+            over: None,
+        };
+        Self { next_due: AtomicU64::new(u64::MAX), inner: Mutex::new(inner) }
+    }
+
+    /// Asks the policy for the first time.
+    pub(super) fn begin(&self) {
+        self.with(|inner| {
+            inner.board.turn_to(clock::monotonic_ns());
+            inner.read_accounts();
+            for vcpu in 0..inner.board.scene().vcpus.len() {
+                inner.ask(Event::Ready { vcpu });
+            }
+            inner.ask(Event::Begin);
+        });
+    }
+
+    /// Sees to what is due, and to what the guests have rung for.
+    pub(super) fn attend(&self) {
+        self.with(Inner::attend);
+    }
+
+    /// When something is due next (ns of the monotonic clock).
+    pub(super) fn next_due(&self) -> Ns {
+        self.next_due.load(Ordering::Relaxed)
+    }
+
+    /// When something is due next that no vCPU thread's own timer will see to.
+    pub(super) fn next_untimed(&self, slack: Ns) -> Ns {
+        let inner = self.lock();
+        let scene = inner.board.scene();
+        let due = |cpu: &crate::policy::CpuView| match cpu.plan {
+            Plan::Host => Ns::MAX,
+            Plan::Idle => cpu.until,
+            Plan::Runs(_) => cpu.until.saturating_add(slack),
+        };
+        let alarm = inner.board.next_alarm().unwrap_or(Ns::MAX);
+        scene.cpus.iter().map(due).min().unwrap_or(Ns::MAX).min(alarm)
+    }
+
+    /// A guest is gone.
+    pub(super) fn lose(&self, guest: usize) {
+        self.with(|inner| {
+            inner.board.turn_to(clock::monotonic_ns());
+            let vcpus: Vec<_> = inner.board.scene().of_guest(guest).collect();
+            for vcpu in vcpus {
+                inner.board.lose(vcpu);
+                inner.mechanism.lose(vcpu);
+                inner.ask(Event::Exit { vcpu });
+            }
+            inner.attend();
+        });
+    }
+
+    /// Ends it: all vCPUs are the host's to run.
+    pub(super) fn finish(&self, end: Option<End>) {
+        self.lock().finish(end);
+        self.next_due.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// When it was over, why if by itself, and what was done.
+    pub(super) fn take(&self) -> (Ns, Option<End>, Log) {
+        let mut inner = self.lock();
+        let (at, end) = inner.over.clone().unwrap_or((clock::monotonic_ns(), None));
+        (at, end, std::mem::take(&mut inner.log))
+    }
+
+    fn with(&self, act: impl FnOnce(&mut Inner)) {
+        let mut inner = self.lock();
+        if inner.over.is_none() {
+            act(&mut inner);
+        }
+        let due = if inner.over.is_some() { None } else { inner.board.next_due() };
+        self.next_due.store(due.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl OnKick for Desk {
+    fn kicked(&self) {
+        // Most kicks are for other reasons.
+        if clock::monotonic_ns() >= self.next_due() {
+            self.attend();
+        }
+    }
+}
+
+impl Inner {
+    fn attend(&mut self) {
+        self.board.turn_to(clock::monotonic_ns());
+        self.listen();
+        while self.over.is_none() {
+            let (from, now) = (self.moves.len(), self.board.scene().now);
+            let event = self.board.due(&mut self.moves);
+            if self.moves.len() > from {
+                self.carry_out(now, now);
+            }
+            let Some(event) = event else { break };
+            if matches!(event, Event::Alarm { .. }) {
+                self.read_accounts();
+            }
+            self.ask(event);
+            if let Event::Tick { cpu, .. } = event {
+                if self.board.go_on(cpu) {
+                    self.log.unanswered += 1;
+                    // What goes on has a new end, which is to be timed.
+                    self.mechanism.settle(self.board.scene());
+                }
+            }
+            self.board.turn_to(clock::monotonic_ns());
+        }
+        self.find_the_starved();
+    }
+
+    /// Takes down what the guests tell, and asks about what they have rung for.
+    fn listen(&mut self) {
+        if !self.wants.told {
+            return;
+        }
+        let mut events = Vec::new();
+        for guest in &self.guests {
+            let Some(report) = &guest.report else { continue };
+            for (index, page) in report.exchange.iter().enumerate().take(guest.tids.len()) {
+                let (vcpu, told) = (guest.first + index, &page.told);
+                let since = told.waits_since.load(Ordering::Relaxed);
+                let view = Told {
+                    hint: u8::try_from(told.hint.load(Ordering::Relaxed)).unwrap_or(u8::MAX),
+                    holds: told.holds.load(Ordering::Relaxed),
+                    waits_since: (since != 0).then_some(since),
+                    is_halted: told.is_halted.load(Ordering::Relaxed) != 0,
+                };
+                if self.board.tell(vcpu, view) {
+                    events.push(Event::Hint { vcpu });
+                }
+                if !self.wants.rings || told.bell.load(Ordering::Relaxed) == 0 {
+                    continue;
+                }
+                let rung = told.bell.swap(0, Ordering::AcqRel);
+                let is_rung = |ring: Ring| rung & ring as u32 != 0;
+                if is_rung(Ring::Halt) {
+                    events.push(Event::Halted { vcpu });
+                }
+                if is_rung(Ring::Wake) {
+                    events.push(Event::Woke { vcpu });
+                }
+                let to = told.yields_to.load(Ordering::Relaxed) as usize;
+                if is_rung(Ring::Yield) && to < guest.tids.len() {
+                    events.push(Event::YieldTo { from: vcpu, to: guest.first + to });
+                }
+            }
+        }
+        self.log.rings += events.len() as u64;
+        for event in events {
+            self.ask(event);
+        }
+    }
+
+    /// Asks the policy, and carries out what it says, if that makes sense.
+    fn ask(&mut self, event: Event) {
+        if self.over.is_some() {
+            return;
+        }
+        self.log.asked += 1;
+        self.out.clear();
+        let (policy, scene, out) = (&mut self.policy, self.board.scene(), &mut self.out);
+        ASKS.set(true);
+        // A policy that has panicked is not asked again, so nobody sees what it has left half done.
+        let decided = catch_unwind(AssertUnwindSafe(|| policy.decide(event, scene, out)));
+        ASKS.set(false);
+        if let Err(panic) = decided {
+            return self.finish(Some(End::Panicked(text_of(&*panic))));
+        }
+        let now = clock::monotonic_ns();
+        match self.board.post(now, &self.out, &mut self.moves) {
+            Ok(()) => {
+                let due = match event {
+                    Event::Tick { due, .. } | Event::Alarm { due } => due,
+                    _ => now,
+                };
+                // A turn that was made longer or shorter is no move, but its end is another.
+                if !self.moves.is_empty() || !self.out.is_empty() {
+                    self.carry_out(due, now);
+                }
+            }
+            Err(refusal) => self.log.refuse(refusal),
+        }
+    }
+
+    /// Makes what is on the board so, and notes what has moved.
+    fn carry_out(&mut self, due_ns: Ns, decided_ns: Ns) {
+        for change in &self.moves {
+            if let Move::Tune(vcpu, nice, slice) = change {
+                self.mechanism.tune(*vcpu, *nice, *slice);
+            }
+        }
+        self.mechanism.settle(self.board.scene());
+        let done_ns = clock::monotonic_ns();
+        if self.wants.slice_left {
+            self.tell_turns();
+        }
+        let who = |plan| if let Plan::Runs(vcpu) = plan { Some(vcpu) } else { None };
+        for change in self.moves.drain(..) {
+            match change {
+                Move::Switch { cpu, from, to } => {
+                    let is_hosts = to == Plan::Host;
+                    let (from, to) = (who(from), who(to));
+                    self.log.choose(Chosen { due_ns, decided_ns, done_ns, cpu, from, to, is_hosts });
+                }
+                Move::Park(vcpu) => self.log.stop(Stopped { at_ns: decided_ns, vcpu, is_stopped: true }),
+                Move::Resume(vcpu) => self.log.stop(Stopped { at_ns: decided_ns, vcpu, is_stopped: false }),
+                Move::Place(..) | Move::Tune(..) => {}
+            }
+        }
+        self.note_who_can_run(decided_ns);
+    }
+
+    /// Tells the guests when the turns of those who run end.
+    fn tell_turns(&self) {
+        for cpu in &self.board.scene().cpus {
+            let Plan::Runs(vcpu) = cpu.plan else { continue };
+            let Some(guest) = self.guests.iter().rfind(|guest| guest.first <= vcpu) else { continue };
+            let page = guest.report.as_ref().and_then(|report| report.exchange.get(vcpu - guest.first));
+            if let (Some(page), Some(clock)) = (page, &guest.clock) {
+                page.heard.turn_ends.store(clock.tsc_at(cpu.until), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Takes down what each thread has run and waited, where that is wanted.
+    fn read_accounts(&mut self) {
+        if !self.wants.accounts {
+            return;
+        }
+        for guest in &self.guests {
+            for (index, tid) in guest.tids.iter().enumerate() {
+                // One that has ended has its last account.
+                if let Ok((ran, waited)) = ThreadAccount::read_times(*tid) {
+                    self.board.account(guest.first + index, ran, waited);
+                }
+            }
+        }
+    }
+
+    fn note_who_can_run(&mut self, now: Ns) {
+        let scene = self.board.scene();
+        for (vcpu, last) in self.could_run.iter_mut().enumerate() {
+            let Some(view) = scene.vcpus.get(vcpu) else { continue };
+            let is_hosts = scene.cpus.get(view.home).is_some_and(|cpu| cpu.plan == Plan::Host);
+            let has_nothing_to_do = self.wants.told && view.told.is_halted;
+            if scene.cpu_of(vcpu).is_some()
+                || is_hosts && !view.is_parked
+                || has_nothing_to_do
+                || view.is_gone
+            {
+                *last = now;
+            }
+        }
+    }
+
+    /// Ends the run where a vCPU was not let run for too long.
+    fn find_the_starved(&mut self) {
+        let now = self.board.scene().now;
+        self.note_who_can_run(now);
+        let starved = |last: &Ns| Duration::from_nanos(now.saturating_sub(*last));
+        let found = self.could_run.iter().map(starved).enumerate().find(|(_, time)| *time > self.starvation);
+        if let Some((vcpu, lasted)) = found {
+            let guest = self.guests.iter().rposition(|guest| guest.first <= vcpu).unwrap_or(0);
+            let first = self.guests.get(guest).map_or(0, |guest| guest.first);
+            self.finish(Some(End::Starved { guest, vcpu: vcpu - first, lasted }));
+        }
+    }
+
+    fn finish(&mut self, end: Option<End>) {
+        if self.over.is_some() {
+            return;
+        }
+        self.mechanism.let_go();
+        if end.is_some() {
+            self.guests.iter().for_each(|guest| guest.outbox.send(Message::SteeringEnded));
+        }
+        self.over = Some((clock::monotonic_ns(), end));
+    }
+}
+
+/// What a panic said.
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a word".to_owned())
+}

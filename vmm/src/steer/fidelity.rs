@@ -1,0 +1,274 @@
+//! Fidelity: how far what happened is what was planned.
+//!
+//! Pure: the log of decisions and perf's record of switches go in, both on one clock; how long whoever was planned ran where he
+//! was planned comes out, how long decisions took, and which gaps nobody had planned.
+
+use super::log::Chosen;
+use crate::host::perf::{Switch, SwitchKind};
+use crate::policy::{Cpu, Ns, Vcpu};
+
+/// A gap in which no vCPU ran on a CPU that was planned for one, and the planned one wanted to, is told from so long on.
+const GAP_NS: Ns = 20_000_000;
+
+/// The fair server's share: so long at a stretch, each second, where anybody of the fair class is starved.
+const FAIR_SERVER_NS: std::ops::RangeInclusive<Ns> = 40_000_000..=60_000_000;
+
+/// A time for which a vCPU thread had a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stay {
+    /// From when.
+    pub from: Ns,
+    /// Until when.
+    pub to: Ns,
+    /// The host's number of the CPU.
+    pub cpu: usize,
+    /// Whether it lost the CPU; it gave it up otherwise.
+    pub was_preempted: bool,
+}
+
+/// A gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Gap {
+    /// The host's number of the CPU.
+    pub cpu: usize,
+    /// When it began, from the begin of steering on (ns).
+    pub at_ns: Ns,
+    /// How long it was (ns).
+    pub length_ns: Ns,
+    /// `fair server` where it is as long as that one's share, `foreign` otherwise.
+    pub name: &'static str,
+}
+
+/// What came of a plan. Times in ns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fidelity {
+    /// CPU time of all vCPU threads.
+    pub ran: Ns,
+    /// CPU time for which a vCPU was planned.
+    pub planned: Ns,
+    /// Of what they ran, in their turns.
+    pub in_turn: Ns,
+    /// From the moment that a decision was due to that at which it was made.
+    pub late: Vec<Ns>,
+    /// From a decision to the new vCPU's thread having the CPU.
+    pub on: Vec<Ns>,
+    /// From a decision to the old one's having lost it.
+    pub off: Vec<Ns>,
+    /// Decisions whose vCPU did not get the CPU before the next one.
+    pub missed: u64,
+    /// Gaps.
+    pub gaps: Vec<Gap>,
+}
+
+/// The times for which a thread had a CPU, of its `switches` between `begin` and `end`.
+pub fn stays(switches: &[Switch], begin: Ns, end: Ns) -> Vec<Stay> {
+    let mut stays = Vec::new();
+    let mut open: Option<(Ns, u32)> = None;
+    // One that loses a CPU first has had it from the beginning on.
+    if let Some(first) = switches.iter().find(|switch| switch.at_ns >= begin)
+        && first.kind != SwitchKind::In
+    {
+        open = Some((begin, first.cpu));
+    }
+    let mut close = |from: Ns, to: Ns, cpu: u32, was_preempted| {
+        let (from, to) = (from.max(begin), to.min(end));
+        if from < to {
+            stays.push(Stay { from, to, cpu: cpu as usize, was_preempted });
+        }
+    };
+    for switch in switches {
+        match switch.kind {
+            SwitchKind::In => open = Some((switch.at_ns, switch.cpu)),
+            kind => {
+                if let Some((from, cpu)) = open.take() {
+                    close(from, switch.at_ns, cpu, kind == SwitchKind::Preempted);
+                }
+            }
+        }
+    }
+    if let Some((from, cpu)) = open {
+        close(from, end, cpu, false);
+    }
+    stays
+}
+
+/// A time for which something was planned for a CPU.
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    from: Ns,
+    to: Ns,
+    cpu: Cpu,
+    vcpu: Option<Vcpu>,
+}
+
+/// The plan, from `begin` to `end`, by begin. What was left to the host is not in it.
+fn slots(chosen: &[Chosen], begin: Ns, end: Ns) -> Vec<Slot> {
+    let cpus = chosen.iter().map(|chosen| chosen.cpu + 1).max().unwrap_or(0);
+    let mut slots = Vec::with_capacity(chosen.len());
+    for cpu in 0..cpus {
+        let here: Vec<_> = chosen.iter().filter(|chosen| chosen.cpu == cpu).collect();
+        for (index, one) in here.iter().enumerate() {
+            let to = here.get(index + 1).map_or(end, |next| next.decided_ns).min(end);
+            let from = one.decided_ns.max(begin);
+            if from < to && !one.is_hosts {
+                slots.push(Slot { from, to, cpu, vcpu: one.to });
+            }
+        }
+    }
+    slots.sort_by_key(|slot| slot.from);
+    slots
+}
+
+/// Judges what `chosen` planned by the `stays` of each vCPU, from `begin` to `end`. `cpus` are the host's numbers.
+pub fn judge(chosen: &[Chosen], stays: &[Vec<Stay>], cpus: &[usize], begin: Ns, end: Ns) -> Fidelity {
+    let slots = slots(chosen, begin, end);
+    let number = |cpu: Cpu| cpus.get(cpu).copied();
+    let mut result = Fidelity {
+        ran: stays.iter().flatten().map(|stay| stay.to - stay.from).sum(),
+        planned: slots.iter().filter(|slot| slot.vcpu.is_some()).map(|slot| slot.to - slot.from).sum(),
+        late: chosen.iter().map(|one| one.decided_ns.saturating_sub(one.due_ns)).collect(),
+        ..Fidelity::default()
+    };
+    let mut next = vec![0; stays.len()];
+    for slot in &slots {
+        let Some((vcpu, own)) = slot.vcpu.and_then(|vcpu| Some((vcpu, stays.get(vcpu)?))) else { continue };
+        // Slots come by begin, so what is over for one is over for those behind it.
+        while own.get(next[vcpu]).is_some_and(|stay| stay.to <= slot.from) {
+            next[vcpu] += 1;
+        }
+        let within = own.iter().skip(next[vcpu]).take_while(|stay| stay.from < slot.to);
+        let here = within.filter(|stay| Some(stay.cpu) == number(slot.cpu));
+        result.in_turn += here.map(|stay| stay.to.min(slot.to) - stay.from.max(slot.from)).sum::<Ns>();
+    }
+    reactions(chosen, stays, &number, end, &mut result);
+    result.gaps = gaps(&slots, stays, &number, begin);
+    result
+}
+
+/// How long it took from each decision until it was so.
+fn reactions(
+    chosen: &[Chosen],
+    stays: &[Vec<Stay>],
+    number: &impl Fn(Cpu) -> Option<usize>,
+    end: Ns,
+    result: &mut Fidelity,
+) {
+    // For each CPU, when it is decided on next; so backwards.
+    let mut until = vec![end; chosen.iter().map(|one| one.cpu + 1).max().unwrap_or(0)];
+    for one in chosen.iter().rev() {
+        let next = std::mem::replace(&mut until[one.cpu], one.decided_ns);
+        let stay_of = |vcpu: Option<Vcpu>| {
+            let own = stays.get(vcpu?)?;
+            own.get(own.partition_point(|stay| stay.to <= one.decided_ns)).filter(|stay| stay.from < end)
+        };
+        match stay_of(one.to).filter(|stay| stay.from < next && Some(stay.cpu) == number(one.cpu)) {
+            Some(stay) if stay.from >= one.decided_ns => result.on.push(stay.from - one.decided_ns),
+            // It had the CPU already, the one before having halted.
+            Some(_) => {}
+            None => result.missed += u64::from(one.to.is_some()),
+        }
+        if let Some(stay) = stay_of(one.from).filter(|stay| stay.from < one.decided_ns && stay.to < next) {
+            result.off.push(stay.to - one.decided_ns);
+        }
+    }
+}
+
+/// Gaps on CPUs for which a vCPU was planned that wanted to run.
+fn gaps(slots: &[Slot], stays: &[Vec<Stay>], number: &impl Fn(Cpu) -> Option<usize>, begin: Ns) -> Vec<Gap> {
+    let mut gaps = Vec::new();
+    let cpus = slots.iter().map(|slot| slot.cpu + 1).max().unwrap_or(0);
+    for cpu in 0..cpus {
+        let Some(host_cpu) = number(cpu) else { continue };
+        let mut here: Vec<_> = stays.iter().flatten().filter(|stay| stay.cpu == host_cpu).collect();
+        here.sort_by_key(|stay| stay.from);
+        for (before, after) in here.iter().zip(here.iter().skip(1)) {
+            let length_ns = after.from.saturating_sub(before.to);
+            let planned = slots.iter().filter(|slot| slot.cpu == cpu && slot.vcpu.is_some());
+            let overlap = |slot: &Slot| slot.to.min(after.from).saturating_sub(slot.from.max(before.to));
+            if length_ns >= GAP_NS
+                && before.was_preempted
+                && planned.map(overlap).sum::<Ns>() >= length_ns / 2
+            {
+                let name = if FAIR_SERVER_NS.contains(&length_ns) { "fair server" } else { "foreign" };
+                gaps.push(Gap { cpu: host_cpu, at_ns: before.to.saturating_sub(begin), length_ns, name });
+            }
+        }
+    }
+    gaps.sort_by_key(|gap| gap.at_ns);
+    gaps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const US: Ns = 1_000;
+    const MS: Ns = 1_000_000;
+
+    fn switch(at_ns: Ns, kind: SwitchKind) -> Switch {
+        Switch { at_ns, kind, cpu: 4 }
+    }
+
+    fn chosen(decided_ns: Ns, from: Option<Vcpu>, to: Option<Vcpu>) -> Chosen {
+        Chosen {
+            due_ns: decided_ns - 20 * US,
+            decided_ns,
+            done_ns: decided_ns + 5 * US,
+            cpu: 0,
+            from,
+            to,
+            is_hosts: false,
+        }
+    }
+
+    #[test]
+    fn stays_begin_where_the_log_does_and_end_with_it() {
+        let log = [
+            switch(3 * MS, SwitchKind::Preempted),
+            switch(6 * MS, SwitchKind::In),
+            switch(7 * MS, SwitchKind::Slept),
+            switch(9 * MS, SwitchKind::In),
+        ];
+        let stay = |from, to, was_preempted| Stay { from: from * MS, to: to * MS, cpu: 4, was_preempted };
+        assert_eq!(stays(&log, MS, 10 * MS), [stay(1, 3, true), stay(6, 7, false), stay(9, 10, false)]);
+    }
+
+    #[test]
+    fn time_in_turn_and_reactions_are_those_of_the_planned_one_on_the_planned_cpu() {
+        let plan =
+            [chosen(MS, None, Some(0)), chosen(4 * MS, Some(0), Some(1)), chosen(7 * MS, Some(1), None)];
+        let stay = |from, to| Stay { from, to, cpu: 4, was_preempted: true };
+        let ran = [vec![stay(MS + 30 * US, 4 * MS + 10 * US)], vec![stay(4 * MS + 40 * US, 7 * MS + 5 * US)]];
+        let judged = judge(&plan, &ran, &[4], MS, 10 * MS);
+        assert_eq!(judged.planned, 6 * MS);
+        assert_eq!(judged.in_turn, 6 * MS - 30 * US - 40 * US);
+        assert_eq!(judged.ran, judged.in_turn + 15 * US);
+        assert_eq!((judged.on, judged.off), (vec![40 * US, 30 * US], vec![5 * US, 10 * US]));
+        assert_eq!((judged.missed, judged.late), (0, vec![20 * US; 3]));
+        let elsewhere = judge(&plan, &ran, &[5], MS, 10 * MS);
+        assert_eq!((elsewhere.in_turn, elsewhere.missed), (0, 2));
+    }
+
+    #[test]
+    fn decision_that_is_overtaken_by_the_next_is_missed() {
+        let plan = [chosen(MS, None, Some(0)), chosen(2 * MS, Some(0), Some(1))];
+        let ran = [vec![Stay { from: 3 * MS, to: 4 * MS, cpu: 4, was_preempted: false }], Vec::new()];
+        let judged = judge(&plan, &ran, &[4], MS, 10 * MS);
+        assert_eq!((judged.missed, judged.in_turn, judged.on.len()), (2, 0, 0));
+    }
+
+    #[test]
+    fn fair_servers_gaps_are_named_and_a_halt_is_none() {
+        let plan = [chosen(MS, None, Some(0))];
+        let stay = |from, to, was_preempted| Stay { from: from * MS, to: to * MS, cpu: 4, was_preempted };
+        let taken = [vec![
+            stay(1, 900, true),
+            stay(950, 1000, true),
+            stay(1100, 1200, false),
+            stay(1250, 1300, false),
+        ]];
+        let gaps = judge(&plan, &taken, &[4], MS, 2000 * MS).gaps;
+        let gap = |at, length, name| Gap { cpu: 4, at_ns: at * MS, length_ns: length * MS, name };
+        assert_eq!(gaps, [gap(899, 50, "fair server"), gap(999, 100, "foreign")]);
+    }
+}
