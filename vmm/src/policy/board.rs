@@ -121,39 +121,44 @@ impl Board {
         if self.alarms.first().is_some_and(|at| *at <= now) {
             return Some(Event::Alarm { due: self.alarms.remove(0) });
         }
-        for cpu in 0..self.scene.cpus.len() {
-            let view = self.scene.cpus[cpu];
-            if view.plan == Plan::Host || view.until > now {
-                continue;
-            }
-            let Some(under) = self.under[cpu].take() else {
-                return Some(Event::Tick { cpu, due: view.until });
-            };
-            let is_free =
-                |vcpu| self.scene.may_run(vcpu) && self.scene.cpu_of(vcpu).is_none_or(|at| at == cpu);
-            let still_holds = match under.plan {
-                Plan::Host => true,
-                Plan::Idle => under.until > now,
-                Plan::Runs(vcpu) => under.until > now && is_free(vcpu),
-            };
-            if !still_holds {
-                return Some(Event::Tick { cpu, due: under.until.min(now) });
-            }
-            self.scene.cpus[cpu] = under;
-            if under.plan != view.plan {
-                moves.push(Move::Switch { cpu, from: view.plan, to: under.plan });
-            }
+        (0..self.scene.cpus.len()).find_map(|cpu| self.due_on(cpu, moves))
+    }
+
+    /// As [`Board::due`], on one CPU alone.
+    pub fn due_on(&mut self, cpu: Cpu, moves: &mut Vec<Move>) -> Option<Event> {
+        let now = self.scene.now;
+        let view = self.scene.cpus.get(cpu).copied();
+        let view = view.filter(|view| view.plan != Plan::Host && view.until <= now)?;
+        let Some(under) = self.under[cpu].take() else { return Some(Event::Tick { cpu, due: view.until }) };
+        let still_holds = match under.plan {
+            Plan::Host => true,
+            Plan::Idle => under.until > now,
+            Plan::Runs(vcpu) => under.until > now && self.scene.may_run_on(cpu, vcpu),
+        };
+        if !still_holds {
+            return Some(Event::Tick { cpu, due: under.until.min(now) });
+        }
+        self.scene.cpus[cpu] = under;
+        if under.plan != view.plan {
+            moves.push(Move::Switch { cpu, from: view.plan, to: under.plan });
         }
         None
     }
 
-    /// Lets what is planned for `cpu` go on for [`GRACE`], where its time is over: the policy has not said what else. Says
-    /// whether it was.
-    pub fn go_on(&mut self, cpu: Cpu) -> bool {
+    /// The policy has been asked about `event`, and what it said `was_refused` or not. Where its answer was needed and there is
+    /// none, what was planned goes on for [`GRACE`], and then it is asked again. Says whether that is so.
+    pub fn settle(&mut self, event: Event, was_refused: bool) -> bool {
         let now = self.scene.now;
-        match self.scene.cpus.get_mut(cpu) {
-            Some(view) if view.plan != Plan::Host && view.until <= now => {
-                view.until = now + GRACE;
+        match event {
+            Event::Tick { cpu, .. } => match self.scene.cpus.get_mut(cpu) {
+                Some(view) if view.plan != Plan::Host && view.until <= now => {
+                    view.until = now + GRACE;
+                    true
+                }
+                _ => false,
+            },
+            Event::Alarm { .. } if was_refused => {
+                self.remind(now + GRACE);
                 true
             }
             _ => false,
@@ -166,9 +171,9 @@ impl Board {
     /// [`Refusal`]; nothing has changed then.
     pub fn post(&mut self, now: Ns, decisions: &[Decision], moves: &mut Vec<Move>) -> Result<(), Refusal> {
         let mut next = self.clone();
-        next.scene.now = now;
+        let asked = std::mem::replace(&mut next.scene.now, now);
         let begin = moves.len();
-        let posted = next.take(decisions, moves).and_then(|()| next.check());
+        let posted = next.take(asked, decisions, moves).and_then(|()| next.check());
         match posted {
             Ok(()) => *self = next,
             Err(_) => moves.truncate(begin),
@@ -176,8 +181,7 @@ impl Board {
         posted
     }
 
-    fn take(&mut self, decisions: &[Decision], moves: &mut Vec<Move>) -> Result<(), Refusal> {
-        let now = self.scene.now;
+    fn take(&mut self, asked: Ns, decisions: &[Decision], moves: &mut Vec<Move>) -> Result<(), Refusal> {
         let mut planned = vec![false; self.scene.cpus.len()];
         let mut moved = vec![false; self.scene.vcpus.len()];
         let once = |done: &mut [bool], at: usize| match done.get_mut(at) {
@@ -233,16 +237,20 @@ impl Board {
                     }
                     moves.push(Move::Tune(vcpu, nice, slice));
                 }
-                Decision::Alarm { at } if at <= now => return Err(Refusal::Late),
-                Decision::Alarm { at } => {
-                    let place = self.alarms.partition_point(|other| *other < at);
-                    if self.alarms.get(place) != Some(&at) {
-                        self.alarms.insert(place, at);
-                    }
-                }
+                // One that has come due while the policy was thinking is due.
+                Decision::Alarm { at } if at <= asked => return Err(Refusal::Late),
+                Decision::Alarm { at } => self.remind(at),
             }
         }
         Ok(())
+    }
+
+    /// There is to be an alarm at that moment.
+    fn remind(&mut self, at: Ns) {
+        let place = self.alarms.partition_point(|other| *other < at);
+        if self.alarms.get(place) != Some(&at) {
+            self.alarms.insert(place, at);
+        }
     }
 
     fn plan(&mut self, cpu: Cpu, plan: Plan, until: Ns, moves: &mut Vec<Move>) -> Result<(), Refusal> {
@@ -304,7 +312,7 @@ mod tests {
         let good = run(0, 2, 4 * MS);
         for (bad, refusal) in [
             (run(1, 3, MS), Refusal::Late),
-            (Decision::Alarm { at: MS }, Refusal::Late),
+            (Decision::Alarm { at: 0 }, Refusal::Late),
             (run(0, 3, 4 * MS), Refusal::Contradictory),
             (run(1, 2, 4 * MS), Refusal::Contradictory),
             (Decision::Park { vcpu: 2 }, Refusal::Contradictory),
@@ -320,6 +328,16 @@ mod tests {
         }
         let switch = Move::Switch { cpu: 0, from: Plan::Runs(0), to: Plan::Runs(2) };
         assert_eq!(post(&mut board(), &[good]), Ok(vec![switch]));
+    }
+
+    #[test]
+    fn alarm_that_comes_due_while_the_policy_thinks_is_taken_and_due() {
+        let mut board = board();
+        board.turn_to(MS);
+        let alarm = [Decision::Alarm { at: MS + 1 }];
+        assert_eq!(board.post(2 * MS, &alarm, &mut Vec::new()), Ok(()));
+        board.turn_to(2 * MS);
+        assert_eq!(board.due(&mut Vec::new()), Some(Event::Alarm { due: MS + 1 }));
     }
 
     #[test]
@@ -372,14 +390,15 @@ mod tests {
         let mut board = board();
         board.turn_to(3 * MS);
         assert_eq!(board.due(&mut Vec::new()), Some(Event::Tick { cpu: 0, due: 3 * MS }));
-        assert!(board.go_on(0) && !board.go_on(0));
+        let tick = |cpu| Event::Tick { cpu, due: 3 * MS };
+        assert!(board.settle(tick(0), false) && !board.settle(tick(0), false));
         assert_eq!(board.due(&mut Vec::new()), Some(Event::Tick { cpu: 1, due: 3 * MS }));
         board.turn_to(3 * MS + GRACE);
         assert_eq!(board.due(&mut Vec::new()), Some(Event::Tick { cpu: 0, due: 3 * MS + GRACE }));
     }
 
     #[test]
-    fn alarms_come_in_order_and_once() {
+    fn alarms_come_in_order_and_once_and_again_where_the_answer_was_refused() {
         let mut board = board();
         let alarm = |at| Decision::Alarm { at: at * MS };
         post(&mut board, &[alarm(8), alarm(2), alarm(8)]).unwrap();
@@ -388,5 +407,8 @@ mod tests {
         assert_eq!(board.due(&mut Vec::new()), Some(Event::Alarm { due: 2 * MS }));
         assert_eq!(board.due(&mut Vec::new()), None);
         assert_eq!(board.alarms, [8 * MS]);
+        let alarm = Event::Alarm { due: 2 * MS };
+        assert!(!board.settle(alarm, false) && board.settle(alarm, true));
+        assert_eq!(board.alarms, [2 * MS + GRACE, 8 * MS]);
     }
 }

@@ -9,6 +9,9 @@ use super::parameters::{ParameterError, Parameters};
 use super::round_robin::RoundRobin;
 use super::{Cpu, Decision, Event, Ns, Policy, Scene, Vcpu, Wants};
 
+/// What it takes until a vCPU that was chosen runs.
+const SWITCH: Ns = 50_000;
+
 /// See the module.
 #[derive(Clone, Debug)]
 pub struct Deferral {
@@ -52,6 +55,18 @@ impl Deferral {
         true
     }
 
+    /// A host with more than one CPU acts a few microseconds after it has looked. Who has taken a lock in between is brought back
+    /// for a moment, and for as long as it takes to do so; then whoever's turn it is goes on.
+    fn bring_back(&mut self, vcpu: Vcpu, scene: &Scene, out: &mut Vec<Decision>) {
+        let Some(view) = scene.vcpus.get(vcpu) else { return };
+        let (cpu, until) = (view.home, scene.now + SWITCH + self.grace);
+        let is_early = scene.cpus.get(cpu).is_some_and(|cpu| cpu.until > until);
+        if is_early && scene.may_run(vcpu) && scene.cpu_of(vcpu).is_none() && self.is_spared(vcpu, scene) {
+            self.debts[vcpu] += if self.repays { self.grace } else { 0 };
+            out.push(Decision::Boost { cpu, vcpu, until });
+        }
+    }
+
     fn tick(&mut self, cpu: Cpu, due: Ns, scene: &Scene, out: &mut Vec<Decision>) {
         if let Some(vcpu) = scene.on(cpu)
             && self.is_spared(vcpu, scene)
@@ -92,6 +107,7 @@ impl Policy for Deferral {
                 self.grid = out.iter().map(until).collect();
             }
             Event::Tick { cpu, due } => self.tick(cpu, due, scene, out),
+            Event::Caught { vcpu } => self.bring_back(vcpu, scene, out),
             _ => self.base.decide(event, scene, out),
         }
     }

@@ -49,10 +49,7 @@ impl Micro {
         let step = if self.is_short(cpu, scene) { self.short } else { self.base.quantum() };
         let until = scene.after(due, step);
         // A line may be empty: they are all on the other side.
-        let next = self
-            .base
-            .lines()
-            .next(cpu, |vcpu| scene.may_run(vcpu) && scene.cpu_of(vcpu).is_none_or(|at| at == cpu));
+        let next = self.base.lines().next(cpu, |vcpu| scene.may_run_on(cpu, vcpu));
         out.push(match next {
             Some(vcpu) => Decision::Run { cpu, vcpu, until },
             None => Decision::Idle { cpu, until: scene.now + self.short },

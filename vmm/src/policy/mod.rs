@@ -146,6 +146,11 @@ pub enum Event {
         /// The other one.
         to: Vcpu,
     },
+    /// A vCPU lost its CPU by decision, and says that it holds a lock: between the look and the act it took one.
+    Caught {
+        /// Which.
+        vcpu: Vcpu,
+    },
     /// A vCPU is gone for good.
     Exit {
         /// Which.
@@ -297,6 +302,11 @@ impl Scene {
     /// Whether `vcpu` may be run at all.
     pub fn may_run(&self, vcpu: Vcpu) -> bool {
         self.vcpus.get(vcpu).is_some_and(|vcpu| !vcpu.is_parked && !vcpu.is_gone)
+    }
+
+    /// Whether `vcpu` may be run on `cpu`: it does not run elsewhere.
+    pub fn may_run_on(&self, cpu: Cpu, vcpu: Vcpu) -> bool {
+        self.may_run(vcpu) && self.cpu_of(vcpu).is_none_or(|at| at == cpu)
     }
 
     /// What the guest says of `vcpu`.

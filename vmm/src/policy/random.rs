@@ -3,7 +3,7 @@
 use fastrand::Rng;
 
 use super::parameters::{ParameterError, Parameters};
-use super::round_robin::RoundRobin;
+use super::round_robin::{RoundRobin, rngs};
 use super::{Cpu, Decision, Event, Ns, Policy, Scene};
 
 /// How long turns are spread.
@@ -25,7 +25,8 @@ pub struct Random {
     least: Ns,
     most: Ns,
     spread: Spread,
-    rng: Rng,
+    seed: u64,
+    rngs: Vec<Rng>,
     base: RoundRobin,
 }
 
@@ -46,14 +47,15 @@ impl Random {
                 "uniform" => Spread::Uniform,
                 _ => Spread::Exponential,
             },
-            rng: Rng::with_seed(seed),
+            seed,
+            rngs: Vec::new(),
             base: RoundRobin::new(mean),
         })
     }
 
-    fn length(&mut self) -> Ns {
+    fn length(&mut self, cpu: Cpu) -> Ns {
         // From 0, exclusive, to 1.
-        let chance = 1.0 - self.rng.f64();
+        let chance = 1.0 - self.rngs.get_mut(cpu).map_or(0.5, Rng::f64);
         let mean = self.mean as f64;
         let length = match self.spread {
             Spread::Exponential => -mean * chance.ln(),
@@ -70,7 +72,7 @@ impl Random {
 
     fn give(&mut self, cpu: Cpu, due: Ns, scene: &Scene, out: &mut Vec<Decision>) {
         // A turn that is over before it begins, because we are told late, is one of the least length.
-        let until = (due + self.length()).max(scene.now + self.least);
+        let until = (due + self.length(cpu)).max(scene.now + self.least);
         out.push(match self.base.next(cpu, scene) {
             Some(vcpu) => Decision::Run { cpu, vcpu, until },
             None => Decision::Idle { cpu, until },
@@ -83,6 +85,7 @@ impl Policy for Random {
         match event {
             Event::Begin => {
                 *self.base.lines() = super::Lines::by_home(scene);
+                self.rngs = rngs(self.seed, scene);
                 (0..scene.cpus.len()).for_each(|cpu| self.give(cpu, scene.now, scene, out));
             }
             Event::Tick { cpu, due } => self.give(cpu, due, scene, out),

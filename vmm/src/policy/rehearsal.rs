@@ -37,19 +37,9 @@ pub fn rehearse(policy: &mut dyn Policy, cpus: usize, guests: &[usize], begin: N
         out.clear();
         policy.decide(event, board.scene(), &mut out);
         let posted = board.post(now, &out, &mut moves);
-        if let Event::Tick { cpu, .. } = event
-            && (posted.is_err() || !out.iter().any(|decision| plans(decision, cpu)))
-        {
-            board.go_on(cpu);
-        }
+        board.settle(event, posted.is_err());
         note(&mut moves, now, &mut switches);
     }
-}
-
-/// Whether `decision` says what becomes of `cpu`.
-fn plans(decision: &Decision, cpu: Cpu) -> bool {
-    use Decision::{Boost, Idle, Run};
-    matches!(decision, Run { cpu: at, .. } | Idle { cpu: at, .. } | Boost { cpu: at, .. } if *at == cpu)
 }
 
 fn note(moves: &mut Vec<Move>, at: Ns, switches: &mut Vec<Switch>) {

@@ -42,8 +42,8 @@ impl Replay {
         parameters: &mut Parameters<'_>,
         read: &dyn Fn(&str) -> std::io::Result<String>,
     ) -> Result<Self, ParameterError> {
-        let path = parameters.needed("file", "a trace: CSV, or the text of perf sched or ftrace")?;
         let percent: u64 = parameters.number("scale", 100, 1..=1_000_000)?;
+        let path = parameters.needed("file", "a trace: CSV, or the text of perf sched or ftrace")?;
         let failed = |why: String| ParameterError::File { path: path.to_owned(), why };
         let text = read(path).map_err(|error| failed(error.to_string()))?;
         let mut turns = parse(&text).map_err(failed)?;
@@ -92,9 +92,7 @@ impl Replay {
             out.iter().any(|other| matches!(other, Decision::Run { vcpu: taken, .. } if *taken == vcpu))
         };
         // Two that share a number here may have run at once there.
-        let is_free = |vcpu: &Vcpu| {
-            scene.may_run(*vcpu) && scene.cpu_of(*vcpu).is_none_or(|at| at == cpu) && !is_given(*vcpu)
-        };
+        let is_free = |vcpu: &Vcpu| scene.may_run_on(cpu, *vcpu) && !is_given(*vcpu);
         out.push(match vcpu.map(|vcpu| vcpu % vcpus).filter(is_free) {
             Some(vcpu) => Decision::Run { cpu, vcpu, until },
             None => Decision::Idle { cpu, until },

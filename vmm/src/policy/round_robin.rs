@@ -15,7 +15,9 @@ pub struct RoundRobin {
     jitter: f64,
     is_staggered: bool,
     gives_up: bool,
-    rng: Rng,
+    seed: u64,
+    /// One for each CPU: in whichever order they are asked about, each draws the same.
+    rngs: Vec<Rng>,
     lines: Lines,
 }
 
@@ -27,7 +29,8 @@ impl RoundRobin {
             jitter: 0.0,
             is_staggered: false,
             gives_up: false,
-            rng: Rng::with_seed(0),
+            seed: 0,
+            rngs: Vec::new(),
             lines: Lines::default(),
         }
     }
@@ -41,7 +44,7 @@ impl RoundRobin {
             jitter: parameters.share("jitter", 0.0)?,
             is_staggered: parameters.word("phase", &["aligned", "staggered"])? == "staggered",
             gives_up: parameters.word("halts", &["keep", "next"])? == "next",
-            rng: Rng::with_seed(seed),
+            seed,
             ..Self::new(parameters.time("quantum", 3_000_000)?)
         })
     }
@@ -53,9 +56,9 @@ impl RoundRobin {
 
     /// Who comes next on `cpu`; that one then stands last.
     pub fn next(&mut self, cpu: Cpu, scene: &Scene) -> Option<Vcpu> {
-        let is_wanted = |vcpu| scene.may_run(vcpu) && !(self.gives_up && scene.told(vcpu).is_halted);
+        let is_wanted = |vcpu| scene.may_run_on(cpu, vcpu) && !(self.gives_up && scene.told(vcpu).is_halted);
         // Where all have nothing to do, one of them has its turn all the same: it may be woken in it.
-        self.lines.next(cpu, is_wanted).or_else(|| self.lines.next(cpu, |vcpu| scene.may_run(vcpu)))
+        self.lines.next(cpu, is_wanted).or_else(|| self.lines.next(cpu, |vcpu| scene.may_run_on(cpu, vcpu)))
     }
 
     /// Who waits at `cpu` in which order.
@@ -64,9 +67,10 @@ impl RoundRobin {
     }
 
     /// Until when a turn lasts that begins where one was due to end.
-    pub fn turn(&mut self, due: Ns, scene: &Scene) -> Ns {
+    pub fn turn(&mut self, cpu: Cpu, due: Ns, scene: &Scene) -> Ns {
         let longest = self.quantum as f64 * self.jitter;
-        let change = longest * (2.0 * self.rng.f64() - 1.0);
+        let chance = self.rngs.get_mut(cpu).map_or(0.5, Rng::f64);
+        let change = longest * (2.0 * chance - 1.0);
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -78,12 +82,18 @@ impl RoundRobin {
 
     /// Gives `cpu` to the next one, or to nobody, for a turn.
     pub fn give(&mut self, cpu: Cpu, due: Ns, scene: &Scene, out: &mut Vec<Decision>) {
-        let until = self.turn(due, scene);
+        let until = self.turn(cpu, due, scene);
         out.push(match self.next(cpu, scene) {
             Some(vcpu) => Decision::Run { cpu, vcpu, until },
             None => Decision::Idle { cpu, until },
         });
     }
+}
+
+/// A source of randomness for each CPU.
+pub fn rngs(seed: u64, scene: &Scene) -> Vec<Rng> {
+    let mut first = Rng::with_seed(seed);
+    scene.cpus.iter().map(|_| first.fork()).collect()
 }
 
 impl Policy for RoundRobin {
@@ -95,6 +105,7 @@ impl Policy for RoundRobin {
         match event {
             Event::Begin => {
                 self.lines = Lines::by_home(scene);
+                self.rngs = rngs(self.seed, scene);
                 let cpus = self.lines.cpus();
                 for cpu in 0..cpus {
                     // Staggered, the first turns are of all lengths up to a quantum.

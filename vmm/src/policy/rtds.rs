@@ -1,7 +1,8 @@
 //! RTDS: each vCPU has a budget in each period, and the one whose period ends first runs first.
 //!
-//! With `extra=on` a CPU whose vCPUs have all used up their budgets is given to them in turn; otherwise it stays idle. Gaps are
-//! then known beforehand: none is longer than twice the period less the budget.
+//! Where no `budget` is given it is an equal share of the period. With `extra=on` a CPU whose vCPUs have all used up their budgets
+//! is given to them in turn; otherwise it stays idle. Gaps are then known beforehand: none is longer than twice the period less
+//! the budget.
 //!
 //! Source: Xen's RTDS (`xen/common/sched/rt.c`), by CPU as its partitioned form.
 
@@ -12,6 +13,7 @@ use super::{Cpu, Decision, Event, Lines, Ns, Policy, Scene, Vcpu};
 #[derive(Clone, Debug)]
 pub struct Rtds {
     period: Ns,
+    /// What each has; 0 for an equal share.
     budget: Ns,
     has_extra: bool,
     lines: Lines,
@@ -30,7 +32,7 @@ impl Rtds {
         let period = parameters.time("period", 10_000_000)?;
         Ok(Self {
             period,
-            budget: parameters.time("budget", 4_000_000)?.min(period),
+            budget: parameters.time("budget", 0)?.min(period),
             has_extra: parameters.switch("extra")?,
             lines: Lines::default(),
             servers: Vec::new(),
@@ -76,6 +78,10 @@ impl Policy for Rtds {
         match event {
             Event::Begin => {
                 self.lines = Lines::by_home(scene);
+                if self.budget == 0 {
+                    let most = (0..scene.cpus.len()).map(|cpu| self.lines.of(cpu).count()).max().unwrap_or(1);
+                    self.budget = self.period / most.max(1) as Ns;
+                }
                 self.servers = vec![(self.budget, scene.now + self.period); scene.vcpus.len()];
                 self.since = vec![(scene.now, false); scene.cpus.len()];
                 (0..scene.cpus.len()).for_each(|cpu| self.give(cpu, scene, out));

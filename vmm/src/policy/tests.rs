@@ -50,7 +50,8 @@ impl Stage {
     fn ask(&mut self, event: Event) {
         let mut out = Vec::new();
         self.policy.decide(event, self.board.scene(), &mut out);
-        self.refused += usize::from(self.board.post(self.board.scene().now, &out, &mut self.moves).is_err());
+        let was_refused = self.board.post(self.board.scene().now, &out, &mut self.moves).is_err();
+        self.refused += usize::from(was_refused || self.board.settle(event, was_refused));
     }
 
     /// Lets time pass until so long after the begin.
@@ -60,9 +61,6 @@ impl Stage {
             self.board.turn_to(due.max(self.board.scene().now));
             while let Some(event) = self.board.due(&mut self.moves) {
                 self.ask(event);
-                if let Event::Tick { cpu, .. } = event {
-                    self.board.go_on(cpu);
-                }
             }
         }
         self.board.turn_to(end);
@@ -222,6 +220,21 @@ fn deferral_lets_a_holder_go_on_so_often_and_no_more() {
     stage.tell(first, Told::default());
     stage.until(3 * MS + 60 * US);
     assert_ne!(stage.on(0), Some(first), "it has let go of the lock");
+}
+
+#[test]
+fn deferral_brings_back_one_that_was_caught_with_a_lock() {
+    let mut stage = Stage::new("deferral:quantum=3ms,grace=50us,most=1", 1, &[2]);
+    stage.until(3 * MS + US);
+    let (off, on) = if stage.on(0) == Some(1) { (0, 1) } else { (1, 0) };
+    stage.tell(off, HOLDS);
+    stage.ask(Event::Caught { vcpu: off });
+    assert_eq!(stage.on(0), Some(off));
+    stage.until(3 * MS + 110 * US);
+    assert_eq!(stage.on(0), Some(on), "then the other goes on");
+    stage.ask(Event::Caught { vcpu: off });
+    assert_eq!(stage.on(0), Some(on), "once is enough");
+    assert_eq!(stage.board.next_due(), Some(SECOND + 6 * MS));
 }
 
 #[test]

@@ -96,7 +96,7 @@ pub struct Fact {
 pub struct Drift {
     /// Decisions that the rehearsal made in the same time.
     pub rehearsed: u64,
-    /// So many, from the first on, were the same live: the same vCPU for the same CPU, in the same order.
+    /// So many, from the first on, were the same live: on each CPU the same vCPUs in the same order.
     pub same: u64,
     /// Of those, how much earlier or later they came.
     pub apart: Quantiles,
@@ -172,11 +172,15 @@ impl Drift {
             rehearse(&mut *policy, remains.cpus.len(), &remains.vcpus, remains.began_ns, remains.ended_ns)
         });
         let rehearsed = rehearsed.unwrap_or_default();
-        let pairs = live.iter().zip(&rehearsed);
-        let same: Vec<_> =
-            pairs.take_while(|((_, cpu, vcpu), other)| *cpu == other.cpu && *vcpu == other.vcpu).collect();
-        let begin = same.first().map_or((0, 0), |((at, ..), other)| (*at, other.at));
-        let apart = same.iter().map(|((at, ..), other)| (at - begin.0).abs_diff(other.at - begin.1));
-        Self { rehearsed: rehearsed.len() as u64, same: same.len() as u64, apart: Quantiles::of(apart) }
+        let begin = (live.first().map_or(0, |first| first.0), rehearsed.first().map_or(0, |first| first.at));
+        let mut apart = Vec::new();
+        for cpu in 0..remains.cpus.len() {
+            // Each CPU by itself: which of two is asked about first is a matter of microseconds.
+            let live = live.iter().filter(|(_, at, _)| *at == cpu);
+            let pairs = live.zip(rehearsed.iter().filter(|other| other.cpu == cpu));
+            let same = pairs.take_while(|((_, _, vcpu), other)| *vcpu == other.vcpu);
+            apart.extend(same.map(|((at, ..), other)| (at - begin.0).abs_diff(other.at - begin.1)));
+        }
+        Self { rehearsed: rehearsed.len() as u64, same: apart.len() as u64, apart: Quantiles::of(apart) }
     }
 }

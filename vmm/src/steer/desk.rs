@@ -17,11 +17,12 @@ use protocol::exchange::Ring;
 use super::Steered;
 use super::log::{Chosen, Log, Stopped};
 use super::mechanism::Mechanism;
+use crate::gate::Seat;
 use crate::host::account::ThreadAccount;
 use crate::host::clock;
 use crate::memory::ReportView;
 use crate::policy::board::{Board, Move};
-use crate::policy::{Decision, Event, Ns, Plan, Policy, Told, Vcpu, Wants};
+use crate::policy::{Cpu, Decision, Event, Ns, Plan, Policy, Told, Vcpu, Wants};
 use crate::timings::GuestClock;
 use crate::vcpu::{Message, OnKick, Outbox};
 
@@ -87,6 +88,8 @@ struct Inner {
     log: Log,
     out: Vec<Decision>,
     moves: Vec<Move>,
+    /// Who has just lost his CPU.
+    stopped: Vec<Vcpu>,
     /// When it was over, and why, if by itself.
     over: Option<(Ns, Option<End>)>,
 }
@@ -130,6 +133,7 @@ impl Desk {
             log: Log::with_room(),
             out: Vec::with_capacity(64),
             moves: Vec::with_capacity(64),
+            stopped: Vec::with_capacity(64),
             over: None,
         };
         Self { next_due: AtomicU64::new(u64::MAX), inner: Mutex::new(inner) }
@@ -149,7 +153,7 @@ impl Desk {
 
     /// Sees to what is due, and to what the guests have rung for.
     pub(super) fn attend(&self) {
-        self.with(Inner::attend);
+        self.with(|inner| inner.attend(None));
     }
 
     /// When something is due next (ns of the monotonic clock).
@@ -180,7 +184,7 @@ impl Desk {
                 inner.mechanism.lose(vcpu);
                 inner.ask(Event::Exit { vcpu });
             }
-            inner.attend();
+            inner.attend(None);
         });
     }
 
@@ -212,21 +216,41 @@ impl Desk {
 }
 
 impl OnKick for Desk {
-    fn kicked(&self) {
+    fn kicked(&self, seat: &Seat) {
         // Most kicks are for other reasons.
-        if clock::monotonic_ns() >= self.next_due() {
-            self.attend();
+        if clock::monotonic_ns() < self.next_due() {
+            return;
         }
+        // Each sees to its own turn: it is out of the guest, so what is said of it is so. The others come by themselves.
+        self.with(|inner| {
+            let cpu = inner.vcpu_at(seat).and_then(|vcpu| inner.board.scene().cpu_of(vcpu));
+            if cpu.is_some() {
+                inner.attend(cpu);
+            }
+        });
     }
 }
 
 impl Inner {
-    fn attend(&mut self) {
+    /// Who sits at `seat`.
+    fn vcpu_at(&self, seat: &Seat) -> Option<Vcpu> {
+        let tid = seat.kick_handle().tid();
+        let index = |guest: &Guest| {
+            guest.tids.iter().position(|other| *other == tid).map(|index| guest.first + index)
+        };
+        self.guests.iter().find_map(index)
+    }
+
+    /// Sees to what is due on `cpu`, or anywhere.
+    fn attend(&mut self, cpu: Option<Cpu>) {
         self.board.turn_to(clock::monotonic_ns());
         self.listen();
         while self.over.is_none() {
             let (from, now) = (self.moves.len(), self.board.scene().now);
-            let event = self.board.due(&mut self.moves);
+            let event = match cpu {
+                Some(cpu) => self.board.due_on(cpu, &mut self.moves),
+                None => self.board.due(&mut self.moves),
+            };
             if self.moves.len() > from {
                 self.carry_out(now, now);
             }
@@ -234,25 +258,52 @@ impl Inner {
             if matches!(event, Event::Alarm { .. }) {
                 self.read_accounts();
             }
-            self.ask(event);
-            if let Event::Tick { cpu, .. } = event {
-                if self.board.go_on(cpu) {
-                    self.log.unanswered += 1;
-                    // What goes on has a new end, which is to be timed.
-                    self.mechanism.settle(self.board.scene());
-                }
+            let was_refused = self.ask(event);
+            if self.board.settle(event, was_refused) {
+                self.log.unanswered += 1;
+                // What goes on has a new end, which is to be timed.
+                self.mechanism.settle(self.board.scene());
             }
             self.board.turn_to(clock::monotonic_ns());
         }
+        self.find_the_caught();
         self.find_the_starved();
+    }
+
+    /// Looks once more at those who have lost their CPUs: what they hold now they hold for long.
+    fn find_the_caught(&mut self) {
+        if self.stopped.is_empty() || self.over.is_some() {
+            return;
+        }
+        self.board.turn_to(clock::monotonic_ns());
+        let mut stopped = std::mem::take(&mut self.stopped);
+        self.read_pages();
+        stopped.retain(|vcpu| {
+            let scene = self.board.scene();
+            scene.cpu_of(*vcpu).is_none() && scene.told(*vcpu).holds > 0
+        });
+        for vcpu in stopped.drain(..) {
+            self.ask(Event::Caught { vcpu });
+        }
+        // Those who lose it by this are of no more interest: it goes back and forth no further.
+        self.stopped.clear();
     }
 
     /// Takes down what the guests tell, and asks about what they have rung for.
     fn listen(&mut self) {
-        if !self.wants.told {
-            return;
+        let events = self.read_pages();
+        self.log.rings += events.len() as u64;
+        for event in events {
+            self.ask(event);
         }
+    }
+
+    /// Takes down what the guests tell. Gives what they have rung for, and whose hint has changed.
+    fn read_pages(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
+        if !self.wants.told {
+            return events;
+        }
         for guest in &self.guests {
             let Some(report) = &guest.report else { continue };
             for (index, page) in report.exchange.iter().enumerate().take(guest.tids.len()) {
@@ -284,16 +335,13 @@ impl Inner {
                 }
             }
         }
-        self.log.rings += events.len() as u64;
-        for event in events {
-            self.ask(event);
-        }
+        events
     }
 
-    /// Asks the policy, and carries out what it says, if that makes sense.
-    fn ask(&mut self, event: Event) {
+    /// Asks the policy, and carries out what it says. Says whether that was refused.
+    fn ask(&mut self, event: Event) -> bool {
         if self.over.is_some() {
-            return;
+            return false;
         }
         self.log.asked += 1;
         self.out.clear();
@@ -303,7 +351,8 @@ impl Inner {
         let decided = catch_unwind(AssertUnwindSafe(|| policy.decide(event, scene, out)));
         ASKS.set(false);
         if let Err(panic) = decided {
-            return self.finish(Some(End::Panicked(text_of(&*panic))));
+            self.finish(Some(End::Panicked(text_of(&*panic))));
+            return false;
         }
         let now = clock::monotonic_ns();
         match self.board.post(now, &self.out, &mut self.moves) {
@@ -316,8 +365,12 @@ impl Inner {
                 if !self.moves.is_empty() || !self.out.is_empty() {
                     self.carry_out(due, now);
                 }
+                false
             }
-            Err(refusal) => self.log.refuse(refusal),
+            Err(refusal) => {
+                self.log.refuse(refusal);
+                true
+            }
         }
     }
 
@@ -339,6 +392,7 @@ impl Inner {
                 Move::Switch { cpu, from, to } => {
                     let is_hosts = to == Plan::Host;
                     let (from, to) = (who(from), who(to));
+                    self.stopped.extend(from.filter(|_| self.wants.told));
                     self.log.choose(Chosen { due_ns, decided_ns, done_ns, cpu, from, to, is_hosts });
                 }
                 Move::Park(vcpu) => self.log.stop(Stopped { at_ns: decided_ns, vcpu, is_stopped: true }),

@@ -20,8 +20,8 @@ use super::mechanism::MechanismKind;
 use crate::host::clock;
 use crate::host::thread::{Class, set_own_class};
 
-/// A wake-up and what follows takes some 20 us, and turns are longer than the period.
-const FIRST: Class = Class::Deadline { runtime: 120_000, period: 400_000 };
+/// A wake-up and what follows takes some 20 us; where guests ring, there are many.
+const FIRST: Class = Class::Deadline { runtime: 250_000, period: 400_000 };
 /// Where a deadline is refused: to threads that are pinned, for one.
 const SECOND: Class = Class::Fifo(90);
 

@@ -26,7 +26,7 @@ use kvm_bindings::{kvm_regs, kvm_sregs};
 use protocol::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::gate::Gate;
+use crate::gate::{Gate, Seat};
 use crate::host::cpus::Cpus;
 use crate::measure::Snapshot;
 use crate::memory::Ram;
@@ -84,8 +84,9 @@ impl fmt::Display for Registers {
 
 /// Whoever times the vCPUs' turns by kicks to themselves.
 pub trait OnKick: fmt::Debug + Send + Sync {
-    /// The calling vCPU thread was kicked, and is outside the guest. Its turn may be over: then it finds itself held.
-    fn kicked(&self);
+    /// The calling vCPU thread, whose `seat` it is, was kicked, and is outside the guest. Its turn may be over: then it finds
+    /// itself held.
+    fn kicked(&self, seat: &Seat);
 }
 
 /// What the vCPUs of a guest share.

@@ -376,7 +376,7 @@ impl<'p> Vcpu<'p> {
                 self.exits.interrupted += 1;
                 kick::drain();
                 if let Some(on_kick) = self.shared.on_kick.get() {
-                    on_kick.kicked();
+                    on_kick.kicked(&self.seat);
                 }
             }
             Exit::Crashed(reason) => return Ok(Step::Ended(self.crash(reason))),
