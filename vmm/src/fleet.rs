@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::guest::{Guest, GuestConfig, GuestError, GuestRun, Helm};
 use crate::host::facts::HostFacts;
+use crate::policy::parameters::ParameterError;
 use crate::results::{RunResult, SCHEMA, SteeringFigures};
 use crate::steer::antagonist::{Antagonist, Load};
 use crate::steer::{self, SteerConfig, SteerError, Steering, SteeringRemains};
@@ -49,6 +50,13 @@ pub enum FleetError {
     /// The load.
     #[error("Cannot start the antagonist's threads")]
     Antagonist(#[source] io::Error),
+}
+
+impl FleetError {
+    /// Of a policy that cannot be had.
+    pub fn from_policy(error: ParameterError) -> Self {
+        Self::Steer(error.into())
+    }
 }
 
 /// Guests that have run.
@@ -107,7 +115,7 @@ pub fn run<C: Write + Send + 'static>(
 ) -> Result<FleetRun, FleetError> {
     let mut guest = config.guest.clone();
     if let Some(steer) = &config.steer {
-        let wants = steer.wants().map_err(SteerError::from)?;
+        let wants = steer.wants().map_err(FleetError::from_policy)?;
         if !guest.is_foreign() {
             // What the user says of them counts more.
             guest.cmdline = format!("{} {}", steer::words(wants, steer.traces), guest.cmdline);

@@ -3,8 +3,11 @@
 mod byte;
 pub mod checks;
 mod locks;
+pub mod policies;
 mod rounds;
+mod sanity;
 mod startup;
+mod steering;
 pub mod switch;
 
 use std::fmt::Display;
@@ -13,6 +16,7 @@ use serde::Serialize;
 
 use crate::cli::{self, BenchArgs};
 use crate::experiment::ExperimentError;
+use crate::fleet::FleetError;
 use crate::guest::GuestError;
 use crate::host::cpus::CpuError;
 use crate::output::{OutputError, OutputFile};
@@ -27,6 +31,12 @@ pub enum BenchError {
     /// A point could not be measured.
     #[error(transparent)]
     Experiment(#[from] ExperimentError),
+    /// Guests under a policy could not be run.
+    #[error(transparent)]
+    Fleet(#[from] FleetError),
+    /// They have no figures.
+    #[error("Cannot measure a point: {0}")]
+    Point(String),
     /// The CPUs.
     #[error(transparent)]
     Cpus(#[from] CpuError),
@@ -72,6 +82,10 @@ pub fn run(bench: cli::Bench) -> Result<Box<dyn Bench>, BenchError> {
         cli::Bench::Byte(args) => Box::new(saved(&args, byte::run)?),
         cli::Bench::Checks(args) => Box::new(saved(&args.common, |_| checks::run(&args))?),
         cli::Bench::Locks(args) => Box::new(saved(&args.common, |_| locks::run(&args))?),
+        cli::Bench::Policies(args) => {
+            Box::new(saved(&args.common, |_| policies::compare(&args.policies, &args))?)
+        }
+        cli::Bench::Steering(args) => Box::new(saved(&args.common, |_| steering::run(&args))?),
         cli::Bench::Startup(args) => Box::new(startup::run(&args)?),
         cli::Bench::Switch(args) => Box::new(saved(&args, switch::run)?),
     })

@@ -1,6 +1,8 @@
 //! `vmm bench`: what can be measured, and how.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use protocol::words::{Check, Lock};
@@ -9,7 +11,10 @@ use super::parse::{self, Named};
 use super::workload::LoadArgs;
 use crate::experiment::Way;
 use crate::host::cpus::Cpus;
+use crate::policy::catalogue::PolicyChoice;
 use crate::publisher::PublisherKind;
+use crate::steer::antagonist::Load;
+use crate::steer::mechanism::MechanismChoice;
 
 /// What can be measured.
 #[derive(Debug, Subcommand)]
@@ -20,6 +25,10 @@ pub enum Bench {
     Checks(ChecksArgs),
     /// What locks give, waiting in one way or another, at so many vCPUs a CPU; median of several rounds
     Locks(LocksArgs),
+    /// What host policies cost locks, in one wide guest or in several narrow ones
+    Policies(PoliciesArgs),
+    /// How far what happens is what a policy has planned, by each mechanism
+    Steering(SteeringArgs),
     /// How long a guest takes from nothing to its end, beside QEMU
     Startup(StartupArgs),
     /// What the BPF program takes of a host context switch, of vCPU threads and of strangers
@@ -93,6 +102,100 @@ pub struct LocksArgs {
     /// What the locks guard, and how they are used.
     #[command(flatten)]
     pub load: LoadArgs,
+}
+
+/// How the vCPUs of a load are spread over guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum Shape {
+    /// One guest has all of them.
+    Wide,
+    /// Several guests have one for each CPU.
+    Narrow,
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Wide => "wide",
+            Self::Narrow => "narrow",
+        })
+    }
+}
+
+/// `vmm bench policies`.
+#[derive(Debug, Args)]
+pub struct PoliciesArgs {
+    /// What all benches take.
+    #[command(flatten)]
+    pub common: BenchArgs,
+    /// How it goes about its rounds.
+    #[command(flatten)]
+    pub rounds: RoundArgs,
+    /// A policy with its parameters (see `vmm policies`); may be given again. Each is compared with the first
+    #[arg(long = "policy", value_name = "POLICY", value_parser = parse::policy, default_values = ["rr", "host", "deferral", "yield:target=next"])]
+    pub policies: Vec<PolicyChoice>,
+    /// How they are carried out: auto, class or park
+    #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse::mechanism)]
+    pub mechanism: MechanismChoice,
+    /// Locks, separated by commas
+    #[arg(long = "lock", value_name = "LIST", value_delimiter = ',', value_parser = Named(Lock::ALL, Lock::word), default_value = "tas,ticket,mcs,mutex")]
+    pub kinds: Vec<Lock>,
+    /// The way to wait, but for policies that have waiters name whom they wait for
+    #[arg(long, value_name = "WAY", default_value = "ignore", value_parser = parse::way)]
+    pub wait: Way,
+    /// vCPUs for each CPU, separated by commas; each is compared with the first
+    #[arg(long = "load", value_name = "LIST", value_delimiter = ',', default_value = "1,2,4", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub loads: Vec<u16>,
+    /// One wide guest, several narrow ones, or both in turn, separated by commas
+    #[arg(long = "shape", value_name = "LIST", value_delimiter = ',', default_value = "wide")]
+    pub shapes: Vec<Shape>,
+    /// Who publishes
+    #[arg(long, value_name = "WHO", default_value = "bpf", value_parser = parse::publisher)]
+    pub publisher: PublisherKind,
+    /// What policies draw their randomness from
+    #[arg(long = "policy-seed", value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// End a run where a policy has not let a vCPU run for so long
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse::seconds)]
+    pub starvation: Duration,
+    /// Load the CPUs beside the guests, as in duty=50%,burst=10ms
+    #[arg(long, value_name = "LOAD")]
+    pub antagonist: Option<Load>,
+    /// What the locks guard, and how they are used.
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// A command line of `vmm bench policies` alone: for programs that bring their own policy.
+#[derive(Debug, clap::Parser)]
+pub struct PoliciesCli {
+    /// What is compared, and how.
+    #[command(flatten)]
+    pub args: PoliciesArgs,
+}
+
+/// `vmm bench steering`.
+#[derive(Debug, Args)]
+pub struct SteeringArgs {
+    /// What all benches take.
+    #[command(flatten)]
+    pub common: BenchArgs,
+    /// How it goes about its rounds.
+    #[command(flatten)]
+    pub rounds: RoundArgs,
+    /// Lengths of a turn, separated by commas
+    #[arg(long = "quantum-ms", value_name = "LIST", value_delimiter = ',', default_value = "1,3,10", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub quanta: Vec<u32>,
+    /// vCPUs for each CPU, separated by commas
+    #[arg(long = "load", value_name = "LIST", value_delimiter = ',', default_value = "2", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub loads: Vec<u16>,
+    /// Who publishes
+    #[arg(long, value_name = "WHO", default_value = "off", value_parser = parse::publisher)]
+    pub publisher: PublisherKind,
+    /// Load the CPUs beside the guest, as in duty=50%,burst=10ms
+    #[arg(long, value_name = "LOAD")]
+    pub antagonist: Option<Load>,
 }
 
 /// `vmm bench startup`.

@@ -14,7 +14,10 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use protocol::words::Start;
 
-pub use self::bench::{Bench, BenchArgs, ChecksArgs, LocksArgs, RoundArgs, StartupArgs};
+pub use self::bench::{
+    Bench, BenchArgs, ChecksArgs, LocksArgs, PoliciesArgs, PoliciesCli, RoundArgs, Shape, StartupArgs,
+    SteeringArgs,
+};
 pub use self::steer::SteerArgs;
 pub use self::workload::{LoadArgs, WorkloadArgs};
 use crate::guest::{GuestConfig, PayloadSource};

@@ -93,7 +93,7 @@ impl Directed {
 
 impl Policy for Directed {
     fn wants(&self) -> Wants {
-        self.base.wants().and(Wants { told: true, rings: true, ..Wants::default() })
+        self.base.wants().and(Wants { told: true, rings: true, yields: true, ..Wants::default() })
     }
 
     fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {

@@ -76,13 +76,15 @@ pub trait Policy: fmt::Debug + Send {
 }
 
 /// What a policy needs to be told, by the guest or of the host. What nobody asks for is not paid for.
-#[expect(clippy::struct_excessive_bools, reason = "four independent wishes")]
+#[expect(clippy::struct_excessive_bools, reason = "five independent wishes")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Wants {
     /// Which vCPUs hold or want a lock, and what they hint: [`Told`].
     pub told: bool,
     /// [`Event::Halted`], [`Event::Woke`] and [`Event::YieldTo`], when they happen.
     pub rings: bool,
+    /// Waiters are to name whom they wait for, for [`Event::YieldTo`].
+    pub yields: bool,
     /// The guest is told when each vCPU's turn ends.
     pub slice_left: bool,
     /// [`VcpuView::ran`] and [`VcpuView::waited`], at each [`Event::Alarm`].
@@ -96,6 +98,7 @@ impl Wants {
         Self {
             told: self.told || other.told,
             rings: self.rings || other.rings,
+            yields: self.yields || other.yields,
             slice_left: self.slice_left || other.slice_left,
             accounts: self.accounts || other.accounts,
         }
