@@ -85,7 +85,11 @@ pub(super) fn run(args: &SteeringArgs) -> Result<SteeringBench, BenchError> {
                     break 'rounds;
                 }
                 how => {
-                    return Err(BenchError::Point(format!("{}: {}", Name(*point), how.unwrap_or("no guest"))));
+                    return Err(BenchError::Point(format!(
+                        "{}: {}",
+                        Name(*point),
+                        how.unwrap_or("no guest")
+                    )));
                 }
             }
             runs.push((*point, result));
@@ -135,7 +139,6 @@ impl SteeringBench {
             let find = |wanted| round.iter().find(|(point, _)| *point == wanted).map(|(_, result)| result);
             figure(find(point)?, find(FREE)?)
         };
-        // The closure borrows nothing that outlives the round.
         median(self.rounds.iter().filter_map(of))
     }
 

@@ -110,7 +110,8 @@ impl SteeringFigures {
         let [late, contradictory, impossible] = log.refused;
         let judged = remains.switches.as_ref().map(|switches| {
             let stays: Vec<_> = switches.iter().map(|switches| stays(switches, begin, end)).collect();
-            judge(&log.chosen, &stays, &remains.cpus, begin, end)
+            let are_first = remains.mechanism == MechanismKind::Class;
+            judge(&log.chosen, &stays, &remains.cpus, (begin, end), are_first)
         });
         let lateness = log.chosen.iter().map(|one| one.decided_ns.saturating_sub(one.due_ns));
         let all = (end.saturating_sub(begin) as f64) * remains.cpus.len() as f64;

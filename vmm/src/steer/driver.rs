@@ -25,8 +25,8 @@ const FIRST: Class = Class::Deadline { runtime: 250_000, period: 400_000 };
 /// Where a deadline is refused: to threads that are pinned, for one.
 const SECOND: Class = Class::Fifo(90);
 
-/// A vCPU thread sees to the end of its own turn; if it has not by so much later (ns), the driver does.
-const SLACK: u64 = 500_000;
+/// A vCPU thread sees to the end of its own turn; if it has not by so much later (ns), the driver does. It wakes as often as that.
+const SLACK: u64 = 20_000_000;
 
 /// It looks at least so often, whether everybody gets to run.
 const LONGEST_SLEEP: Duration = Duration::from_millis(100);

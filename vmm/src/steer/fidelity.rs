@@ -10,8 +10,9 @@ use crate::policy::{Cpu, Ns, Vcpu};
 /// A gap in which no vCPU ran on a CPU that was planned for one, and the planned one wanted to, is told from so long on.
 const GAP_NS: Ns = 20_000_000;
 
-/// The fair server's share: so long at a stretch, each second, where anybody of the fair class is starved.
-const FAIR_SERVER_NS: std::ops::RangeInclusive<Ns> = 40_000_000..=60_000_000;
+/// The fair server's share of each second, where anybody of the fair class is starved: 50 ms, of which some may have been had
+/// before. Nothing else comes before the real-time classes for so long.
+const FAIR_SERVER_NS: std::ops::RangeInclusive<Ns> = GAP_NS..=60_000_000;
 
 /// A time for which a vCPU thread had a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub struct Gap {
     pub at_ns: Ns,
     /// How long it was (ns).
     pub length_ns: Ns,
-    /// `fair server` where it is as long as that one's share, `foreign` otherwise.
+    /// `fair server` where nothing else can take a CPU from a real-time class for so long, `foreign` otherwise.
     pub name: &'static str,
 }
 
@@ -119,8 +120,15 @@ fn slots(chosen: &[Chosen], begin: Ns, end: Ns) -> Vec<Slot> {
     slots
 }
 
-/// Judges what `chosen` planned by the `stays` of each vCPU, from `begin` to `end`. `cpus` are the host's numbers.
-pub fn judge(chosen: &[Chosen], stays: &[Vec<Stay>], cpus: &[usize], begin: Ns, end: Ns) -> Fidelity {
+/// Judges what `chosen` planned by the `stays` of each vCPU, from `begin` to `end`. `cpus` are the host's numbers;
+/// `are_first` says whether vCPU threads are of a real-time class.
+pub fn judge(
+    chosen: &[Chosen],
+    stays: &[Vec<Stay>],
+    cpus: &[usize],
+    (begin, end): (Ns, Ns),
+    are_first: bool,
+) -> Fidelity {
     let slots = slots(chosen, begin, end);
     let number = |cpu: Cpu| cpus.get(cpu).copied();
     let mut result = Fidelity {
@@ -141,7 +149,7 @@ pub fn judge(chosen: &[Chosen], stays: &[Vec<Stay>], cpus: &[usize], begin: Ns, 
         result.in_turn += here.map(|stay| stay.to.min(slot.to) - stay.from.max(slot.from)).sum::<Ns>();
     }
     reactions(chosen, stays, &number, end, &mut result);
-    result.gaps = gaps(&slots, stays, &number, begin);
+    result.gaps = gaps(&slots, stays, &number, begin, are_first);
     result
 }
 
@@ -174,7 +182,13 @@ fn reactions(
 }
 
 /// Gaps on CPUs for which a vCPU was planned that wanted to run.
-fn gaps(slots: &[Slot], stays: &[Vec<Stay>], number: &impl Fn(Cpu) -> Option<usize>, begin: Ns) -> Vec<Gap> {
+fn gaps(
+    slots: &[Slot],
+    stays: &[Vec<Stay>],
+    number: &impl Fn(Cpu) -> Option<usize>,
+    begin: Ns,
+    are_first: bool,
+) -> Vec<Gap> {
     let mut gaps = Vec::new();
     let cpus = slots.iter().map(|slot| slot.cpu + 1).max().unwrap_or(0);
     for cpu in 0..cpus {
@@ -189,7 +203,8 @@ fn gaps(slots: &[Slot], stays: &[Vec<Stay>], number: &impl Fn(Cpu) -> Option<usi
                 && before.was_preempted
                 && planned.map(overlap).sum::<Ns>() >= length_ns / 2
             {
-                let name = if FAIR_SERVER_NS.contains(&length_ns) { "fair server" } else { "foreign" };
+                let is_fair_server = are_first && FAIR_SERVER_NS.contains(&length_ns);
+                let name = if is_fair_server { "fair server" } else { "foreign" };
                 gaps.push(Gap { cpu: host_cpu, at_ns: before.to.saturating_sub(begin), length_ns, name });
             }
         }
@@ -239,13 +254,13 @@ mod tests {
             [chosen(MS, None, Some(0)), chosen(4 * MS, Some(0), Some(1)), chosen(7 * MS, Some(1), None)];
         let stay = |from, to| Stay { from, to, cpu: 4, was_preempted: true };
         let ran = [vec![stay(MS + 30 * US, 4 * MS + 10 * US)], vec![stay(4 * MS + 40 * US, 7 * MS + 5 * US)]];
-        let judged = judge(&plan, &ran, &[4], MS, 10 * MS);
+        let judged = judge(&plan, &ran, &[4], (MS, 10 * MS), true);
         assert_eq!(judged.planned, 6 * MS);
         assert_eq!(judged.in_turn, 6 * MS - 30 * US - 40 * US);
         assert_eq!(judged.ran, judged.in_turn + 15 * US);
         assert_eq!((judged.on, judged.off), (vec![40 * US, 30 * US], vec![5 * US, 10 * US]));
         assert_eq!((judged.missed, judged.late), (0, vec![20 * US; 3]));
-        let elsewhere = judge(&plan, &ran, &[5], MS, 10 * MS);
+        let elsewhere = judge(&plan, &ran, &[5], (MS, 10 * MS), true);
         assert_eq!((elsewhere.in_turn, elsewhere.missed), (0, 2));
     }
 
@@ -253,7 +268,7 @@ mod tests {
     fn decision_that_is_overtaken_by_the_next_is_missed() {
         let plan = [chosen(MS, None, Some(0)), chosen(2 * MS, Some(0), Some(1))];
         let ran = [vec![Stay { from: 3 * MS, to: 4 * MS, cpu: 4, was_preempted: false }], Vec::new()];
-        let judged = judge(&plan, &ran, &[4], MS, 10 * MS);
+        let judged = judge(&plan, &ran, &[4], (MS, 10 * MS), true);
         assert_eq!((judged.missed, judged.in_turn, judged.on.len()), (2, 0, 0));
     }
 
@@ -267,8 +282,10 @@ mod tests {
             stay(1100, 1200, false),
             stay(1250, 1300, false),
         ]];
-        let gaps = judge(&plan, &taken, &[4], MS, 2000 * MS).gaps;
+        let gaps = judge(&plan, &taken, &[4], (MS, 2000 * MS), true).gaps;
         let gap = |at, length, name| Gap { cpu: 4, at_ns: at * MS, length_ns: length * MS, name };
         assert_eq!(gaps, [gap(899, 50, "fair server"), gap(999, 100, "foreign")]);
+        let in_turn = judge(&plan, &taken, &[4], (MS, 2000 * MS), false).gaps;
+        assert_eq!(in_turn[0], gap(899, 50, "foreign"), "among equals it may have been anybody");
     }
 }
