@@ -116,11 +116,8 @@ pub fn run<C: Write + Send + 'static>(
     let mut guest = config.guest.clone();
     if let Some(steer) = &config.steer {
         let wants = steer.wants().map_err(FleetError::from_policy)?;
-        if !guest.is_foreign() {
-            // What the user says of them counts more.
-            guest.cmdline = format!("{} {}", steer::words(wants, steer.traces), guest.cmdline);
-            guest.bell = wants.rings;
-        }
+        guest.tells = steer::words(wants, steer.traces);
+        guest.bell = wants.rings;
     }
     let start = |_| Guest::start(&guest, console(), Timings::since(began));
     let guests: Vec<Guest> = (0..config.guests.max(1)).map(start).collect::<Result<_, _>>()?;

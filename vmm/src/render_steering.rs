@@ -29,6 +29,9 @@ impl Display for FleetSummary<'_> {
     }
 }
 
+/// So many gaps are shown one by one.
+const MOST_GAPS: usize = 6;
+
 /// The plan and the fact.
 pub struct SteeringSummary<'a>(pub &'a SteeringFigures);
 
@@ -63,7 +66,7 @@ impl Display for SteeringSummary<'_> {
                     fact.fidelity, fact.ran, fact.planned, fact.in_turn
                 )?;
             }
-            for gap in &fact.gaps {
+            for gap in fact.gaps.iter().take(MOST_GAPS) {
                 writeln!(
                     f,
                     "  gap ({}) on CPU {} at {:.3} s: {:.1} ms in which nobody ran who should have",
@@ -71,6 +74,16 @@ impl Display for SteeringSummary<'_> {
                     gap.cpu,
                     gap.at_ns as f64 / 1e9,
                     gap.length_ns as f64 / 1e6
+                )?;
+            }
+            if fact.gaps.len() > MOST_GAPS {
+                let named = fact.gaps.iter().filter(|gap| gap.name == "fair server").count();
+                let all: u64 = fact.gaps.iter().map(|gap| gap.length_ns).sum();
+                writeln!(
+                    f,
+                    "  {} gaps in all, {named} of the fair server's, {:.1} ms together",
+                    fact.gaps.len(),
+                    all as f64 / 1e6
                 )?;
             }
             if fact.lost_switches > 0 {

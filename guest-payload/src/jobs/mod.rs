@@ -174,6 +174,7 @@ impl Part {
 /// This vCPU is done. The last one ends the run.
 fn finish(part: Part) -> ! {
     if FINISHED.fetch_add(1, Ordering::AcqRel) + 1 < part.machine.vcpus {
+        tell::halts(part.machine.vcpu.id);
         sleep_for_ever();
     }
     if part.workload.job == Job::Contend {

@@ -191,6 +191,7 @@ impl RunArgs {
             },
             start: self.workload.start.unwrap_or(Start::Direct),
             cmdline: self.cmdline.clone().unwrap_or_default(),
+            tells: String::new(),
             options: self.workload.words(),
             initrd: self.initrd.clone(),
             stdin: true,

@@ -67,6 +67,8 @@ pub struct Seat {
     /// When it was last to be held, and released (ns of the monotonic clock).
     held_ns: AtomicU64,
     released_ns: AtomicU64,
+    /// When it was left for good; 0 while it is not.
+    left_ns: AtomicU64,
 }
 
 impl Seat {
@@ -79,6 +81,7 @@ impl Seat {
             place: Mutex::default(),
             held_ns: AtomicU64::new(0),
             released_ns: AtomicU64::new(0),
+            left_ns: AtomicU64::new(0),
         }
     }
 
@@ -102,6 +105,11 @@ impl Seat {
     /// Whether its thread is to wait for its release.
     pub fn is_held(&self) -> bool {
         self.is_held.load(Ordering::Acquire)
+    }
+
+    /// When its thread left it for good (ns of the monotonic clock), if it has.
+    pub fn left_ns(&self) -> Option<u64> {
+        Some(self.left_ns.load(Ordering::Relaxed)).filter(|at| *at != 0)
     }
 
     /// Its thread is where it runs no more, and whoever comes next there is released.
@@ -224,7 +232,13 @@ impl Gate {
 
     /// The calling thread, the one of `vcpu`, is no vCPU thread any more.
     pub fn leave(&self, vcpu: VcpuId) {
-        self.lock().members.retain(|member| member.vcpu != vcpu);
+        let mut state = self.lock();
+        if let Some(member) = state.members.iter().find(|member| member.vcpu == vcpu) {
+            member.seat.left_ns.store(clock::monotonic_ns(), Ordering::Relaxed);
+            member.seat.leave_place();
+        }
+        state.members.retain(|member| member.vcpu != vcpu);
+        drop(state);
         self.changed.notify_all();
     }
 

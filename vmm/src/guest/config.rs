@@ -28,6 +28,8 @@ pub struct GuestConfig {
     pub start: Start,
     /// The command line. For our payload, words of [`protocol::words`].
     pub cmdline: String,
+    /// Words that our payload gets before all others, and a foreign one does not.
+    pub tells: String,
     /// Words from typed options: for our payload only.
     pub options: String,
     /// An initrd.
@@ -61,19 +63,13 @@ impl GuestConfig {
             payload: PayloadSource::Embedded,
             start: Start::Direct,
             cmdline: String::new(),
+            tells: String::new(),
             options: words,
             initrd: None,
             stdin: false,
             bell: false,
             timeout: Some(timeout),
         }
-    }
-}
-
-impl GuestConfig {
-    /// Whether its payload is a file, and so most likely not ours.
-    pub fn is_foreign(&self) -> bool {
-        self.payload != PayloadSource::Embedded
     }
 }
 

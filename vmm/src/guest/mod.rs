@@ -393,9 +393,9 @@ fn build(config: &GuestConfig, timings: &mut Timings) -> Result<Built, GuestErro
     Ok(Built { machine, boot_vcpu, entry, workload, report })
 }
 
-/// What our payload is asked to do: its command line, then the typed options, which count more.
+/// What our payload is asked to do: what is to be told, its command line, the typed options. What comes later counts more.
 fn workload(config: &GuestConfig) -> Result<Workload, GuestError> {
-    let line = format!("{} {}", config.cmdline, config.options);
+    let line = format!("{} {} {}", config.tells, config.cmdline, config.options);
     words::parse(&line).map(|(workload, _)| workload).map_err(|error| GuestError::Word(error.to_string()))
 }
 

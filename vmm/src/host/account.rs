@@ -90,7 +90,10 @@ impl ThreadAccount {
 }
 
 /// Whether thread `tid` of this process sleeps, and can be woken.
-fn is_asleep(tid: pid_t) -> io::Result<bool> {
+///
+/// # Errors
+/// The host's reason; most likely the thread has ended.
+pub fn is_asleep(tid: pid_t) -> io::Result<bool> {
     let status = fs::read_to_string(format!("/proc/self/task/{tid}/status"))?;
     Ok(status
         .lines()

@@ -85,10 +85,10 @@ impl Board {
         before.hint != told.hint
     }
 
-    /// Takes down how long `vcpu` has run, and has waited for a CPU, so far.
-    pub fn account(&mut self, vcpu: Vcpu, ran: Ns, waited: Ns) {
+    /// Takes down how long `vcpu` has run, and has waited for a CPU, so far, and whether its thread sleeps.
+    pub fn account(&mut self, vcpu: Vcpu, ran: Ns, waited: Ns, is_asleep: bool) {
         if let Some(view) = self.scene.vcpus.get_mut(vcpu) {
-            (view.ran, view.waited) = (ran, waited);
+            (view.ran, view.waited, view.is_asleep) = (ran, waited, is_asleep);
         }
     }
 

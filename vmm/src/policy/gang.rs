@@ -80,6 +80,8 @@ impl Policy for Gang {
             Event::Tick { due, .. } if self.answered.is_none_or(|answered| answered < due) => {
                 self.turn(due, scene, out);
             }
+            // Its CPU ticks at once, perhaps at a moment that has been answered.
+            Event::Exit { .. } => self.answered = None,
             _ => {}
         }
     }

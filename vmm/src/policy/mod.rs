@@ -87,7 +87,7 @@ pub struct Wants {
     pub yields: bool,
     /// The guest is told when each vCPU's turn ends.
     pub slice_left: bool,
-    /// [`VcpuView::ran`] and [`VcpuView::waited`], at each [`Event::Alarm`].
+    /// [`VcpuView::ran`], [`VcpuView::waited`] and [`VcpuView::is_asleep`], at each [`Event::Alarm`].
     pub accounts: bool,
 }
 
@@ -273,6 +273,8 @@ pub struct VcpuView {
     pub ran: Ns,
     /// Time that it wanted to run and could not, where that is wanted.
     pub waited: Ns,
+    /// Its thread sleeps, where that is wanted: it has nothing to do, or must not.
+    pub is_asleep: bool,
 }
 
 /// What the guest says of a vCPU. It may lie, and it may change at any time.

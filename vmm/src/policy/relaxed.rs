@@ -41,7 +41,7 @@ impl Relaxed {
 
 impl Policy for Relaxed {
     fn wants(&self) -> Wants {
-        Wants { accounts: true, told: true, ..Wants::default() }
+        Wants { accounts: true, ..Wants::default() }
     }
 
     fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {
@@ -53,7 +53,9 @@ impl Policy for Relaxed {
             Event::Alarm { due } => {
                 for guest in 0..scene.guests() {
                     // One that has nothing to do makes no progress, and is waited for by nobody.
-                    let wants = |vcpu: &Vcpu| !scene.told(*vcpu).is_halted;
+                    let wants = |vcpu: &Vcpu| {
+                        scene.vcpus.get(*vcpu).is_some_and(|view| !view.is_asleep || view.is_parked)
+                    };
                     let slowest =
                         scene.of_guest(guest).filter(wants).map(|vcpu| self.progress(vcpu, scene)).min();
                     let Some(slowest) = slowest else { continue };

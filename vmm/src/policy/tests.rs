@@ -129,7 +129,7 @@ fn policies_of_the_catalogue_are_never_refused_when_they_are_asked_in_time() {
                         Event::Ready { vcpu },
                     ][rng.usize(..4)],
                 );
-                stage.board.account(vcpu, step * rng.u64(..MS), step * rng.u64(..MS));
+                stage.board.account(vcpu, step * rng.u64(..MS), step * rng.u64(..MS), rng.bool());
                 if step == 300 {
                     stage.board.lose(vcpu);
                     stage.ask(Event::Exit { vcpu });
@@ -321,7 +321,7 @@ fn throttled_guest_stands_still_until_the_period_ends() {
     let mut stage = Stage::new("throttle:quota=4ms,period=10ms,slice=1ms", 2, &[2]);
     let parked = |stage: &Stage| stage.board.scene().vcpus.iter().filter(|vcpu| vcpu.is_parked).count();
     for step in 1..=3 {
-        (0..2).for_each(|vcpu| stage.board.account(vcpu, step * MS, 0));
+        (0..2).for_each(|vcpu| stage.board.account(vcpu, step * MS, 0, false));
         stage.until(step * MS);
     }
     assert_eq!(parked(&stage), 2);
@@ -372,15 +372,19 @@ fn adversary_takes_the_cpu_of_a_holder_or_of_the_next_in_line_while_others_wait(
 #[test]
 fn relaxed_stops_who_leads_and_lets_it_go_on_when_the_others_have_caught_up() {
     let mut stage = Stage::new("relaxed:skew=3ms,restart=1ms,period=1ms", 2, &[2]);
-    stage.board.account(0, 4 * MS, 0);
+    stage.board.account(0, 4 * MS, 0, false);
     stage.until(MS);
     assert!(stage.board.scene().vcpus[0].is_parked && !stage.board.scene().vcpus[1].is_parked);
-    stage.board.account(1, 2 * MS, 0);
+    stage.board.account(1, 2 * MS, 0, false);
     stage.until(2 * MS);
     assert!(stage.board.scene().vcpus[0].is_parked, "2 ms is not little enough");
-    stage.board.account(1, 3 * MS + 1, 0);
+    stage.board.account(1, 3 * MS + 1, 0, false);
     stage.until(3 * MS);
     assert!(!stage.board.scene().vcpus[0].is_parked);
+    stage.board.account(1, 3 * MS + 1, 0, true);
+    stage.board.account(0, 20 * MS, 0, false);
+    stage.until(4 * MS);
+    assert!(!stage.board.scene().vcpus[0].is_parked, "nobody waits for one that has nothing to do");
 }
 
 #[test]
@@ -388,14 +392,14 @@ fn folding_takes_a_vcpu_off_where_steal_is_high_and_brings_it_back_where_it_is_l
     let mut stage = Stage::new("folding:high=5%,low=2%,period=10ms", 2, &[3]);
     let parked =
         |stage: &Stage| -> Vec<_> { stage.board.scene().vcpus.iter().map(|vcpu| vcpu.is_parked).collect() };
-    (0..3).for_each(|vcpu| stage.board.account(vcpu, 8 * MS, 2 * MS));
+    (0..3).for_each(|vcpu| stage.board.account(vcpu, 8 * MS, 2 * MS, false));
     stage.tell(2, HOLDS);
     stage.until(11 * MS);
     assert_eq!(parked(&stage), [false; 3], "it holds a lock");
     stage.tell(2, Told::default());
     stage.until(12 * MS);
     assert_eq!(parked(&stage), [false, false, true]);
-    (0..3).for_each(|vcpu| stage.board.account(vcpu, 18 * MS, 2 * MS));
+    (0..3).for_each(|vcpu| stage.board.account(vcpu, 18 * MS, 2 * MS, false));
     stage.until(20 * MS);
     assert_eq!(parked(&stage), [false; 3]);
 }

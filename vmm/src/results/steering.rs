@@ -8,7 +8,7 @@ use crate::policy::catalogue::PolicyChoice;
 use crate::policy::rehearsal::rehearse;
 use crate::policy::{Vcpu, Wants};
 use crate::steer::SteeringRemains;
-use crate::steer::fidelity::{Fidelity, Gap, judge, stays};
+use crate::steer::fidelity::{Fidelity, Gap, judge};
 use crate::steer::mechanism::MechanismKind;
 use crate::vcpu::errand::Held;
 
@@ -108,8 +108,7 @@ impl SteeringFigures {
         let (begin, end, log) = (remains.began_ns, remains.ended_ns, &remains.log);
         let byte = holds.filter(|held| held.ordered_ns <= held.told_ns && held.ordered_ns >= begin);
         let [late, contradictory, impossible] = log.refused;
-        let judged = remains.switches.as_ref().map(|switches| {
-            let stays: Vec<_> = switches.iter().map(|switches| stays(switches, begin, end)).collect();
+        let judged = remains.stays().map(|stays| {
             let are_first = remains.mechanism == MechanismKind::Class;
             judge(&log.chosen, &stays, &remains.cpus, (begin, end), are_first)
         });

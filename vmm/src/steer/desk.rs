@@ -18,7 +18,7 @@ use super::Steered;
 use super::log::{Chosen, Log, Stopped};
 use super::mechanism::Mechanism;
 use crate::gate::Seat;
-use crate::host::account::ThreadAccount;
+use crate::host::account::{self, ThreadAccount};
 use crate::host::clock;
 use crate::memory::ReportView;
 use crate::policy::board::{Board, Move};
@@ -424,7 +424,8 @@ impl Inner {
             for (index, tid) in guest.tids.iter().enumerate() {
                 // One that has ended has its last account.
                 if let Ok((ran, waited)) = ThreadAccount::read_times(*tid) {
-                    self.board.account(guest.first + index, ran, waited);
+                    let is_asleep = account::is_asleep(*tid).unwrap_or(true);
+                    self.board.account(guest.first + index, ran, waited, is_asleep);
                 }
             }
         }

@@ -50,6 +50,7 @@ use clerk::Clerk;
 pub use clerk::{LockEpisode, Sample};
 use desk::{Desk, End};
 use driver::Driver;
+use fidelity::{Stay, stays};
 use hands::Hands;
 use log::Log;
 use mechanism::{MechanismChoice, MechanismKind};
@@ -146,6 +147,7 @@ pub struct Steering {
     desk: Arc<Desk>,
     driver: Driver,
     clerk: Clerk,
+    seats: Vec<Arc<Seat>>,
     kind: MechanismKind,
     why: String,
     policy: String,
@@ -185,6 +187,8 @@ pub struct SteeringRemains {
     pub log: Log,
     /// What happened to each vCPU thread; `None` where the host does not tell.
     pub switches: Option<Vec<Vec<Switch>>>,
+    /// When each vCPU thread ended; `None` of one that has not.
+    pub left: Vec<Option<Ns>>,
     /// Switches that found no room.
     pub lost_switches: u64,
     /// What took long in the guests.
@@ -193,6 +197,16 @@ pub struct SteeringRemains {
     pub lost_episodes: u64,
     /// How many locks each guest took, over time.
     pub samples: Vec<Sample>,
+}
+
+impl SteeringRemains {
+    /// The times for which each vCPU's thread had a CPU; `None` where the host does not tell.
+    pub fn stays(&self) -> Option<Vec<Vec<Stay>>> {
+        // A thread that ends is on record nowhere but here.
+        let ends = self.left.iter().map(|left| left.unwrap_or(self.ended_ns).min(self.ended_ns));
+        let switches = self.switches.as_ref()?;
+        Some(switches.iter().zip(ends).map(|(switches, end)| stays(switches, self.began_ns, end)).collect())
+    }
 }
 
 impl Steering {
@@ -231,6 +245,7 @@ impl Steering {
             desk,
             driver,
             clerk,
+            seats,
             kind,
             why,
             policy: config.policy.to_string(),
@@ -285,6 +300,7 @@ impl Steering {
             end,
             log,
             switches: facts.switches,
+            left: self.seats.iter().map(|seat| seat.left_ns()).collect(),
             lost_switches: facts.lost_switches,
             episodes: facts.episodes,
             lost_episodes: facts.lost_episodes,

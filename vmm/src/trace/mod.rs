@@ -19,11 +19,10 @@ pub mod perfetto;
 use protocol::exchange::EpisodeKind;
 
 use crate::guest::GuestRun;
-use crate::host::perf::Switch;
 use crate::policy::{Ns, Vcpu};
 use crate::publisher::PublisherKind;
 use crate::steer::SteeringRemains;
-use crate::steer::fidelity::{Stay, stays};
+use crate::steer::fidelity::Stay;
 use crate::vcpu::errand::Held;
 
 /// A row, or what holds rows together.
@@ -124,9 +123,7 @@ pub fn of(steering: &SteeringRemains, guests: &[GuestRun]) -> Trace {
     };
     let (begin, end) = (steering.began_ns, steering.ended_ns);
     let name = |vcpu: Vcpu| name_of(vcpu, &steering.vcpus);
-    let empty: &[Switch] = &[];
-    let switches =
-        |vcpu: Vcpu| steering.switches.as_ref().and_then(|all| all.get(vcpu)).map_or(empty, Vec::as_slice);
+    let mut stays = steering.stays().unwrap_or_default().into_iter();
 
     let host = trace.track(None, "host".to_owned());
     let cpus: Vec<_> =
@@ -138,13 +135,12 @@ pub fn of(steering: &SteeringRemains, guests: &[GuestRun]) -> Trace {
     let mut subjects = Vec::new();
     for (guest, run) in guests.iter().enumerate() {
         let group = trace.track(None, format!("guest {guest}"));
-        let first: Vcpu = steering.vcpus.iter().take(guest).sum();
         let from = subjects.len();
         for (index, (_, remains)) in run.vcpus.iter().enumerate() {
             let row = trace.track(Some(group), format!("vCPU {index}"));
             let byte = trace.track(Some(group), format!("vCPU {index} byte"));
             let locks = trace.track(Some(group), format!("vCPU {index} locks"));
-            let stays = stays(switches(first + index), begin, end);
+            let stays = stays.next().unwrap_or_default();
             subjects.push(Subject { row, locks, byte, stays, holds: &remains.holds });
         }
         let steal = trace.counter(group, "steal", "us");
