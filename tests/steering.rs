@@ -192,7 +192,7 @@ fn several_guests_are_steered_together_and_each_has_its_figures() {
 struct Odd {
     lines: Lines,
     ticks: u32,
-    odd: fn(u32, &Scene, &mut Vec<Decision>),
+    now_and_then: fn(u32, &Scene, &mut Vec<Decision>),
     /// Who is never let run.
     forgotten: Option<usize>,
 }
@@ -203,7 +203,12 @@ impl Odd {
         odd: fn(u32, &Scene, &mut Vec<Decision>),
         forgotten: Option<usize>,
     ) -> PolicyChoice {
-        PolicyChoice::own(name, move |_| Self { lines: Lines::default(), ticks: 0, odd, forgotten })
+        PolicyChoice::own(name, move |_| Self {
+            lines: Lines::default(),
+            ticks: 0,
+            now_and_then: odd,
+            forgotten,
+        })
     }
 
     fn give(&mut self, cpu: usize, scene: &Scene, out: &mut Vec<Decision>) {
@@ -226,7 +231,7 @@ impl Policy for Odd {
             Event::Tick { cpu, .. } => {
                 self.ticks += 1;
                 self.give(cpu, scene, out);
-                (self.odd)(self.ticks, scene, out);
+                (self.now_and_then)(self.ticks, scene, out);
             }
             _ => {}
         }

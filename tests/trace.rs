@@ -61,7 +61,7 @@ fn read(bytes: &[u8]) -> HashMap<u64, Row> {
             Type::TYPE_SLICE_END => drop(row.open.pop().expect("something had begun")),
             Type::TYPE_INSTANT => row.instants.push(event.name().to_owned()),
             Type::TYPE_COUNTER => row.counts.push(event.counter_value()),
-            other => panic!("no such event was written: {other:?}"),
+            Type::TYPE_UNSPECIFIED => panic!("no such event is written"),
         }
         assert!(
             row.open.len() <= 1,

@@ -121,8 +121,8 @@ pub fn run<C: Write + Send + 'static>(
     }
     let start = |_| Guest::start(&guest, console(), Timings::since(began));
     let guests: Vec<Guest> = (0..config.guests.max(1)).map(start).collect::<Result<_, _>>()?;
-    let _antagonist = config.antagonist.map(|load| Antagonist::start(load, &guest.cpus)).transpose();
-    let _antagonist = _antagonist.map_err(FleetError::Antagonist)?;
+    let beside = config.antagonist.map(|load| Antagonist::start(load, &guest.cpus)).transpose();
+    let _beside = beside.map_err(FleetError::Antagonist)?;
     let steering = config.steer.as_ref().map(|steer| take_the_helm(steer, &guests, &guest)).transpose()?;
     let captain = Captain { steering: steering.as_ref(), guest: Cell::new(0) };
     let reports: Vec<_> = guests.iter().map(|guest| guest.report().cloned()).collect();

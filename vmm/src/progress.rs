@@ -108,13 +108,12 @@ impl Progress {
                     Ending::SentHome => {}
                 },
                 Event::Vcpu(Message::Failed { error, .. }) => return Err(error.into()),
-                Event::Vcpu(Message::SteeringEnded) if self.asked_to_end.is_some() => {}
+                // Asked already: it has its grace, and no less.
+                Event::Interrupted | Event::Vcpu(Message::SteeringEnded) if self.asked_to_end.is_some() => {}
                 Event::Vcpu(Message::SteeringEnded) => match report {
                     Some(report) => self.ask_to_end(Outcome::SteeringEnded, report, event_loop)?,
                     None => return Ok(Outcome::SteeringEnded),
                 },
-                // Asked already: it has its grace, and no less.
-                Event::Interrupted if self.asked_to_end.is_some() => {}
                 Event::Interrupted => {
                     let_go();
                     match report {

@@ -333,7 +333,7 @@ impl Display for PoliciesBench {
                 lock: point.lock,
                 shape: point.shape,
                 load: point.load,
-                kept: self.kept(point)?.median,
+                share: self.kept(point)?.median,
             })
         };
         let judged = sanity(&self.points.iter().filter_map(kept).collect::<Vec<_>>());

@@ -19,7 +19,7 @@ pub(super) struct Kept {
     pub(super) lock: Lock,
     pub(super) shape: Shape,
     pub(super) load: u16,
-    pub(super) kept: f64,
+    pub(super) share: f64,
 }
 
 /// Whether a point is where it should be.
@@ -61,7 +61,7 @@ pub(super) fn sanity(points: &[Kept]) -> Vec<Verdict> {
         points.iter().find(|p| is(p, "rr") && p.lock == lock && p.load == load && p.shape == Shape::Wide)
     };
     for point in points.iter().filter(|point| point.load > 1) {
-        let Kept { policy, lock, shape, load, kept } = point;
+        let Kept { policy, lock, shape, load, share } = point;
         let bounds = match (lock, shape) {
             (Lock::Tas, Shape::Wide) if is(point, "rr") => {
                 Some((1.0 / f64::from(*load) / LUCK, 1.0 / f64::from(*load) * LUCK))
@@ -69,13 +69,13 @@ pub(super) fn sanity(points: &[Kept]) -> Vec<Verdict> {
             (Lock::Ticket, Shape::Wide) if is(point, "rr") || is(point, "deferral") => Some((0.0, COLLAPSE)),
             (Lock::Tas, Shape::Wide) if is(point, "deferral") => Some((NEARLY_ALL, 1.1)),
             (Lock::Ticket, Shape::Wide) if is(point, "yield") => {
-                rr(*lock, *load).map(|rr| (rr.kept * IN_PART, 1.1))
+                rr(*lock, *load).map(|rr| (rr.share * IN_PART, 1.1))
             }
             (Lock::Tas | Lock::Ticket, Shape::Narrow) if is(point, "gang") => Some((NEARLY_ALL, 1.1)),
             _ => None,
         };
         let what = format!("{policy}, {lock}, {load}x, {shape}");
-        verdicts.extend(bounds.map(|(least, most)| Verdict { what, kept: *kept, least, most }));
+        verdicts.extend(bounds.map(|(least, most)| Verdict { what, kept: *share, least, most }));
     }
     verdicts
 }
@@ -88,8 +88,8 @@ fn is(point: &Kept, name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn kept(policy: &str, lock: Lock, load: u16, kept: f64) -> Kept {
-        Kept { policy: policy.to_owned(), lock, shape: Shape::Wide, load, kept }
+    fn kept(policy: &str, lock: Lock, load: u16, share: f64) -> Kept {
+        Kept { policy: policy.to_owned(), lock, shape: Shape::Wide, load, share }
     }
 
     #[test]

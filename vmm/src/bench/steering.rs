@@ -26,6 +26,9 @@ use crate::table::{Table, figure};
 const WARMUP_MS: u32 = 150;
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Takes one of the quantiles.
+type At = fn(Quantiles) -> u64;
+
 /// A point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 struct Point {
@@ -169,7 +172,7 @@ impl SteeringBench {
         ];
         let mut table = Table::new(&heads, 1);
         for point in self.points.iter().copied() {
-            let us = |pick: fn(&SteeringFigures) -> Option<Quantiles>, at: fn(Quantiles) -> u64| {
+            let us = |pick: fn(&SteeringFigures) -> Option<Quantiles>, at: At| {
                 let value = self.of_steering(point, |s| {
                     pick(s).filter(|times| times.count > 0).map(|times| at(times) as f64 / 1e3)
                 });
@@ -181,8 +184,7 @@ impl SteeringBench {
             let guest = self.median(point, |here, free| Some(progress(here)? / progress(free)?));
             let fidelity =
                 self.of_steering(point, |s| Some(s.fact.as_ref().filter(|_| s.decisions > 0)?.fidelity));
-            let (p50, p99): (fn(Quantiles) -> u64, fn(Quantiles) -> u64) =
-                (|times| times.p50_ns, |times| times.p99_ns);
+            let (p50, p99): (At, At) = (|times| times.p50_ns, |times| times.p99_ns);
             let on = |s: &SteeringFigures| s.fact.as_ref().map(|fact| fact.on);
             let gaps = |named: bool| {
                 self.of_steering(point, |s| {

@@ -27,7 +27,7 @@ impl Place {
         match &occupancy.here {
             Some(here) if !Arc::ptr_eq(here, seat) => occupancy.next = Some(Arc::clone(seat)),
             _ => {
-                self.sit(occupancy, Arc::clone(seat));
+                self.sit(occupancy, seat);
             }
         }
     }
@@ -39,7 +39,7 @@ impl Place {
         if occupancy.here.as_ref().is_some_and(is_here) {
             occupancy.here = None;
             if let Some(next) = occupancy.next.take() {
-                self.sit(occupancy, next);
+                self.sit(occupancy, &next);
             }
         }
     }
@@ -49,8 +49,8 @@ impl Place {
         self.lock().next = None;
     }
 
-    fn sit(self: &Arc<Self>, mut occupancy: MutexGuard<'_, Occupancy>, seat: Arc<Seat>) {
-        occupancy.here = Some(Arc::clone(&seat));
+    fn sit(self: &Arc<Self>, mut occupancy: MutexGuard<'_, Occupancy>, seat: &Arc<Seat>) {
+        occupancy.here = Some(Arc::clone(seat));
         *seat.place() = Some(Arc::clone(self));
         drop(occupancy);
         if seat.is_held() {

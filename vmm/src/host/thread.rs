@@ -41,6 +41,10 @@ pub enum Class {
     },
 }
 
+/// The size of what says how a thread is scheduled.
+#[expect(clippy::cast_possible_truncation, reason = "56")]
+const ATTRIBUTES: u32 = size_of::<libc::sched_attr>() as u32;
+
 /// Changes the calling thread's class.
 ///
 /// # Errors
@@ -62,7 +66,7 @@ pub fn set_class(tid: pid_t, class: Class) -> io::Result<()> {
         Class::Tuned { nice, slice } => (libc::SCHED_OTHER, i32::from(nice), 0, slice, 0),
     };
     let attributes = libc::sched_attr {
-        size: size_of::<libc::sched_attr>() as u32,
+        size: ATTRIBUTES,
         sched_policy: policy.cast_unsigned(),
         sched_flags: 0,
         sched_nice: nice,

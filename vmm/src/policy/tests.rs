@@ -84,8 +84,8 @@ fn waits(since: u64) -> Told {
 /// A trace for `replay`, and the text that asks for it.
 fn replay(dir: &tempfile::TempDir) -> String {
     let path = dir.path().join("trace.csv");
-    let rows: String =
-        (0..50).map(|turn| format!("{},{},{},2000000\n", turn * 1_000_000, turn % 2, turn % 4)).collect();
+    let row = |turn| format!("{},{},{},2000000\n", turn * 1_000_000, turn % 2, turn % 4);
+    let rows = (0..50).map(row).collect::<Vec<_>>().concat();
     std::fs::write(&path, rows).expect("a temporary file");
     format!("replay:file={}", path.display())
 }

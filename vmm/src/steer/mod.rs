@@ -2,14 +2,14 @@
 //!
 //! The one place with threads and time between a pure [`crate::policy`] and the vCPU threads. A [`desk::Desk`] asks the policy
 //! when something happens, has the [`crate::policy::board`] check what it says, and hands the state of things to a
-//! [`mechanism::Mechanism`], which makes it so. Two mechanisms do:
+//! [`mechanism`], which makes it so. Two mechanisms do:
 //!
 //! | mechanism | how | preemption | needs |
 //! |---|---|---|---|
 //! | `class` | pinned threads of the FIFO class; the chosen one is put before the others | by the kernel, at any instruction | `CAP_SYS_NICE` or `RLIMIT_RTPRIO` |
 //! | `park` | a signal takes a thread out of the guest, and it waits until it is released | at the entry to the kernel | nothing |
 //!
-//! With `class` a driver thread ([`driver`]) times the turns; with `park` each vCPU thread times its own by a timer, and the
+//! With `class` a driver thread times the turns; with `park` each vCPU thread times its own by a timer, and the
 //! driver only sees to CPUs on which nobody runs. Neither nice, nor slices, nor weights steer: the fair class obeys at its next
 //! tick, or not at all.
 //!
@@ -31,7 +31,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::words::Workload;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::gate::Seat;
@@ -85,18 +84,13 @@ impl SteerConfig {
 
 /// The words that have our payload tell what a policy wants to know.
 pub fn words(wants: Wants, traces: bool) -> String {
-    // With less left of its turn than a section takes, with some room, no vCPU takes a lock.
-    let workload = Workload { tell: wants.told, ring: wants.rings, trace: traces, ..Workload::DEFAULT };
-    let mut words = String::new();
-    for (key, is_on) in [("tell", workload.tell), ("ring", workload.ring), ("trace", workload.trace)] {
-        if is_on {
-            words += &format!(" {key}=on");
-        }
-    }
-    if wants.slice_left {
-        words += &format!(" slice_margin_ns={MARGIN_NS}");
-    }
-    words
+    let asks = [
+        (wants.told, "tell=on".to_owned()),
+        (wants.rings, "ring=on".to_owned()),
+        (traces, "trace=on".to_owned()),
+        (wants.slice_left, format!("slice_margin_ns={MARGIN_NS}")),
+    ];
+    asks.into_iter().filter(|(is_wanted, _)| *is_wanted).map(|(_, word)| word).collect::<Vec<_>>().join(" ")
 }
 
 /// What must be left of a turn for a lock to be taken (ns), where a guest is told.
