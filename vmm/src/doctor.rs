@@ -22,6 +22,7 @@ use crate::publisher::PublisherKind;
 use crate::publisher::bpf::Program;
 use crate::quality::{self, QualityError};
 use crate::results::{RunResult, SightFigures};
+use crate::steer::mechanism::class_is_refused;
 use crate::table::figure;
 use crate::vm::machine;
 
@@ -147,6 +148,10 @@ impl Diagnosis {
     }
 
     fn examine_accounts(&mut self) {
+        match class_is_refused() {
+            None => self.good("policies", "--mechanism class works, and park does anywhere".to_owned()),
+            Some(why) => self.bad("policies", format!("{why}: --mechanism park it is")),
+        }
         match account::own_run_delay_ns() {
             Ok(_) => {
                 self.good("run delay", "the scheduler tells how long a thread waited for a CPU".to_owned());

@@ -10,9 +10,11 @@
 //! 5. [`vm`], [`memory`], [`loader`], [`boot`], [`cpuid`]: the machine, and how a guest begins in it.
 //! 6. [`event_loop`], [`console`], [`terminal`], [`escape`]: the main thread, and what a user types;
 //!    [`progress`], [`measure`], [`host`]: a guest under way, and what the host has counted.
-//! 7. [`results`], [`render`], [`table`], [`output`]: a run as a document, and what is printed of it.
-//! 8. [`oracle`], [`quality`]: how true the byte is, by somebody who asks no publisher.
-//! 9. [`experiment`], [`demo`], [`mod@bench`], [`conformance`], [`doctor`]: what is made of all that.
+//! 7. [`results`], [`render`], [`render_steering`], [`table`], [`output`]: a run as a document, and what is printed of it.
+//! 8. [`policy`], [`steer`], [`fleet`], [`trace`]: who is to run when, how that is made so for one guest or several, and what it
+//!    looked like.
+//! 9. [`oracle`], [`quality`]: how true the byte is, by somebody who asks no publisher.
+//! 10. [`experiment`], [`demo`], [`mod@bench`], [`conformance`], [`doctor`]: what is made of all that.
 
 pub mod bench;
 pub mod boot;

@@ -74,7 +74,7 @@ pub fn compare(policies: &[PolicyChoice], args: &PoliciesArgs) -> Result<Policie
     for shape in args.shapes.iter().copied() {
         for lock in args.kinds.iter().copied() {
             for policy in policies {
-                let asks = policy.make(args.seed).map_err(FleetError::from_policy)?.wants().yields;
+                let asks = policy.make(args.load.seed()).map_err(FleetError::from_policy)?.wants().yields;
                 // Whoever is to be told whom waiters wait for needs waiters that tell.
                 let wait = if asks { Way::new(Wait::Yield) } else { args.wait };
                 let point = |load| PolicyPoint { policy: policy.clone(), lock, wait, shape, load };
@@ -140,7 +140,7 @@ fn measure(
         steer: Some(SteerConfig {
             policy: point.policy.clone(),
             mechanism: args.mechanism,
-            seed: args.seed,
+            seed: args.load.seed(),
             starvation: args.starvation,
             traces: false,
         }),

@@ -153,9 +153,6 @@ pub struct PoliciesArgs {
     /// Who publishes
     #[arg(long, value_name = "WHO", default_value = "bpf", value_parser = parse::publisher)]
     pub publisher: PublisherKind,
-    /// What policies draw their randomness from
-    #[arg(long = "policy-seed", value_name = "N", default_value_t = 1)]
-    pub seed: u64,
     /// End a run where a policy has not let a vCPU run for so long
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse::seconds)]
     pub starvation: Duration,

@@ -79,6 +79,11 @@ pub struct LoadArgs {
 }
 
 impl LoadArgs {
+    /// The seed of everything that is drawn at random.
+    pub fn seed(&self) -> u64 {
+        self.seed.unwrap_or(Workload::DEFAULT.seed)
+    }
+
     fn words(&self, add: &mut impl FnMut(&str, Option<String>)) {
         add("locks", self.locks.map(|count| count.to_string()));
         add("section_ns", self.section_ns.map(|ns| ns.to_string()));
@@ -111,7 +116,7 @@ fn add(line: &mut String, key: &str, value: Option<String>) {
 impl WorkloadArgs {
     /// The seed of everything that is drawn at random.
     pub fn seed(&self) -> u64 {
-        self.load.seed.unwrap_or(Workload::DEFAULT.seed)
+        self.load.seed()
     }
 
     /// The words for what was given.

@@ -92,7 +92,7 @@ pub(super) fn choose(
 }
 
 /// Why threads of this process may not be of a real-time class, if so.
-fn class_is_refused() -> Option<String> {
+pub fn class_is_refused() -> Option<String> {
     let probe = std::thread::spawn(|| set_own_class(Class::Fifo(1)));
     let refused: io::Error = probe.join().ok()?.err()?;
     Some(format!(
