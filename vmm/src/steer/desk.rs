@@ -262,7 +262,7 @@ impl Inner {
             if self.board.settle(event, was_refused) {
                 self.log.unanswered += 1;
                 // What goes on has a new end, which is to be timed.
-                self.mechanism.settle(self.board.scene());
+                self.make_it_so();
             }
             self.board.turn_to(clock::monotonic_ns());
         }
@@ -374,6 +374,13 @@ impl Inner {
         }
     }
 
+    /// Has the vCPU threads do what is on the board, unless they are the host's again.
+    fn make_it_so(&mut self) {
+        if self.over.is_none() {
+            self.mechanism.settle(self.board.scene());
+        }
+    }
+
     /// Makes what is on the board so, and notes what has moved.
     fn carry_out(&mut self, due_ns: Ns, decided_ns: Ns) {
         for change in &self.moves {
@@ -381,7 +388,7 @@ impl Inner {
                 self.mechanism.tune(*vcpu, *nice, *slice);
             }
         }
-        self.mechanism.settle(self.board.scene());
+        self.make_it_so();
         let done_ns = clock::monotonic_ns();
         if self.wants.slice_left {
             self.tell_turns();
