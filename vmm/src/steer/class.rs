@@ -12,7 +12,7 @@
 use super::hands::Hands;
 use super::mechanism::{Mechanism, MechanismKind};
 use crate::host::thread::Class;
-use crate::policy::{Ns, Plan, Scene, Vcpu};
+use crate::policy::{Cpu, Ns, Plan, Scene, Vcpu};
 
 const CHOSEN: Class = Class::Fifo(20);
 const WAITING: Class = Class::Fifo(10);
@@ -64,6 +64,10 @@ impl Mechanism for Classes {
                 self.hands.release(vcpu);
             }
         }
+    }
+
+    fn place(&mut self, vcpu: Vcpu, cpu: Cpu) {
+        self.hands.place(vcpu, cpu);
     }
 
     fn tune(&mut self, vcpu: Vcpu, nice: i8, slice: Ns) {

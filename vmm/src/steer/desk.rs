@@ -12,19 +12,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use protocol::exchange::Ring;
-
 use super::Steered;
+use super::guests::Guests;
 use super::log::{Chosen, Log, Stopped};
 use super::mechanism::Mechanism;
 use crate::gate::Seat;
-use crate::host::account::{self, ThreadAccount};
 use crate::host::clock;
-use crate::memory::ReportView;
 use crate::policy::board::{Board, Move};
-use crate::policy::{Cpu, Decision, Event, Ns, Plan, Policy, Told, Vcpu, Wants};
-use crate::timings::GuestClock;
-use crate::vcpu::{Message, OnKick, Outbox};
+use crate::policy::{Cpu, Decision, Event, Ns, Plan, Policy, Vcpu, Wants};
+use crate::vcpu::OnKick;
 
 /// Why steering ended by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +77,7 @@ struct Inner {
     wants: Wants,
     board: Board,
     mechanism: Box<dyn Mechanism>,
-    guests: Vec<Guest>,
+    guests: Guests,
     starvation: Duration,
     /// When each vCPU could run last.
     could_run: Vec<Ns>,
@@ -94,17 +90,6 @@ struct Inner {
     over: Option<(Ns, Option<End>)>,
 }
 
-/// A guest, as the desk sees it.
-#[derive(Debug)]
-struct Guest {
-    /// The number of its first vCPU.
-    first: Vcpu,
-    tids: Vec<libc::pid_t>,
-    report: Option<ReportView>,
-    clock: Option<GuestClock>,
-    outbox: Outbox,
-}
-
 impl Desk {
     /// A desk at which nobody was asked yet.
     pub(super) fn new(
@@ -114,20 +99,14 @@ impl Desk {
         cpus: usize,
         starvation: Duration,
     ) -> Self {
-        let counts: Vec<_> = guests.iter().map(|guest| guest.seats.len()).collect();
-        let mut first = 0;
-        let guest = |guest: Steered| {
-            let tids: Vec<_> = guest.seats.iter().map(|seat| seat.kick_handle().tid()).collect();
-            let at = first;
-            first += tids.len();
-            Guest { first: at, tids, report: guest.report, clock: guest.clock, outbox: guest.outbox }
-        };
+        let guests = Guests::new(guests);
+        let counts = guests.counts();
         let inner = Inner {
             wants: policy.wants(),
             policy,
             board: Board::new(cpus, &counts),
             mechanism,
-            guests: guests.into_iter().map(guest).collect(),
+            guests,
             starvation,
             could_run: vec![clock::monotonic_ns(); counts.iter().sum()],
             log: Log::with_room(),
@@ -223,7 +202,7 @@ impl OnKick for Desk {
         }
         // Each sees to its own turn: it is out of the guest, so what is said of it is so. The others come by themselves.
         self.with(|inner| {
-            let cpu = inner.vcpu_at(seat).and_then(|vcpu| inner.board.scene().cpu_of(vcpu));
+            let cpu = inner.guests.vcpu_at(seat).and_then(|vcpu| inner.board.scene().cpu_of(vcpu));
             if cpu.is_some() {
                 inner.attend(cpu);
             }
@@ -232,15 +211,6 @@ impl OnKick for Desk {
 }
 
 impl Inner {
-    /// Who sits at `seat`.
-    fn vcpu_at(&self, seat: &Seat) -> Option<Vcpu> {
-        let tid = seat.kick_handle().tid();
-        let index = |guest: &Guest| {
-            guest.tids.iter().position(|other| *other == tid).map(|index| guest.first + index)
-        };
-        self.guests.iter().find_map(index)
-    }
-
     /// Sees to what is due on `cpu`, or anywhere.
     fn attend(&mut self, cpu: Option<Cpu>) {
         self.board.turn_to(clock::monotonic_ns());
@@ -277,7 +247,7 @@ impl Inner {
         }
         self.board.turn_to(clock::monotonic_ns());
         let mut stopped = std::mem::take(&mut self.stopped);
-        self.read_pages();
+        self.listen();
         stopped.retain(|vcpu| {
             let scene = self.board.scene();
             scene.cpu_of(*vcpu).is_none() && scene.told(*vcpu).holds > 0
@@ -291,50 +261,18 @@ impl Inner {
 
     /// Takes down what the guests tell, and asks about what they have rung for.
     fn listen(&mut self) {
-        let events = self.read_pages();
-        self.log.rings += events.len() as u64;
-        for event in events {
+        for event in self.read_pages() {
             self.ask(event);
         }
     }
 
     /// Takes down what the guests tell. Gives what they have rung for, and whose hint has changed.
     fn read_pages(&mut self) -> Vec<Event> {
-        let mut events = Vec::new();
         if !self.wants.told {
-            return events;
+            return Vec::new();
         }
-        for guest in &self.guests {
-            let Some(report) = &guest.report else { continue };
-            for (index, page) in report.exchange.iter().enumerate().take(guest.tids.len()) {
-                let (vcpu, told) = (guest.first + index, &page.told);
-                let since = told.waits_since.load(Ordering::Relaxed);
-                let view = Told {
-                    hint: u8::try_from(told.hint.load(Ordering::Relaxed)).unwrap_or(u8::MAX),
-                    holds: told.holds.load(Ordering::Relaxed),
-                    waits_since: (since != 0).then_some(since),
-                    is_halted: told.is_halted.load(Ordering::Relaxed) != 0,
-                };
-                if self.board.tell(vcpu, view) {
-                    events.push(Event::Hint { vcpu });
-                }
-                if !self.wants.rings || told.bell.load(Ordering::Relaxed) == 0 {
-                    continue;
-                }
-                let rung = told.bell.swap(0, Ordering::AcqRel);
-                let is_rung = |ring: Ring| rung & ring as u32 != 0;
-                if is_rung(Ring::Halt) {
-                    events.push(Event::Halted { vcpu });
-                }
-                if is_rung(Ring::Wake) {
-                    events.push(Event::Woke { vcpu });
-                }
-                let to = told.yields_to.load(Ordering::Relaxed) as usize;
-                if is_rung(Ring::Yield) && to < guest.tids.len() {
-                    events.push(Event::YieldTo { from: vcpu, to: guest.first + to });
-                }
-            }
-        }
+        let events = self.guests.read_pages(self.wants.rings, &mut self.board);
+        self.log.rings += events.len() as u64;
         events
     }
 
@@ -384,14 +322,16 @@ impl Inner {
     /// Makes what is on the board so, and notes what has moved.
     fn carry_out(&mut self, due_ns: Ns, decided_ns: Ns) {
         for change in &self.moves {
-            if let Move::Tune(vcpu, nice, slice) = change {
-                self.mechanism.tune(*vcpu, *nice, *slice);
+            match change {
+                Move::Tune(vcpu, nice, slice) => self.mechanism.tune(*vcpu, *nice, *slice),
+                Move::Place(vcpu, cpu) => self.mechanism.place(*vcpu, *cpu),
+                _ => {}
             }
         }
         self.make_it_so();
         let done_ns = clock::monotonic_ns();
         if self.wants.slice_left {
-            self.tell_turns();
+            self.guests.tell_turns(self.board.scene());
         }
         let who = |plan| if let Plan::Runs(vcpu) = plan { Some(vcpu) } else { None };
         for change in self.moves.drain(..) {
@@ -410,31 +350,10 @@ impl Inner {
         self.note_who_can_run(decided_ns);
     }
 
-    /// Tells the guests when the turns of those who run end.
-    fn tell_turns(&self) {
-        for cpu in &self.board.scene().cpus {
-            let Plan::Runs(vcpu) = cpu.plan else { continue };
-            let Some(guest) = self.guests.iter().rfind(|guest| guest.first <= vcpu) else { continue };
-            let page = guest.report.as_ref().and_then(|report| report.exchange.get(vcpu - guest.first));
-            if let (Some(page), Some(clock)) = (page, &guest.clock) {
-                page.heard.turn_ends.store(clock.tsc_at(cpu.until), Ordering::Relaxed);
-            }
-        }
-    }
-
     /// Takes down what each thread has run and waited, where that is wanted.
     fn read_accounts(&mut self) {
-        if !self.wants.accounts {
-            return;
-        }
-        for guest in &self.guests {
-            for (index, tid) in guest.tids.iter().enumerate() {
-                // One that has ended has its last account.
-                if let Ok((ran, waited)) = ThreadAccount::read_times(*tid) {
-                    let is_asleep = account::is_asleep(*tid).unwrap_or(true);
-                    self.board.account(guest.first + index, ran, waited, is_asleep);
-                }
-            }
+        if self.wants.accounts {
+            self.guests.read_accounts(&mut self.board);
         }
     }
 
@@ -461,9 +380,8 @@ impl Inner {
         let starved = |last: &Ns| Duration::from_nanos(now.saturating_sub(*last));
         let found = self.could_run.iter().map(starved).enumerate().find(|(_, time)| *time > self.starvation);
         if let Some((vcpu, lasted)) = found {
-            let guest = self.guests.iter().rposition(|guest| guest.first <= vcpu).unwrap_or(0);
-            let first = self.guests.get(guest).map_or(0, |guest| guest.first);
-            self.finish(Some(End::Starved { guest, vcpu: vcpu - first, lasted }));
+            let (guest, vcpu) = self.guests.name_of(vcpu);
+            self.finish(Some(End::Starved { guest, vcpu, lasted }));
         }
     }
 
@@ -473,7 +391,7 @@ impl Inner {
         }
         self.mechanism.let_go();
         if end.is_some() {
-            self.guests.iter().for_each(|guest| guest.outbox.send(Message::SteeringEnded));
+            self.guests.tell_the_end();
         }
         self.over = Some((clock::monotonic_ns(), end));
     }

@@ -8,7 +8,7 @@ use super::class::Classes;
 use super::hands::Hands;
 use super::park::Parks;
 use crate::host::thread::{Class, set_own_class};
-use crate::policy::{Ns, Scene, Vcpu};
+use crate::policy::{Cpu, Ns, Scene, Vcpu};
 use crate::publisher::PublisherKind;
 
 /// How vCPU threads are made to run or not.
@@ -47,6 +47,9 @@ pub(super) trait Mechanism: fmt::Debug + Send {
 
     /// Makes the vCPU threads do what `scene` says. What they do already costs nothing.
     fn settle(&mut self, scene: &Scene);
+
+    /// A vCPU lives on that CPU from now on.
+    fn place(&mut self, vcpu: Vcpu, cpu: Cpu);
 
     /// Asks the host to treat a vCPU in another way, where the host chooses.
     fn tune(&mut self, vcpu: Vcpu, nice: i8, slice: Ns);

@@ -22,6 +22,7 @@ mod clerk;
 pub mod desk;
 mod driver;
 pub mod fidelity;
+mod guests;
 mod hands;
 pub mod log;
 pub mod mechanism;

@@ -14,7 +14,7 @@ use super::mechanism::{Mechanism, MechanismKind};
 use crate::host::thread::Class;
 use crate::host::timer::ThreadTimer;
 use crate::kick;
-use crate::policy::{Ns, Plan, Scene, Vcpu};
+use crate::policy::{Cpu, Ns, Plan, Scene, Vcpu};
 
 /// See the module.
 #[derive(Debug)]
@@ -67,6 +67,10 @@ impl Mechanism for Parks {
                 let _ = timer.set(view.until);
             }
         }
+    }
+
+    fn place(&mut self, vcpu: Vcpu, cpu: Cpu) {
+        self.hands.place(vcpu, cpu);
     }
 
     fn tune(&mut self, vcpu: Vcpu, nice: i8, slice: Ns) {
