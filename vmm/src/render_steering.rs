@@ -69,11 +69,13 @@ impl Display for SteeringSummary<'_> {
             for gap in fact.gaps.iter().take(MOST_GAPS) {
                 writeln!(
                     f,
-                    "  gap ({}) on CPU {} at {:.3} s: {:.1} ms in which nobody ran who should have",
+                    "  gap ({}) on CPU {} at {:.3} s: {:.1} ms, in {} piece{}, in which nobody ran who should have",
                     gap.name,
                     gap.cpu,
                     gap.at_ns as f64 / 1e9,
-                    gap.length_ns as f64 / 1e6
+                    gap.length_ns as f64 / 1e6,
+                    gap.holes,
+                    if gap.holes == 1 { "" } else { "s" }
                 )?;
             }
             if fact.gaps.len() > MOST_GAPS {

@@ -247,10 +247,11 @@ impl Display for SteeringBench {
         writeln!(f, "{}", self.table())?;
         writeln!(
             f,
-            "guest: what the guest did, as a share of what it does with a vCPU a CPU and no policy, in the same round. fidelity: what \
-             part of\ntheir CPU time vCPUs ran in their turns, by the kernel's record of switches. in turn: both. late: from the \
-             end of a turn to the\ndecision; on, off: from the decision to the new thread having the CPU, the old one having lost it; \
-             byte: from the order to the byte,\nwhere this monitor writes it. gaps: 20 ms and more in which nobody ran who should have."
+            "guest: what the guest did, as a share of what it does with a vCPU a CPU and no policy, in the same round. fidelity: \
+             what part of\ntheir CPU time vCPUs ran in their turns, by the kernel's record of switches. in turn: both. late: \
+             from the end of a turn to the\ndecision; on, off: from the decision to the new thread having the CPU, the old one \
+             having lost it; byte: from the order to the byte,\nwhere this monitor writes it. gaps: 20 ms and more, in one piece \
+             or in several, in which nobody ran who should have."
         )
     }
 }

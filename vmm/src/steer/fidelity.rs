@@ -7,7 +7,11 @@ use super::log::Chosen;
 use crate::host::perf::{Switch, SwitchKind};
 use crate::policy::{Cpu, Ns, Vcpu};
 
-/// A gap in which no vCPU ran on a CPU that was planned for one, and the planned one wanted to, is told from so long on.
+/// Time in which no vCPU ran on a CPU that was planned for one, and the planned one wanted to, is a hole from so long on.
+const HOLE_NS: Ns = 1_000_000;
+/// Holes that are closer than this are of one gap.
+const APART_NS: Ns = 100_000_000;
+/// A gap is told from so long on, all its holes together.
 const GAP_NS: Ns = 20_000_000;
 
 /// The fair server's share of each second, where anybody of the fair class is starved: 50 ms, of which some may have been had
@@ -34,8 +38,10 @@ pub struct Gap {
     pub cpu: usize,
     /// When it began, from the begin of steering on (ns).
     pub at_ns: Ns,
-    /// How long it was (ns).
+    /// How long its holes were together (ns).
     pub length_ns: Ns,
+    /// How many there were.
+    pub holes: usize,
     /// `fair server` where nothing else can take a CPU from a real-time class for so long, `foreign` otherwise.
     pub name: &'static str,
 }
@@ -193,24 +199,46 @@ fn gaps(
     let cpus = slots.iter().map(|slot| slot.cpu + 1).max().unwrap_or(0);
     for cpu in 0..cpus {
         let Some(host_cpu) = number(cpu) else { continue };
-        let mut here: Vec<_> = stays.iter().flatten().filter(|stay| stay.cpu == host_cpu).collect();
-        here.sort_by_key(|stay| stay.from);
-        for (before, after) in here.iter().zip(here.iter().skip(1)) {
-            let length_ns = after.from.saturating_sub(before.to);
-            let planned = slots.iter().filter(|slot| slot.cpu == cpu && slot.vcpu.is_some());
-            let overlap = |slot: &Slot| slot.to.min(after.from).saturating_sub(slot.from.max(before.to));
-            if length_ns >= GAP_NS
-                && before.was_preempted
-                && planned.map(overlap).sum::<Ns>() >= length_ns / 2
-            {
-                let is_fair_server = are_first && FAIR_SERVER_NS.contains(&length_ns);
-                let name = if is_fair_server { "fair server" } else { "foreign" };
-                gaps.push(Gap { cpu: host_cpu, at_ns: before.to.saturating_sub(begin), length_ns, name });
+        let planned: Vec<_> = slots.iter().filter(|slot| slot.cpu == cpu && slot.vcpu.is_some()).collect();
+        // From the begin of its first hole to the end of its last.
+        let mut open: Option<(Gap, Ns)> = None;
+        for (from, to) in holes(&planned, stays, host_cpu) {
+            match &mut open {
+                Some((gap, end)) if from - *end < APART_NS => {
+                    gap.length_ns += to - from;
+                    gap.holes += 1;
+                    *end = to;
+                }
+                _ => {
+                    gaps.extend(open.take().map(|(gap, _)| gap));
+                    let at_ns = from.saturating_sub(begin);
+                    open = Some((Gap { cpu: host_cpu, at_ns, length_ns: to - from, holes: 1, name: "" }, to));
+                }
             }
         }
+        gaps.extend(open.map(|(gap, _)| gap));
+    }
+    gaps.retain(|gap| gap.length_ns >= GAP_NS);
+    for gap in &mut gaps {
+        let is_fair_server = are_first && FAIR_SERVER_NS.contains(&gap.length_ns);
+        gap.name = if is_fair_server { "fair server" } else { "foreign" };
     }
     gaps.sort_by_key(|gap| gap.at_ns);
     gaps
+}
+
+/// Times for which no vCPU ran on this CPU, though the last one had lost it against its will and one was `planned`, in order.
+fn holes(planned: &[&Slot], stays: &[Vec<Stay>], host_cpu: usize) -> Vec<(Ns, Ns)> {
+    let mut here: Vec<_> = stays.iter().flatten().filter(|stay| stay.cpu == host_cpu).collect();
+    here.sort_by_key(|stay| stay.from);
+    let is_planned = |from: Ns, to: Ns| {
+        let first = planned.partition_point(|slot| slot.to <= from);
+        let within = planned.iter().skip(first).take_while(|slot| slot.from < to);
+        within.map(|slot| slot.to.min(to) - slot.from.max(from)).sum::<Ns>() >= (to - from) / 2
+    };
+    let pairs = here.iter().zip(here.iter().skip(1)).filter(|(before, _)| before.was_preempted);
+    let holes = pairs.map(|(before, after)| (before.to, after.from.max(before.to)));
+    holes.filter(|(from, to)| to - from >= HOLE_NS && is_planned(*from, *to)).collect()
 }
 
 #[cfg(test)]
@@ -279,13 +307,19 @@ mod tests {
         let taken = [vec![
             stay(1, 900, true),
             stay(950, 1000, true),
-            stay(1100, 1200, false),
-            stay(1250, 1300, false),
+            stay(1000, 1200, true),
+            stay(1300, 1400, false),
+            stay(1450, 1500, false),
         ]];
         let gaps = judge(&plan, &taken, &[4], (MS, 2000 * MS), true).gaps;
-        let gap = |at, length, name| Gap { cpu: 4, at_ns: at * MS, length_ns: length * MS, name };
-        assert_eq!(gaps, [gap(899, 50, "fair server"), gap(999, 100, "foreign")]);
+        let gap =
+            |at, length, holes, name| Gap { cpu: 4, at_ns: at * MS, length_ns: length * MS, holes, name };
+        assert_eq!(gaps, [gap(899, 50, 1, "fair server"), gap(1199, 100, 1, "foreign")]);
         let in_turn = judge(&plan, &taken, &[4], (MS, 2000 * MS), false).gaps;
-        assert_eq!(in_turn[0], gap(899, 50, "foreign"), "among equals it may have been anybody");
+        assert_eq!(in_turn[0], gap(899, 50, 1, "foreign"), "among equals it may have been anybody");
+        // The fair server gives its time in pieces where that is how it is asked for.
+        let pieces = [(0..8).map(|piece| stay(1 + 20 * piece, 15 + 20 * piece, true)).collect::<Vec<_>>()];
+        let gaps = judge(&plan, &pieces, &[4], (MS, 2000 * MS), true).gaps;
+        assert_eq!(gaps, [gap(14, 42, 7, "fair server")]);
     }
 }
