@@ -22,7 +22,7 @@ use crate::publisher::PublisherKind;
 use crate::publisher::bpf::Program;
 use crate::quality::{self, QualityError};
 use crate::results::{RunResult, SightFigures};
-use crate::steer::mechanism::class_is_refused;
+use crate::steer::choice::class_is_refused;
 use crate::table::figure;
 use crate::vm::machine;
 

@@ -12,7 +12,7 @@
 use super::hands::Hands;
 use super::mechanism::{Mechanism, MechanismKind};
 use crate::host::thread::Class;
-use crate::policy::{Cpu, Ns, Plan, Scene, Vcpu};
+use crate::policy::{Plan, Scene, Vcpu};
 
 const CHOSEN: Class = Class::Fifo(20);
 const WAITING: Class = Class::Fifo(10);
@@ -32,6 +32,10 @@ impl Classes {
 impl Mechanism for Classes {
     fn kind(&self) -> MechanismKind {
         MechanismKind::Class
+    }
+
+    fn hands(&mut self) -> &mut Hands {
+        &mut self.hands
     }
 
     fn settle(&mut self, scene: &Scene) {
@@ -64,21 +68,5 @@ impl Mechanism for Classes {
                 self.hands.release(vcpu);
             }
         }
-    }
-
-    fn place(&mut self, vcpu: Vcpu, cpu: Cpu) {
-        self.hands.place(vcpu, cpu);
-    }
-
-    fn tune(&mut self, vcpu: Vcpu, nice: i8, slice: Ns) {
-        let _ = self.hands.set_class(vcpu, Class::Tuned { nice, slice });
-    }
-
-    fn lose(&mut self, vcpu: Vcpu) {
-        self.hands.give_back(vcpu);
-    }
-
-    fn let_go(&mut self) {
-        self.hands.let_go();
     }
 }

@@ -17,6 +17,7 @@
 //! which CPU. What share of the time they agree, [`fidelity`] says.
 
 pub mod antagonist;
+pub mod choice;
 mod class;
 mod clerk;
 pub mod desk;
@@ -220,8 +221,8 @@ impl Steering {
         let vcpus: Vec<usize> = guests.iter().map(|guest| guest.seats.len()).collect();
         let seats: Vec<_> = guests.iter().flat_map(|guest| guest.seats.iter().cloned()).collect();
         let hands = Hands::new(seats.clone(), cpus.iter().collect());
-        let choice = mechanism::choose(config.mechanism, publisher, hands)?;
-        let (kind, why) = (choice.mechanism.kind(), choice.why);
+        let chosen = choice::choose(config.mechanism, publisher, hands)?;
+        let (kind, why) = (chosen.mechanism.kind(), chosen.why);
         let clerk = Clerk::start(&seats, &guests, config.traces, kind).map_err(SteerError::Thread)?;
         if kind == MechanismKind::Class {
             // Where that is refused the fair class's own share of each second is what is left.
@@ -230,7 +231,7 @@ impl Steering {
         let bells =
             guests.iter().map(|guest| guest.bell.as_ref().and_then(|bell| bell.try_clone().ok())).collect();
         let began_ns = clock::monotonic_ns();
-        let desk = Desk::new(policy, choice.mechanism, guests, cpus.count(), config.starvation);
+        let desk = Desk::new(policy, chosen.mechanism, guests, cpus.count(), config.starvation);
         let desk = Arc::new(desk);
         let driver = Driver::start(Arc::clone(&desk), bells, kind).map_err(|source| {
             let _ = set_own_class(Class::Fair);

@@ -11,10 +11,9 @@ use std::io;
 
 use super::hands::Hands;
 use super::mechanism::{Mechanism, MechanismKind};
-use crate::host::thread::Class;
 use crate::host::timer::ThreadTimer;
 use crate::kick;
-use crate::policy::{Cpu, Ns, Plan, Scene, Vcpu};
+use crate::policy::{Ns, Plan, Scene, Vcpu};
 
 /// See the module.
 #[derive(Debug)]
@@ -35,6 +34,10 @@ impl Parks {
 impl Mechanism for Parks {
     fn kind(&self) -> MechanismKind {
         MechanismKind::Park
+    }
+
+    fn hands(&mut self) -> &mut Hands {
+        &mut self.hands
     }
 
     fn settle(&mut self, scene: &Scene) {
@@ -67,22 +70,5 @@ impl Mechanism for Parks {
                 let _ = timer.set(view.until);
             }
         }
-    }
-
-    fn place(&mut self, vcpu: Vcpu, cpu: Cpu) {
-        self.hands.place(vcpu, cpu);
-    }
-
-    fn tune(&mut self, vcpu: Vcpu, nice: i8, slice: Ns) {
-        // To ask for less is always allowed; what is refused stays as it was.
-        let _ = self.hands.set_class(vcpu, Class::Tuned { nice, slice });
-    }
-
-    fn lose(&mut self, vcpu: Vcpu) {
-        self.hands.give_back(vcpu);
-    }
-
-    fn let_go(&mut self) {
-        self.hands.let_go();
     }
 }
