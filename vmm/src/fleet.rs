@@ -18,7 +18,8 @@ use crate::host::facts::HostFacts;
 use crate::policy::parameters::ParameterError;
 use crate::results::{RunResult, SCHEMA, SteeringFigures};
 use crate::steer::antagonist::{Antagonist, Load};
-use crate::steer::{self, SteerConfig, SteerError, Steering, SteeringRemains};
+use crate::steer::mechanism::MechanismKind;
+use crate::steer::{self, Precedence, SteerConfig, SteerError, Steering, SteeringRemains};
 use crate::timings::Timings;
 use crate::trace::{self, Trace};
 
@@ -123,7 +124,12 @@ pub fn run<C: Write + Send + 'static>(
     let guests: Vec<Guest> = (0..config.guests.max(1)).map(start).collect::<Result<_, _>>()?;
     let beside = config.antagonist.map(|load| Antagonist::start(load, &guest.cpus)).transpose();
     let _beside = beside.map_err(FleetError::Antagonist)?;
+    // Among many vCPU threads that spin this one would not get to it for long.
+    let mut precedence = config.steer.as_ref().map(|_| Precedence::take());
     let steering = config.steer.as_ref().map(|steer| take_the_helm(steer, &guests, &guest)).transpose()?;
+    if steering.as_ref().is_some_and(|steering| steering.mechanism() == MechanismKind::Park) {
+        precedence = None;
+    }
     let captain = Captain { steering: steering.as_ref(), guest: Cell::new(0) };
     let reports: Vec<_> = guests.iter().map(|guest| guest.report().cloned()).collect();
     let mut runs = Vec::with_capacity(guests.len());
@@ -138,6 +144,7 @@ pub fn run<C: Write + Send + 'static>(
         runs.push(run);
     }
     let steering = steering.map(Steering::finish);
+    drop(precedence);
     Ok(FleetRun { config: guest, guests: runs, steering })
 }
 

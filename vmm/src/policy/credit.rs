@@ -38,8 +38,8 @@ impl Credit {
         Ok(Self {
             weights: parameters.numbers("weight")?,
             cap: parameters.number("cap", 0, 0..=100)?,
-            slice: parameters.time("slice", 30_000_000)?,
-            rate: parameters.time("rate", 1_000_000)?,
+            slice: parameters.turn("slice", 30_000_000)?,
+            rate: parameters.turn("rate", 1_000_000)?,
             boosts: parameters.switch("boost")?,
             lines: Lines::default(),
             balances: Vec::new(),

@@ -25,7 +25,7 @@ impl Gang {
     /// [`ParameterError`].
     pub fn from_parameters(parameters: &mut Parameters<'_>) -> Result<Self, ParameterError> {
         Ok(Self {
-            quantum: parameters.time("quantum", 3_000_000)?,
+            quantum: parameters.turn("quantum", 3_000_000)?,
             fills: parameters.word("pad", &["idle", "fill"])? == "fill",
             gangs: VecDeque::new(),
             answered: None,

@@ -25,8 +25,8 @@ impl Micro {
     /// [`ParameterError`].
     pub fn from_parameters(parameters: &mut Parameters<'_>) -> Result<Self, ParameterError> {
         Ok(Self {
-            base: RoundRobin::new(parameters.time("quantum", 3_000_000)?),
-            short: parameters.time("short", 500_000)?,
+            base: RoundRobin::new(parameters.turn("quantum", 3_000_000)?),
+            short: parameters.turn("short", 500_000)?,
             cpus: parameters.number("cpus", 1, 1..=4096)?,
             classifies: parameters.switch("classify")?,
         })

@@ -58,6 +58,9 @@ pub enum ParameterError {
     },
 }
 
+/// A turn that is shorter would be over before it has begun (ns).
+pub const SHORTEST_TURN: Ns = 100_000;
+
 /// See the module. Whoever takes a parameter thereby says that there is one.
 #[derive(Clone, Debug, Default)]
 pub struct Parameters<'t> {
@@ -136,6 +139,22 @@ impl<'t> Parameters<'t> {
             Some(value) => time(value)
                 .filter(|ns| *ns > 0)
                 .ok_or_else(|| wrong(key, value, "a time, as in 250ns, 50us, 3ms, 1s")),
+        }
+    }
+
+    /// The length of a turn: a time of [`SHORTEST_TURN`] at least.
+    ///
+    /// # Errors
+    /// [`ParameterError::Value`].
+    pub fn turn(&mut self, key: &'static str, default: Ns) -> Result<Ns, ParameterError> {
+        match self.text(key) {
+            None => Ok(default),
+            Some(value) => {
+                let turn = time(value).filter(|ns| *ns >= SHORTEST_TURN);
+                turn.ok_or_else(|| {
+                    wrong(key, value, "the length of a turn, 100us at least, as in 500us or 3ms")
+                })
+            }
         }
     }
 
@@ -266,5 +285,10 @@ mod tests {
         assert!(Parameters::split("rr:quantum").is_err());
         let mut parameters = Parameters::split("rr:quantum=0ms").unwrap();
         assert!(parameters.time("quantum", 5).is_err());
+        let mut parameters = Parameters::split("rr:quantum=99us,short=100us").unwrap();
+        assert_eq!(
+            (parameters.turn("short", 5), parameters.turn("quantum", 5).is_err()),
+            (Ok(100_000), true)
+        );
     }
 }

@@ -36,8 +36,8 @@ impl Random {
     /// # Errors
     /// [`ParameterError`].
     pub fn from_parameters(parameters: &mut Parameters<'_>, seed: u64) -> Result<Self, ParameterError> {
-        let mean = parameters.time("mean", 3_000_000)?;
-        let least = parameters.time("least", 100_000)?;
+        let mean = parameters.turn("mean", 3_000_000)?;
+        let least = parameters.turn("least", 100_000)?;
         Ok(Self {
             mean,
             least,

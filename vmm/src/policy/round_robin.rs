@@ -45,7 +45,7 @@ impl RoundRobin {
             is_staggered: parameters.word("phase", &["aligned", "staggered"])? == "staggered",
             gives_up: parameters.word("halts", &["keep", "next"])? == "next",
             seed,
-            ..Self::new(parameters.time("quantum", 3_000_000)?)
+            ..Self::new(parameters.turn("quantum", 3_000_000)?)
         })
     }
 

@@ -29,7 +29,7 @@ impl Rtds {
     /// # Errors
     /// [`ParameterError`].
     pub fn from_parameters(parameters: &mut Parameters<'_>) -> Result<Self, ParameterError> {
-        let period = parameters.time("period", 10_000_000)?;
+        let period = parameters.turn("period", 10_000_000)?;
         Ok(Self {
             period,
             budget: parameters.time("budget", 0)?.min(period),

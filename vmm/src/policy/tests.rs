@@ -421,7 +421,8 @@ fn replay_runs_who_ran_when_and_begins_anew_at_the_end() {
 fn policies_that_make_no_sense_are_refused_and_say_what_there_is() {
     for (text, message) in [
         ("sleepy", "there is no policy \"sleepy\" (policies are host, rr,"),
-        ("rr:quantum=soon", "quantum=soon cannot be read (a time"),
+        ("rr:quantum=soon", "quantum=soon cannot be read (the length of a turn"),
+        ("rr:quantum=1us", "quantum=1us cannot be read (the length of a turn, 100us at least"),
         ("rr:speed=9", "policy rr has no parameter \"speed\" (it has jitter, phase, halts, quantum)"),
         ("replay", "policy replay needs file= (a trace"),
         ("replay:file=/nowhere/at/all", "cannot read /nowhere/at/all: "),

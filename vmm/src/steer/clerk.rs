@@ -158,9 +158,9 @@ impl Clerk {
         }));
         let own = Arc::clone(&desk);
         let begin = move || {
-            if kind == MechanismKind::Class {
-                let _ = set_own_class(AMONG_CLASSES);
-            }
+            // Whoever starts it may be of another class, and it would inherit that.
+            let own = if kind == MechanismKind::Class { AMONG_CLASSES } else { Class::Fair };
+            let _ = set_own_class(own);
         };
         let tick = move || own.lock().unwrap_or_else(PoisonError::into_inner).gather();
         Ok(Self { desk, ticker: Ticker::start("clerk", period, begin, tick)? })

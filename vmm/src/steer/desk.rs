@@ -78,6 +78,8 @@ struct Inner {
     board: Board,
     mechanism: Box<dyn Mechanism>,
     guests: Guests,
+    /// What the policy said to begin with was taken.
+    has_begun: bool,
     starvation: Duration,
     /// When each vCPU could run last.
     could_run: Vec<Ns>,
@@ -107,6 +109,7 @@ impl Desk {
             board: Board::new(cpus, &counts),
             mechanism,
             guests,
+            has_begun: false,
             starvation,
             could_run: vec![clock::monotonic_ns(); counts.iter().sum()],
             log: Log::with_room(),
@@ -126,7 +129,7 @@ impl Desk {
             for vcpu in 0..inner.board.scene().vcpus.len() {
                 inner.ask(Event::Ready { vcpu });
             }
-            inner.ask(Event::Begin);
+            inner.has_begun = !inner.ask(Event::Begin);
         });
     }
 
@@ -214,6 +217,9 @@ impl Inner {
     /// Sees to what is due on `cpu`, or anywhere.
     fn attend(&mut self, cpu: Option<Cpu>) {
         self.board.turn_to(clock::monotonic_ns());
+        if !self.has_begun {
+            self.has_begun = !self.ask(Event::Begin);
+        }
         self.listen();
         while self.over.is_none() {
             let (from, now) = (self.moves.len(), self.board.scene().now);

@@ -55,7 +55,13 @@ impl Driver {
         let (tell, told) = mpsc::channel();
         let live = move || {
             // Before any vCPU thread is of a real-time class: afterwards it might not get a CPU to change its own on.
-            let class = if kind == MechanismKind::Class { take_precedence() } else { "fair" };
+            let class = match kind {
+                MechanismKind::Class => take_precedence(),
+                MechanismKind::Park => {
+                    let _ = set_own_class(Class::Fair);
+                    "fair"
+                }
+            };
             desk.begin();
             let _ = tell.send(class);
             drive(&desk, &mut alarm, &ends, kind);

@@ -56,8 +56,29 @@ use hands::Hands;
 use log::Log;
 use mechanism::{MechanismChoice, MechanismKind};
 
-/// The main thread's class while vCPU threads are of a real-time class, or it would not hear of a guest's end.
+/// The main thread's class while it takes the vCPU threads over, and for as long as they are of a real-time class: or it would
+/// not hear of a guest's end.
 const MAIN: Class = Class::Fifo(30);
+
+/// The calling thread comes before vCPU threads, where that is allowed, until this is dropped. Threads that it starts meanwhile
+/// inherit that.
+#[derive(Debug)]
+pub struct Precedence(());
+
+impl Precedence {
+    /// Takes it.
+    pub fn take() -> Self {
+        // Where that is refused the fair class's own share of each second is what is left.
+        let _ = set_own_class(MAIN);
+        Self(())
+    }
+}
+
+impl Drop for Precedence {
+    fn drop(&mut self) {
+        let _ = set_own_class(Class::Fair);
+    }
+}
 
 /// How guests are to be steered.
 #[derive(Clone, Debug)]
@@ -224,19 +245,12 @@ impl Steering {
         let chosen = choice::choose(config.mechanism, publisher, hands)?;
         let (kind, why) = (chosen.mechanism.kind(), chosen.why);
         let clerk = Clerk::start(&seats, &guests, config.traces, kind).map_err(SteerError::Thread)?;
-        if kind == MechanismKind::Class {
-            // Where that is refused the fair class's own share of each second is what is left.
-            let _ = set_own_class(MAIN);
-        }
         let bells =
             guests.iter().map(|guest| guest.bell.as_ref().and_then(|bell| bell.try_clone().ok())).collect();
         let began_ns = clock::monotonic_ns();
         let desk = Desk::new(policy, chosen.mechanism, guests, cpus.count(), config.starvation);
         let desk = Arc::new(desk);
-        let driver = Driver::start(Arc::clone(&desk), bells, kind).map_err(|source| {
-            let _ = set_own_class(Class::Fair);
-            SteerError::TakeOver(source)
-        })?;
+        let driver = Driver::start(Arc::clone(&desk), bells, kind).map_err(SteerError::TakeOver)?;
         Ok(Self {
             desk,
             driver,
@@ -277,9 +291,6 @@ impl Steering {
     pub fn finish(self) -> SteeringRemains {
         self.let_go();
         let driver = self.driver.finish();
-        if self.kind == MechanismKind::Class {
-            let _ = set_own_class(Class::Fair);
-        }
         let (ended_ns, end, log) = self.desk.take();
         let facts = self.clerk.finish();
         SteeringRemains {
