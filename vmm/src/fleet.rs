@@ -8,6 +8,7 @@
 
 use std::cell::Cell;
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,7 @@ use crate::steer::mechanism::MechanismKind;
 use crate::steer::{self, Precedence, SteerConfig, SteerError, Steering, SteeringRemains};
 use crate::timings::Timings;
 use crate::trace::{self, Trace};
+use crate::vcpu::OnKick;
 
 /// What our payload's vCPUs may take to come up before steering begins all the same.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -161,11 +163,9 @@ fn take_the_helm(
         steered.push(guest.to_be_steered()?);
     }
     let publisher = guests.first().map_or(crate::publisher::PublisherKind::Off, Guest::publisher);
-    let steering = Steering::start(steer, steered, publisher, &config.cpus)?;
-    for guest in guests {
-        guest.steer(steering.on_kick());
-    }
-    Ok(steering)
+    let register =
+        |on_kick: Option<Arc<dyn OnKick>>| guests.iter().for_each(|guest| guest.steer(on_kick.clone()));
+    Ok(Steering::start(steer, steered, publisher, &config.cpus, register)?)
 }
 
 impl FleetRun {

@@ -55,15 +55,13 @@ impl Driver {
         let (tell, told) = mpsc::channel();
         let live = move || {
             // Before any vCPU thread is of a real-time class: afterwards it might not get a CPU to change its own on.
-            let class = match kind {
-                MechanismKind::Class => take_precedence(),
-                MechanismKind::Park => {
-                    let _ = set_own_class(Class::Fair);
-                    "fair"
-                }
-            };
+            let class = if kind == MechanismKind::Class { take_precedence() } else { "fair" };
             desk.begin();
             let _ = tell.send(class);
+            if kind == MechanismKind::Park {
+                // It has begun in the class of whoever has started it, which may come before the vCPU threads'.
+                let _ = set_own_class(Class::Fair);
+            }
             drive(&desk, &mut alarm, &ends, kind);
         };
         let thread = thread::Builder::new().name("driver".to_owned()).spawn(live)?;

@@ -227,7 +227,8 @@ impl SteeringRemains {
 }
 
 impl Steering {
-    /// Begins to steer `guests` on `cpus`. Their vCPU threads have taken their seats.
+    /// Begins to steer `guests` on `cpus`. Their vCPU threads have taken their seats. Before the first decision `register` is
+    /// told who is to hear of their kicks: with `park`, they time their own turns.
     ///
     /// # Errors
     /// [`SteerError`]; nothing is steered then.
@@ -236,6 +237,7 @@ impl Steering {
         guests: Vec<Steered>,
         publisher: PublisherKind,
         cpus: &Cpus,
+        register: impl FnOnce(Option<Arc<dyn OnKick>>),
     ) -> Result<Self, SteerError> {
         let policy = config.policy.make(config.seed)?;
         let wants = policy.wants();
@@ -250,6 +252,7 @@ impl Steering {
         let began_ns = clock::monotonic_ns();
         let desk = Desk::new(policy, chosen.mechanism, guests, cpus.count(), config.starvation);
         let desk = Arc::new(desk);
+        register((kind == MechanismKind::Park).then(|| Arc::clone(&desk) as Arc<dyn OnKick>));
         let driver = Driver::start(Arc::clone(&desk), bells, kind).map_err(SteerError::TakeOver)?;
         Ok(Self {
             desk,
@@ -265,11 +268,6 @@ impl Steering {
             vcpus,
             began_ns,
         })
-    }
-
-    /// Who is to be told of kicks: with `park`, vCPU threads time their own turns.
-    pub fn on_kick(&self) -> Option<Arc<dyn OnKick>> {
-        (self.kind == MechanismKind::Park).then(|| Arc::clone(&self.desk) as Arc<dyn OnKick>)
     }
 
     /// The mechanism.
