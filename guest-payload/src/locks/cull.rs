@@ -11,7 +11,8 @@
 //!
 //! Nobody sleeps for ever: who parks stops counting itself, and only then looks at the word once more. Either it finds the
 //! lock free and goes on, or the holder's release comes after, and finds either another contender, whose own release will
-//! come, or the sleeper.
+//! come, or the sleeper. (Or somebody who counts himself for one whom he is about to wake, and then finds him gone: he looks
+//! again.)
 //!
 //! The idea of a passive set is that of Dice's Malthusian locks (see [`super::Malthusian`]); that a preempted holder
 //! is what makes waiters passive, and the rule for the last leaver, are ours.
@@ -68,15 +69,20 @@ impl Cull {
 
     /// Wakes the one that has been parked for longest.
     fn wake_one<C: Cpu>(&self, me: &mut Me<'_, C>) {
-        // Counted first: it may have the lock, and have left, before we come back to count it.
-        self.contenders.fetch_add(1, Ordering::SeqCst);
-        match self.parked.longest(me.lot) {
-            Some(vcpu) if self.parked.remove(vcpu) => {
+        loop {
+            // Counted first: it may have the lock, and have left, before we come back to count it.
+            self.contenders.fetch_add(1, Ordering::SeqCst);
+            if let Some(vcpu) = self.parked.longest(me.lot)
+                && self.parked.remove(vcpu)
+            {
                 me.wake(vcpu);
+                return;
             }
-            // There is none, or it goes on by itself, as a contender of its own.
-            _ => {
-                self.contenders.fetch_sub(1, Ordering::SeqCst);
+            // There is none, or it goes on by itself, as a contender of its own. But whoever has released meanwhile may have
+            // taken the one that we have counted for a contender, and have left a sleeper to him: that one is ours to wake.
+            let is_last = self.contenders.fetch_sub(1, Ordering::SeqCst) == 1;
+            if !is_last || self.parked.is_empty() {
+                return;
             }
         }
     }
