@@ -10,21 +10,21 @@
 mod support;
 
 use support::{guest, has_bpf, has_kvm, has_two_cpus, run};
-use vmm::guest::GuestConfig;
+use vmm::lab_guest::LabConfig;
 use vmm::progress::Outcome;
 use vmm::publisher::PublisherKind;
 use vmm::results::{ByteFigures, RunResult};
 
 /// Two vCPUs that spin and sample, on `cpus` CPUs.
-fn watching(publisher: PublisherKind, cpus: usize) -> GuestConfig {
+fn watching(publisher: PublisherKind, cpus: usize) -> LabConfig {
     let mut config = guest(2, publisher, "job=watch duration_ms=500");
-    config.cpus = config.cpus.first(cpus);
+    config.guest.cpus = config.guest.cpus.first(cpus);
     config
 }
 
-fn watch(config: &GuestConfig) -> (RunResult, ByteFigures) {
+fn watch(config: &LabConfig) -> (RunResult, ByteFigures) {
     let (run, result) = run(config);
-    assert!(matches!(run.outcome, Outcome::Reset), "{:?}", result.outcome);
+    assert!(matches!(run.monitor.outcome, Outcome::Reset), "{:?}", result.outcome);
     let byte = result.window.as_ref().and_then(|window| window.byte).expect("the guest sampled");
     (result, byte)
 }

@@ -23,8 +23,9 @@ use object::Endianness;
 use object::elf::{FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
 use support::{Fixture, alone, cpus, has_bpf, has_kvm, skip};
-use vmm::guest::{self, GuestConfig, GuestRun, PayloadSource};
+use vmm::guest::PayloadSource;
 use vmm::host::account::ThreadAccount;
+use vmm::lab_guest::{self, LabConfig, LabRun};
 use vmm::progress::Outcome;
 use vmm::publisher::{Choice, PublisherKind};
 use vmm::timings::Timings;
@@ -52,24 +53,16 @@ impl Linux {
         Some(Self { kernel, initrd: folder.join("initramfs.cpio") })
     }
 
-    fn config(
-        &self,
-        vcpus: usize,
-        publisher: PublisherKind,
-        payload: &Fixture,
-        cmdline: &str,
-    ) -> GuestConfig {
+    fn config(&self, vcpus: usize, publisher: PublisherKind, payload: &Fixture, cmdline: &str) -> LabConfig {
         let config = support::guest(vcpus, publisher, "");
-        GuestConfig {
-            memory_mib: 128,
-            payload: PayloadSource::File { path: payload.path.clone(), flat: false },
-            publisher: Choice::Only(publisher),
-            faults: None,
-            cmdline: cmdline.to_owned(),
-            initrd: Some(self.initrd.clone()),
-            timeout: Some(LIMIT),
-            ..config
-        }
+        config.with(|guest| {
+            guest.memory_mib = 128;
+            guest.payload = PayloadSource::File { path: payload.path.clone(), flat: false };
+            guest.publisher = Choice::Only(publisher);
+            cmdline.clone_into(&mut guest.cmdline);
+            guest.initrd = Some(self.initrd.clone());
+            guest.timeout = Some(LIMIT);
+        })
     }
 }
 
@@ -144,12 +137,12 @@ fn number(line: &str, key: &str) -> u64 {
     words[place + 1].parse().unwrap_or_else(|_| panic!("{key} in {line:?}"))
 }
 
-fn boot(config: &GuestConfig) -> (GuestRun, Log) {
+fn boot(config: &LabConfig) -> (LabRun, Log) {
     let log = Log::default();
-    let run = alone(|| guest::run(config, log.clone(), Timings::since(Instant::now())));
+    let run = alone(|| lab_guest::run(config, log.clone(), Timings::since(Instant::now())));
     let run = run.expect("the guest can be run");
     let tail: Vec<_> = log.0.lock().unwrap().lines.iter().rev().take(8).rev().cloned().collect();
-    assert!(matches!(run.outcome, Outcome::Reset), "{:?} after {tail:#?}", run.outcome);
+    assert!(matches!(run.monitor.outcome, Outcome::Reset), "{:?} after {tail:#?}", run.monitor.outcome);
     assert_eq!(log.lines_with("GUEST-DONE").len(), 1, "{tail:#?}");
     (run, log)
 }
@@ -167,7 +160,7 @@ fn linux_registers_steals_and_sees_preemption_on_four_vcpus_of_one_cpu() {
     let payload = Fixture::file("vmlinux", &linux.kernel);
     let words = "load_ms=4000 ksample_ms=1000 hotplug=1";
     let config = linux.config(VCPUS, PublisherKind::Bpf, &payload, words);
-    let (run, log) = boot(&GuestConfig { cpus: cpus().first(1), ..config });
+    let (run, log) = boot(&config.on(cpus().first(1)));
 
     // Each CPU registers its record; CPU 1 takes it back when it goes, and brings the same when it returns; at reboot all
     // take theirs back.
@@ -187,7 +180,7 @@ fn linux_registers_steals_and_sees_preemption_on_four_vcpus_of_one_cpu() {
         })
         .collect();
     assert!((1..VCPUS).all(|cpu| !addresses[..cpu].contains(&addresses[cpu])), "{addresses:?}");
-    assert_eq!(run.vcpus.iter().map(|(_, vcpu)| vcpu.exits.msr).sum::<u64>(), 2 * VCPUS as u64 + 2);
+    assert_eq!(run.vcpus.iter().map(|vcpu| vcpu.stats.exits.msr).sum::<u64>(), 2 * VCPUS as u64 + 2);
     assert_eq!(log.lines_with("hotplug down 1 ok").len() + log.lines_with("hotplug up 1 ok").len(), 2);
 
     // What its user space saw of the records while all four spun.
@@ -270,7 +263,7 @@ fn linux_boots_as_a_bzimage_by_the_64_bit_protocol() {
     let Some(linux) = Linux::find().filter(|_| has_bpf()) else { return };
     let payload = Fixture::file("bzImage", &bzimage_of(&linux.kernel));
     let (run, log) = boot(&linux.config(2, PublisherKind::Bpf, &payload, "load_ms=500"));
-    assert!(matches!(run.entry, vmm::boot::Entry::Long(0xff_f200)), "{:?}", run.entry);
+    assert!(matches!(run.monitor.entry, vmm::boot::Entry::Long(0xff_f200)), "{:?}", run.monitor.entry);
     assert_eq!(log.lines_with("cpus=").first().map(String::as_str), Some("cpus=2"));
     assert_eq!(log.lines_with("load|").len(), 2);
     assert!(!log.lines_with("stealtime: cpu 1, msr 7").is_empty());

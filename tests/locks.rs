@@ -11,17 +11,17 @@ mod support;
 
 use protocol::words::{Lock, Wait};
 use support::{guest, has_bpf, run};
-use vmm::guest::GuestRun;
+use vmm::lab_guest::LabRun;
 use vmm::progress::Outcome;
 use vmm::publisher::PublisherKind;
 use vmm::results::{LockFigures, RunResult};
 
 /// Runs a guest with `load` vCPUs a CPU that contends as `words` say, and gives what it reported and what the lock gave.
-fn contend(load: usize, words: &str) -> (GuestRun, RunResult, LockFigures) {
+fn contend(load: usize, words: &str) -> (LabRun, RunResult, LockFigures) {
     let vcpus = load * support::cpus().count();
     let (run, result) = run(&guest(vcpus, PublisherKind::Bpf, &format!("job=contend {words}")));
     // The payload itself asserts exclusion, and ends with status 3 if it was broken; a hang ends with the time-out.
-    assert!(matches!(run.outcome, Outcome::Reset), "{load}x, {words}: {:?}", result.outcome);
+    assert!(matches!(run.monitor.outcome, Outcome::Reset), "{load}x, {words}: {:?}", result.outcome);
     let lock = result.window.clone().expect("a window").lock.expect("a lock");
     (run, result, lock)
 }
@@ -141,7 +141,7 @@ fn doorbell_rings_for_who_is_waited_for_and_the_monitor_lets_that_one_run() {
     let (_, result, figures) = contend(4, "lock=tas wait=yield duration_ms=400");
     assert!(figures.yields > 0);
     assert_eq!(figures.halts, 0, "who yields does not halt");
-    let offers: u64 = result.vcpus.iter().map(|vcpu| vcpu.exits.offers).sum();
+    let offers: u64 = result.vcpus.iter().map(|vcpu| vcpu.directed_yields).sum();
     // One is out at a time; who comes meanwhile has only yielded.
     assert!(offers > 0, "who may load BPF may change classes: none of {} was taken", figures.yields);
 }

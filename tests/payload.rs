@@ -18,7 +18,7 @@ use protocol::words::Start;
 use support::{
     end_of, guest, has_bpf, has_kvm, has_two_cpus, kill, run, start, vmm, wait_for, wait_for_cpu_time,
 };
-use vmm::guest::{GuestConfig, GuestRun};
+use vmm::lab_guest::LabRun;
 use vmm::progress::Outcome;
 use vmm::publisher::PublisherKind;
 use vmm::results::RunResult;
@@ -26,8 +26,8 @@ use vmm::results::RunResult;
 /// A short measured window.
 const SHORT: &str = "warmup_ms=20 duration_ms=60";
 
-fn assert_reset(run: &GuestRun, result: &RunResult) {
-    assert!(matches!(run.outcome, Outcome::Reset), "{:?} {:?}", run.outcome, result.outcome);
+fn assert_reset(run: &LabRun, result: &RunResult) {
+    assert!(matches!(run.monitor.outcome, Outcome::Reset), "{:?} {:?}", run.monitor.outcome, result.outcome);
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn vcpus_started_by_sipi_do_the_same_as_those_started_directly() {
     // With many, the boot vCPU sends its INIT and SIPI long before the last one could be made beside it.
     for vcpus in [1, 2, 64] {
         let mut config = guest(vcpus, PublisherKind::Off, &format!("job=contend wait=threshold {SHORT}"));
-        config.start = Start::Sipi;
+        config.guest.start = Start::Sipi;
         let (run, result) = run(&config);
         assert_reset(&run, &result);
         assert_eq!(result.guest.entry, "pvh");
@@ -161,9 +161,9 @@ fn guest_that_is_out_of_time_closes_its_window_and_keeps_its_figures() {
     }
     for job in ["contend wait=threshold", "watch", "idle"] {
         let words = format!("job={job} warmup_ms=20 duration_ms=60000");
-        let config = GuestConfig { timeout: Some(WELL_UNDER_WAY), ..guest(4, PublisherKind::Off, &words) };
+        let config = guest(4, PublisherKind::Off, &words).with(|guest| guest.timeout = Some(WELL_UNDER_WAY));
         let (run, result) = run(&config);
-        assert!(matches!(run.outcome, Outcome::TimedOut), "{:?}", result.outcome);
+        assert!(matches!(run.monitor.outcome, Outcome::TimedOut), "{:?}", result.outcome);
         let window = result.window.expect("the window was closed");
         assert!(window.length_ns < 60_000_000_000, "{window:?}");
         assert!(window.lock.is_none_or(|lock| lock.acquisitions > 0));

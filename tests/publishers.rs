@@ -21,7 +21,7 @@ use support::{
     LIMIT, alone, cpus, end_of, guest, has_bpf, has_classic_bpf, has_kvm, has_perf, has_program,
     has_two_cpus, run, skip, vmm,
 };
-use vmm::guest::{Guest, GuestConfig};
+use vmm::lab_guest::{LabConfig, LabGuest};
 use vmm::progress::Outcome;
 use vmm::publisher::PublisherKind;
 use vmm::publisher::record::GuestRecord;
@@ -42,9 +42,9 @@ fn can_publish(publisher: PublisherKind) -> bool {
 fn watch(publisher: PublisherKind, faults: Option<&str>) -> (RunResult, ByteFigures) {
     let config = guest(2, publisher, "job=watch duration_ms=500");
     let faults = faults.map(|faults| faults.parse().expect("faults"));
-    let config = GuestConfig { cpus: config.cpus.first(1), faults, ..config };
+    let config = LabConfig { faults, ..config.on(cpus().first(1)) };
     let (run, result) = run(&config);
-    assert!(matches!(run.outcome, Outcome::Reset), "{:?}", result.outcome);
+    assert!(matches!(run.monitor.outcome, Outcome::Reset), "{:?}", result.outcome);
     let byte = result.window.as_ref().and_then(|window| window.byte).expect("the guest sampled");
     (result, byte)
 }
@@ -147,9 +147,9 @@ fn park_sets_no_byte_for_what_the_host_does_and_tells_its_steal_all_the_same() {
     assert!(result.vcpus.iter().all(|vcpu| vcpu.publication.is_some_and(|counts| counts.program.outs == 0)));
 }
 
-fn record_of(guest: &Guest, look: &Look) -> GuestRecord {
+fn record_of(guest: &LabGuest, look: &Look) -> GuestRecord {
     match Registration::from_msr(look.msr.expect("it exists")) {
-        Ok(Registration::At { gpa }) => GuestRecord::at(guest.vm().machine().ram(), gpa).expect("in RAM"),
+        Ok(Registration::At { gpa }) => guest.vm().record(gpa).expect("in RAM"),
         other => panic!("{other:?}"),
     }
 }
@@ -162,7 +162,7 @@ fn wait_until(what: &str, is: impl Fn() -> bool) {
     }
 }
 
-fn look(guest: &Guest) -> Look {
+fn look(guest: &LabGuest) -> Look {
     let paused = guest.vm().pause().expect("nobody else pauses it");
     let look = guest.vm().look(&paused).remove(0);
     guest.vm().resume(paused);
@@ -179,7 +179,8 @@ fn held_vcpu_is_marked_until_released_and_the_time_is_steal() {
         }
         alone(|| {
             let config = guest(1, publisher, "job=watch warmup_ms=5 duration_ms=60000");
-            let guest = Guest::start(&config, io::sink(), Timings::since(Instant::now())).expect("it starts");
+            let guest =
+                LabGuest::start(&config, io::sink(), Timings::since(Instant::now())).expect("it starts");
             assert!(guest.wait_for_window(LIMIT), "{publisher}");
             let before = look(&guest);
             let record = record_of(&guest, &before);
@@ -200,8 +201,9 @@ fn held_vcpu_is_marked_until_released_and_the_time_is_steal() {
                 wait_until("the byte is clear", || record.preempted() == 0);
             }
             let after = look(&guest);
-            let parked: u64 = after.holds.iter().map(|held| held.parked_ns).sum();
-            assert!(after.holds.len() >= HOLDS && parked >= 20_000_000 * HOLDS as u64, "{:?}", after.holds);
+            let holds = guest.descheduled(VcpuId::BOOT);
+            let parked: u64 = holds.iter().map(|held| held.descheduled_ns).sum();
+            assert!(holds.len() >= HOLDS && parked >= 20_000_000 * HOLDS as u64, "{holds:?}");
             let delay = after.account.since(before.account).run_delay_ns;
             let forgotten = after.forgotten_ns - before.forgotten_ns;
             let steal = record.steal_ns() - steal_before;
@@ -213,7 +215,7 @@ fn held_vcpu_is_marked_until_released_and_the_time_is_steal() {
             );
             guest.report().expect("ours").header.close_now.store(1, Ordering::Relaxed);
             let run = guest.wait().expect("it ends");
-            assert!(matches!(run.outcome, Outcome::Reset));
+            assert!(matches!(run.monitor.outcome, Outcome::Reset));
         });
     }
 }
@@ -227,8 +229,9 @@ fn paused_vcpus_are_unmarked_and_their_records_untouched_without_bpf_as_well() {
         alone(|| {
             // Whoever is paused has just lost its CPU to the other, half of the time.
             let config = guest(2, publisher, "job=watch warmup_ms=5 duration_ms=60000");
-            let config = GuestConfig { cpus: config.cpus.first(1), ..config };
-            let guest = Guest::start(&config, io::sink(), Timings::since(Instant::now())).expect("it starts");
+            let config = config.on(cpus().first(1));
+            let guest =
+                LabGuest::start(&config, io::sink(), Timings::since(Instant::now())).expect("it starts");
             assert!(guest.wait_for_window(LIMIT), "{publisher}");
             for _ in 0..50 {
                 thread::sleep(Duration::from_millis(7));
@@ -255,8 +258,7 @@ fn fault_that_was_asked_for_is_made_and_counted_around_each_publisher() {
             continue;
         }
         let counts = |result: &RunResult| {
-            let counts =
-                result.vcpus.iter().map(|vcpu| vcpu.publication.and_then(|c| c.faults).expect("it counts"));
+            let counts = result.vcpus.iter().map(|vcpu| vcpu.faults.expect("it counts"));
             counts.collect::<Vec<_>>()
         };
         let (result, byte) = watch(publisher, Some("drop=1"));

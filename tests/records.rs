@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use protocol::conformance::Assertion;
 use protocol::steal_time::Registration;
 use support::{alone, guest, has_bpf, has_kvm, run};
-use vmm::guest::{Guest, GuestConfig};
+use vmm::lab_guest::LabGuest;
 use vmm::progress::Outcome;
 use vmm::publisher::PublisherKind;
 use vmm::timings::Timings;
@@ -25,7 +25,7 @@ use vmm::timings::Timings;
 /// The scene `roam`, in which one vCPU moves its record so many times.
 fn roam(publisher: PublisherKind, vcpus: usize, moves: u32) {
     let (run, result) = run(&guest(vcpus, publisher, &format!("job=conformance scene=roam moves={moves}")));
-    assert!(matches!(run.outcome, Outcome::Reset), "{:?}", result.outcome);
+    assert!(matches!(run.monitor.outcome, Outcome::Reset), "{:?}", result.outcome);
     let held = |assertion| {
         let finding = result.finding(assertion).expect("it was tried");
         assert_eq!(finding.broken_at, None, "{assertion}, {vcpus} vCPUs, {publisher}");
@@ -67,11 +67,11 @@ fn record_above_4_gib_is_written_like_any_other() {
     }
     alone(|| {
         let words = "job=watch steal=off warmup_ms=5 duration_ms=60000";
-        let config = GuestConfig { memory_mib: 4096, ..guest(2, PublisherKind::Bpf, words) };
-        let config = GuestConfig { cpus: config.cpus.first(1), ..config };
+        let config = guest(2, PublisherKind::Bpf, words).with(|guest| guest.memory_mib = 4096);
+        let config = config.on(support::cpus().first(1));
         let timings = Timings::since(Instant::now());
         let (guest, paused) =
-            Guest::start_paused(&config, io::sink(), timings).expect("4 GiB, none of it touched");
+            LabGuest::start_paused(&config, io::sink(), timings).expect("4 GiB, none of it touched");
         let vm = guest.vm();
         let mut saved = vm.save_steal_time(&paused).unwrap();
         saved.vcpus[1].msr = Registration::At { gpa: GPA }.to_msr();

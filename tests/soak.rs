@@ -48,7 +48,7 @@ fn thousand_guests_leave_no_descriptor_thread_or_bpf_program() {
     let descriptors = entries("/proc/self/fd");
     for round in 0..GUESTS {
         let (run, result) = run(&config);
-        assert!(matches!(run.outcome, Outcome::Reset), "guest {round}: {:?}", result.outcome);
+        assert!(matches!(run.monitor.outcome, Outcome::Reset), "guest {round}: {:?}", result.outcome);
     }
     assert_eq!(entries("/proc/self/fd"), descriptors);
     wait_for_threads(threads);

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
 use support::{Fixture, LIMIT, alone, cpus, guest, has_bpf, has_kvm};
-use vmm::guest::{Guest, GuestConfig, PayloadSource};
+use vmm::guest::PayloadSource;
+use vmm::lab_guest::{LabConfig, LabGuest};
 use vmm::progress::Outcome;
 use vmm::publisher::{Choice, PublisherKind};
 use vmm::steal_time::saved::{SavedError, SavedStealTime};
@@ -28,14 +29,14 @@ fn timings() -> Timings {
 }
 
 /// Two vCPUs that spin on one CPU until they are asked to stop.
-fn spinning(publisher: PublisherKind, words: &str) -> GuestConfig {
+fn spinning(publisher: PublisherKind, words: &str) -> LabConfig {
     let words = format!("job=watch warmup_ms=5 duration_ms=60000 {words}");
     let config = guest(2, publisher, &words);
-    GuestConfig { cpus: cpus().first(1), ..config }
+    config.on(cpus().first(1))
 }
 
-fn start(config: &GuestConfig) -> Guest {
-    Guest::start(config, io::sink(), timings()).expect("the guest starts")
+fn start(config: &LabConfig) -> LabGuest {
+    LabGuest::start(config, io::sink(), timings()).expect("the guest starts")
 }
 
 fn wait_until(what: &str, is: &dyn Fn() -> bool) {
@@ -46,15 +47,15 @@ fn wait_until(what: &str, is: &dyn Fn() -> bool) {
     }
 }
 
-fn wait_for_window(guest: &Guest) {
+fn wait_for_window(guest: &LabGuest) {
     assert!(guest.wait_for_window(LIMIT), "its window opens");
 }
 
 /// Asks our payload to stop, and waits until it has.
-fn end(guest: Guest) {
+fn end(guest: LabGuest) {
     guest.report().expect("ours").header.close_now.store(1, Ordering::Relaxed);
     let run = guest.wait().expect("it ends");
-    assert!(matches!(run.outcome, Outcome::Reset), "{:?}", run.outcome);
+    assert!(matches!(run.monitor.outcome, Outcome::Reset), "{:?}", run.monitor.outcome);
 }
 
 fn steal_of(record: Option<[u8; 64]>) -> u64 {
@@ -112,7 +113,7 @@ fn restored_steal_is_raised_where_guest_memory_is_older_and_survives_a_document(
         let saved: SavedStealTime = serde_json::from_str(&document).unwrap();
 
         let config = spinning(PublisherKind::Bpf, "steal=off");
-        let (guest, paused) = Guest::start_paused(&config, io::sink(), timings()).unwrap();
+        let (guest, paused) = LabGuest::start_paused(&config, io::sink(), timings()).unwrap();
         guest.vm().restore_steal_time(&paused, &saved).unwrap();
         for (look, was) in guest.vm().look(&paused).iter().zip(&saved.vcpus) {
             assert_eq!((look.msr, look.kernel_msr), (Some(was.msr), Some(0)));
@@ -137,7 +138,7 @@ fn state_of_another_guest_or_that_no_guest_wrote_is_refused_and_nothing_changes(
     }
     alone(|| {
         let config = spinning(PublisherKind::Bpf, "steal=off");
-        let (guest, paused) = Guest::start_paused(&config, io::sink(), timings()).unwrap();
+        let (guest, paused) = LabGuest::start_paused(&config, io::sink(), timings()).unwrap();
         let vm = guest.vm();
         let good = vm.save_steal_time(&paused).unwrap();
         let refuse = |saved: &SavedStealTime| match vm.restore_steal_time(&paused, saved) {
@@ -157,7 +158,7 @@ fn state_of_another_guest_or_that_no_guest_wrote_is_refused_and_nothing_changes(
     });
     alone(|| {
         let config = spinning(PublisherKind::Off, "");
-        let (guest, paused) = Guest::start_paused(&config, io::sink(), timings()).unwrap();
+        let (guest, paused) = LabGuest::start_paused(&config, io::sink(), timings()).unwrap();
         let mut saved = guest.vm().save_steal_time(&paused).unwrap();
         saved.vcpus[0].msr = 0x20_0001;
         let refused = guest.vm().restore_steal_time(&paused, &saved);
@@ -168,15 +169,13 @@ fn state_of_another_guest_or_that_no_guest_wrote_is_refused_and_nothing_changes(
 }
 
 /// A guest of one vCPU whose fixture stays in a loop.
-fn looping(fixture: &Fixture) -> GuestConfig {
+fn looping(fixture: &Fixture) -> LabConfig {
     let config = guest(1, PublisherKind::Off, "");
-    GuestConfig {
-        payload: PayloadSource::File { path: fixture.path.clone(), flat: false },
-        publisher: Choice::Only(PublisherKind::Off),
-        faults: None,
-        memory_mib: 4,
-        ..config
-    }
+    config.with(|guest| {
+        guest.payload = PayloadSource::File { path: fixture.path.clone(), flat: false };
+        guest.publisher = Choice::Only(PublisherKind::Off);
+        guest.memory_mib = 4;
+    })
 }
 
 #[test]
@@ -218,9 +217,8 @@ fn guest_finds_noted_in_its_clock_that_it_was_paused() {
     let fixture = Fixture::assembled("kvmclock.S");
     alone(|| {
         let guest = start(&looping(&fixture));
-        let ram = guest.vm().machine().ram().clone();
         let byte = |offset: usize| {
-            let record = vmm::publisher::record::GuestRecord::at(&ram, CLOCK).expect("RAM");
+            let record = guest.vm().record(CLOCK).expect("RAM");
             record.bytes()[offset]
         };
         // Bytes of `struct pvclock_vcpu_time_info`: version at 0, flags at 29.
@@ -244,14 +242,14 @@ fn machine_that_stands_still_can_be_ended_and_one_that_ends_can_be_stopped() {
         let paused = guest.vm().pause().expect("nobody else pauses it");
         if round.is_multiple_of(2) {
             guest.vm().resume(paused);
-            assert!(matches!(guest.wait().expect("it ends").outcome, Outcome::Reset));
+            assert!(matches!(guest.wait().expect("it ends").monitor.outcome, Outcome::Reset));
         } else {
             drop(guest);
         }
     }
     // The time is over while it stands still.
-    let config =
-        GuestConfig { timeout: Some(Duration::from_millis(50)), ..guest(2, PublisherKind::Off, "job=idle") };
-    let (guest, _paused) = Guest::start_paused(&config, io::sink(), timings()).unwrap();
-    assert!(matches!(guest.wait().expect("it ends").outcome, Outcome::TimedOut));
+    let config = guest(2, PublisherKind::Off, "job=idle")
+        .with(|guest| guest.timeout = Some(Duration::from_millis(50)));
+    let (guest, _paused) = LabGuest::start_paused(&config, io::sink(), timings()).unwrap();
+    assert!(matches!(guest.wait().expect("it ends").monitor.outcome, Outcome::TimedOut));
 }

@@ -19,9 +19,9 @@ use support::{
     alone, cpus, end_of, has_kvm, has_perf, has_two_cpus, kill, skip, start, vmm, wait_for_cpu_time,
 };
 use vmm::fleet::{self, FleetConfig, FleetResult, FleetRun};
-use vmm::guest::GuestConfig;
 use vmm::host::facts::HostFacts;
 use vmm::host::thread::{Class, set_own_class};
+use vmm::lab_guest::LabConfig;
 use vmm::policy::catalogue::PolicyChoice;
 use vmm::policy::{Decision, Event, Lines, Policy, Scene};
 use vmm::progress::Outcome;
@@ -54,7 +54,7 @@ fn steer(
 ) -> (FleetRun, FleetResult) {
     let vcpus = 2 * cpus().count();
     let timeout = Duration::from_secs(40);
-    let guest = GuestConfig::embedded(vcpus, cpus(), PublisherKind::Park, words.to_owned(), timeout);
+    let guest = LabConfig::embedded(vcpus, cpus(), PublisherKind::Park, words.to_owned(), timeout);
     let config = FleetConfig {
         guest,
         guests,
@@ -82,7 +82,11 @@ const CONTEND: &str = "job=contend lock=tas wait=ignore warmup_ms=50 duration_ms
 fn round_robin_happens_as_it_is_rehearsed_and_everybody_gets_on() {
     for mechanism in mechanisms() {
         let (run, result) = steer(catalogued("rr:quantum=2ms"), mechanism, 1, CONTEND);
-        assert!(matches!(run.guests[0].outcome, Outcome::Reset), "{:?}", run.guests[0].outcome);
+        assert!(
+            matches!(run.guests[0].monitor.outcome, Outcome::Reset),
+            "{:?}",
+            run.guests[0].monitor.outcome
+        );
         let steering = result.steering.expect("it was steered");
         assert_eq!((steering.mechanism, steering.ended.as_deref()), (mechanism, None));
         assert!(steering.decisions > 50, "{steering:?}");
@@ -107,7 +111,7 @@ fn parked_vcpu_says_so_and_its_time_is_steal() {
     let steering = result.steering.as_ref().expect("it was steered");
     assert!(steering.byte.count > 0);
     let held: u64 =
-        run.guests[0].vcpus.iter().flat_map(|(_, vcpu)| &vcpu.holds).map(|held| held.parked_ns).sum();
+        run.guests[0].vcpus.iter().flat_map(|vcpu| &vcpu.descheduled).map(|held| held.descheduled_ns).sum();
     assert!(held > 0);
     let window = result.guests[0].window.as_ref().expect("a window");
     // Half of the vCPUs are parked at any time.
@@ -117,7 +121,7 @@ fn parked_vcpu_says_so_and_its_time_is_steal() {
         window.guest_steal_ns,
         window.length_ns
     );
-    assert!(run.guests[0].vcpus.iter().all(|(_, vcpu)| vcpu.counts.is_some_and(|counts| counts.parks > 0)));
+    assert!(run.guests[0].vcpus.iter().all(|vcpu| vcpu.stats.counts.is_some_and(|counts| counts.parks > 0)));
 }
 
 #[test]
@@ -145,10 +149,10 @@ fn every_policy_of_the_catalogue_lets_a_guest_end() {
             let words = "job=contend lock=mutex wait=byte warmup_ms=30 duration_ms=60";
             let (run, result) = steer(catalogued(entry.name), mechanism, 1, words);
             assert!(
-                matches!(run.guests[0].outcome, Outcome::Reset),
+                matches!(run.guests[0].monitor.outcome, Outcome::Reset),
                 "{} by {mechanism}: {:?}, {:?}",
                 entry.name,
-                run.guests[0].outcome,
+                run.guests[0].monitor.outcome,
                 result.steering
             );
         }
@@ -166,7 +170,7 @@ fn trace_is_replayed_in_its_order() {
     let trace = support::Fixture::file("trace.csv", rows.as_bytes());
     let (run, result) =
         steer(catalogued(&format!("replay:file={}", trace.arg())), MechanismKind::Park, 1, CONTEND);
-    assert!(matches!(run.guests[0].outcome, Outcome::Reset));
+    assert!(matches!(run.guests[0].monitor.outcome, Outcome::Reset));
     assert!(result.steering.expect("it was steered").decisions > 20);
 }
 
@@ -176,7 +180,7 @@ fn several_guests_are_steered_together_and_each_has_its_figures() {
         let (run, result) = steer(catalogued("gang:quantum=2ms"), mechanism, 2, CONTEND);
         assert_eq!(run.guests.len(), 2);
         for (guest, figures) in run.guests.iter().zip(&result.guests) {
-            assert!(matches!(guest.outcome, Outcome::Reset), "{:?}", guest.outcome);
+            assert!(matches!(guest.monitor.outcome, Outcome::Reset), "{:?}", guest.monitor.outcome);
             let lock = figures.window.as_ref().and_then(|window| window.lock.as_ref()).expect("a lock");
             assert!(lock.acquisitions > 0);
         }
@@ -248,7 +252,11 @@ fn decisions_that_make_no_sense_are_refused_whole_and_counted_and_the_guest_goes
     };
     for mechanism in mechanisms() {
         let (run, result) = steer(Odd::choice("odd", odd, None), mechanism, 1, CONTEND);
-        assert!(matches!(run.guests[0].outcome, Outcome::Reset), "{:?}", run.guests[0].outcome);
+        assert!(
+            matches!(run.guests[0].monitor.outcome, Outcome::Reset),
+            "{:?}",
+            run.guests[0].monitor.outcome
+        );
         let steering = result.steering.expect("it was steered");
         let refused = steering.refused;
         assert!(refused.impossible > 0 && refused.contradictory > 0, "{refused:?}");
@@ -263,7 +271,11 @@ fn policy_that_panics_ends_the_run_cleanly_and_says_why() {
         let odd = |ticks: u32, _: &Scene, _: &mut Vec<Decision>| assert!(ticks < 200, "no idea what to do");
         let words = "job=contend lock=tas wait=ignore warmup_ms=10 duration_ms=30000";
         let (run, result) = steer(Odd::choice("nervous", odd, None), mechanism, 1, words);
-        assert!(matches!(run.guests[0].outcome, Outcome::SteeringEnded), "{:?}", run.guests[0].outcome);
+        assert!(
+            matches!(run.guests[0].monitor.outcome, Outcome::Stopped),
+            "{:?}",
+            run.guests[0].monitor.outcome
+        );
         let end = run.steering.as_ref().and_then(|steering| steering.end.clone());
         assert_eq!(end, Some(End::Panicked("no idea what to do".to_owned())));
         assert_eq!(result.status(), 5);
@@ -281,7 +293,7 @@ fn policy_that_never_lets_a_vcpu_run_ends_the_run_cleanly_and_says_which() {
         let (run, result) = steer(Odd::choice("forgetful", |_, _, _| {}, Some(2)), mechanism, 1, words);
         let end = run.steering.as_ref().and_then(|steering| steering.end.clone());
         assert!(matches!(end, Some(End::Starved { guest: 0, vcpu: 2, .. })), "{end:?}");
-        assert!(matches!(run.guests[0].outcome, Outcome::SteeringEnded));
+        assert!(matches!(run.guests[0].monitor.outcome, Outcome::Stopped));
         let byte = result.guests[0].window.as_ref().and_then(|window| window.byte).expect("figures so far");
         assert!(byte.own_samples > 0);
     }
@@ -308,7 +320,7 @@ fn guest_tells_what_it_holds_and_rings_only_where_the_policy_asks() {
     let steering = result.steering.expect("it was steered");
     assert!(steering.rings > 0 && steering.decisions > 300, "{steering:?}");
     assert_eq!(
-        result.guests[0].vcpus.iter().map(|vcpu| vcpu.exits.offers).sum::<u64>(),
+        result.guests[0].vcpus.iter().map(|vcpu| vcpu.directed_yields).sum::<u64>(),
         0,
         "nobody else was asked"
     );

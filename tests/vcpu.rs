@@ -19,20 +19,31 @@ use support::has_kvm;
 use vmm::boot::{self, Entry};
 use vmm::cpuid::Supported;
 use vmm::gate::Gate;
+use vmm::hooks::NoHooks;
 use vmm::memory::Ram;
-use vmm::publisher::{Counts, MsrOwner, Publication, PublisherError};
-use vmm::steal_time::msr::StealTimeMsr;
-use vmm::vcpu::offer::Offers;
+use vmm::publisher::{Counts, Publication, Publisher, PublisherError, PublisherKind};
+use vmm::steal_time::vm::StealTime;
 use vmm::vcpu::run::Vcpu;
 use vmm::vcpu::{Ending, Message, Outbox, Shared};
+use vmm::vm::host_vm::GuestVm;
 use vmm::vm::machine::{self, Interrupts, Machine};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Counts entries.
 #[derive(Debug)]
-struct Entries<'t>(&'t AtomicU64);
+struct Entries(Arc<AtomicU64>);
 
-impl Publication for Entries<'_> {
+impl Publisher for Entries {
+    fn kind(&self) -> PublisherKind {
+        PublisherKind::Park
+    }
+
+    fn attach(&self, _vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
+        Ok(Some(Box::new(Self(Arc::clone(&self.0)))))
+    }
+}
+
+impl Publication for Entries {
     fn publish(&mut self, _gpa: u64, _least_ns: u64) -> Result<(), PublisherError> {
         Ok(())
     }
@@ -75,26 +86,22 @@ fn publisher_is_told_before_each_entry() {
     boot::write_tables(vm.ram(), 1).unwrap();
     vm.ram().write(START, &CODE).unwrap();
     let fd = vm.create_vcpu(VcpuId::BOOT).unwrap();
-    fd.set_cpuid2(&Supported::read(&kvm).unwrap().of_vcpu(VcpuId::BOOT, MsrOwner::Nobody)).unwrap();
+    fd.set_cpuid2(&Supported::read(&kvm).unwrap().of_vcpu(VcpuId::BOOT)).unwrap();
     boot::set_registers(&fd, VcpuId::BOOT, Entry::Long(START)).unwrap();
 
     let mut ports = PortBus::new();
     ports.attach(EXIT_PORT, 1, ExitPort).unwrap();
-    let shared = Shared {
-        ports,
-        gate: Arc::new(Gate::new()),
-        cpus: support::cpus(),
-        ram: vm.ram().clone(),
-        offers: Offers::default(),
-        on_kick: std::sync::OnceLock::new(),
-    };
+    let control = Arc::new(Gate::new());
+    let shared =
+        Shared { ports, gate: Arc::clone(&control), cpus: support::cpus(), hooks: Arc::new(NoHooks) };
     let (sender, told) = mpsc::channel();
     let outbox = Outbox::new(sender, EventFd::new(0).unwrap());
-    let entries = AtomicU64::new(0);
-    let steal_time = StealTimeMsr::new(Some(Box::new(Entries(&entries))));
+    let entries = Arc::new(AtomicU64::new(0));
+    let host_vm = Arc::new(GuestVm::new(vm.ram().clone(), control));
+    let steal_time = StealTime::with_publisher(Arc::new(Entries(Arc::clone(&entries))), host_vm);
+    let attached = steal_time.attach(VcpuId::BOOT).unwrap();
     let (_errands, inbox) = mpsc::channel();
-    let steal_time = (steal_time, MsrOwner::Monitor);
-    let remains = Vcpu::new(VcpuId::BOOT, fd, Arc::new(shared), steal_time, outbox, inbox).run();
+    let remains = Vcpu::new(VcpuId::BOOT, fd, Arc::new(shared), attached, outbox, inbox).run();
 
     let message = told.recv().expect("the vCPU tells how it ended");
     assert!(matches!(message, Message::Ended { ending: Ending::Exit(7), .. }), "{message:?}");

@@ -19,11 +19,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vmm::guest::{self, GuestConfig, GuestRun};
 use vmm::host::cpus::Cpus;
 use vmm::host::facts::HostFacts;
 use vmm::host::perf::SwitchLog;
 use vmm::host::thread::own_tid;
+use vmm::lab_guest::{self, LabConfig, LabRun};
 use vmm::publisher::PublisherKind;
 use vmm::publisher::bpf::{BpfError, Program};
 use vmm::results::RunResult;
@@ -227,8 +227,8 @@ pub(crate) fn wait_for_cpu_time(running: &Running, time: Duration) {
 }
 
 /// A guest with the embedded payload that does `words`.
-pub(crate) fn guest(vcpus: usize, publisher: PublisherKind, words: &str) -> GuestConfig {
-    GuestConfig::embedded(vcpus, cpus(), publisher, words.to_owned(), LIMIT)
+pub(crate) fn guest(vcpus: usize, publisher: PublisherKind, words: &str) -> LabConfig {
+    LabConfig::embedded(vcpus, cpus(), publisher, words.to_owned(), LIMIT)
 }
 
 /// Does what needs the CPUs, one test at a time: each would take the other's.
@@ -239,8 +239,8 @@ pub(crate) fn alone<R>(act: impl FnOnce() -> R) -> R {
 }
 
 /// Runs a guest in this process, and makes its document.
-pub(crate) fn run(config: &GuestConfig) -> (GuestRun, RunResult) {
-    let run = alone(|| guest::run(config, io::sink(), Timings::since(Instant::now())));
+pub(crate) fn run(config: &LabConfig) -> (LabRun, RunResult) {
+    let run = alone(|| lab_guest::run(config, io::sink(), Timings::since(Instant::now())));
     let run = run.expect("the guest can be run");
     let result = RunResult::new(HostFacts::probe(), config, &run);
     (run, result)

@@ -15,6 +15,7 @@ use crate::experiment::{Experiment, ExperimentError, Point, Way, lock_of};
 use crate::guest::GuestError;
 use crate::host::cpus::Cpus;
 use crate::host::facts::HostFacts;
+use crate::lab_guest::LabGuestError;
 use crate::publisher::{Choice, PublisherKind};
 use crate::render::lock_cells;
 use crate::results::{RunResult, SCHEMA};
@@ -44,8 +45,9 @@ pub struct Demo {
 /// # Errors
 /// The first point's that could not be measured.
 pub fn run(host: HostFacts, cpus: Cpus, choice: Choice, quiet: bool) -> Result<Demo, ExperimentError> {
-    let kernel_can = kernel_has_steal_time().map_err(GuestError::from)?;
-    let chosen = choice.begin_loading(1).finish().settle(kernel_can).map_err(GuestError::from)?.kind();
+    let kernel_can = kernel_has_steal_time().map_err(|error| LabGuestError::from(GuestError::from(error)))?;
+    let chosen = choice.begin_loading(1).finish().settle(kernel_can);
+    let chosen = chosen.map_err(|error| LabGuestError::from(GuestError::from(error)))?.kind();
     // No backstop: where the byte is not told, it is to show what that costs.
     let workload =
         Workload { warmup_ms: WARMUP_MS, duration_ms: WINDOW_MS, backstop_ns: 0, ..Workload::DEFAULT };

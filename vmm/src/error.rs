@@ -5,8 +5,8 @@ use crate::causes;
 use crate::conformance::ConformanceError;
 use crate::experiment::ExperimentError;
 use crate::fleet::FleetError;
-use crate::guest::GuestError;
 use crate::host::cpus::CpuError;
+use crate::lab_guest::LabGuestError;
 use crate::output::OutputError;
 use crate::quality::QualityError;
 
@@ -15,7 +15,7 @@ use crate::quality::QualityError;
 pub enum Error {
     /// A guest.
     #[error(transparent)]
-    Guest(#[from] GuestError),
+    Guest(#[from] LabGuestError),
     /// Several, or who steers them.
     #[error(transparent)]
     Fleet(#[from] FleetError),

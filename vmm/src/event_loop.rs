@@ -107,16 +107,6 @@ impl EventLoop {
         sources.timer.reset(after, None).map_err(failed("set a timer"))
     }
 
-    /// The messages that nobody has waited for.
-    pub fn rest(mut self) -> Vec<Message> {
-        let Ok(sources) = self.manager.subscriber_mut(self.id) else { return Vec::new() };
-        let pending = sources.pending.drain(..).filter_map(|event| match event {
-            Event::Vcpu(message) => Some(message),
-            Event::Interrupted | Event::TimedOut => None,
-        });
-        pending.chain(sources.inbox.try_iter()).collect()
-    }
-
     /// Waits for the next event.
     ///
     /// # Errors

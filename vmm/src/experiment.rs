@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use protocol::words::{Check, Job, Lock, Wait, Workload};
 use serde::{Serialize, Serializer};
 
-use crate::guest::{self, GuestConfig, GuestError};
 use crate::host::cpus::Cpus;
 use crate::host::facts::HostFacts;
+use crate::lab_guest::{self, LabConfig, LabGuestError};
 use crate::progress::Outcome;
 use crate::publisher::PublisherKind;
 use crate::results::{LockFigures, RunResult, WindowFigures, as_word};
@@ -85,7 +85,7 @@ pub struct Point {
 pub enum ExperimentError {
     /// The guest could not be run.
     #[error(transparent)]
-    Guest(#[from] GuestError),
+    Guest(#[from] LabGuestError),
     /// The guest did not end well.
     #[error("The guest of {vcpus} vCPUs that was to do {workload} did not end well: {how}")]
     Ended {
@@ -137,10 +137,10 @@ impl Experiment {
     ) -> Result<RunResult, ExperimentError> {
         let length = Duration::from_millis(u64::from(workload.warmup_ms) + u64::from(workload.duration_ms));
         let cpus = self.cpus.clone();
-        let config = GuestConfig::embedded(vcpus, cpus, publisher, workload.to_string(), length + PATIENCE);
-        let run = guest::run(&config, io::sink(), Timings::since(Instant::now()))?;
+        let config = LabConfig::embedded(vcpus, cpus, publisher, workload.to_string(), length + PATIENCE);
+        let run = lab_guest::run(&config, io::sink(), Timings::since(Instant::now()))?;
         let result = RunResult::new(self.host.clone(), &config, &run);
-        match run.outcome {
+        match run.monitor.outcome {
             Outcome::Reset => Ok(result),
             Outcome::Interrupted => Err(ExperimentError::Interrupted),
             _ => Err(ExperimentError::ended(vcpus, workload, result.outcome.in_short())),

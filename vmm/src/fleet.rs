@@ -6,16 +6,13 @@
 //! All guests do the same. They end by themselves, each when its own window has closed; whoever is steered goes on being steered
 //! until the last one has.
 
-use std::cell::Cell;
 use std::io::{self, Write};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::guest::{Guest, GuestConfig, GuestError, GuestRun, Helm};
 use crate::host::facts::HostFacts;
+use crate::lab_guest::{LabConfig, LabGuest, LabGuestError, LabRun};
 use crate::policy::parameters::ParameterError;
 use crate::results::{RunResult, SCHEMA, SteeringFigures};
 use crate::steer::antagonist::{Antagonist, Load};
@@ -23,7 +20,6 @@ use crate::steer::mechanism::MechanismKind;
 use crate::steer::{self, Precedence, SteerConfig, SteerError, Steering, SteeringRemains};
 use crate::timings::Timings;
 use crate::trace::{self, Trace};
-use crate::vcpu::OnKick;
 
 /// What our payload's vCPUs may take to come up before steering begins all the same.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -32,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct FleetConfig {
     /// Each guest.
-    pub guest: GuestConfig,
+    pub guest: LabConfig,
     /// How many there are.
     pub guests: usize,
     /// Who steers them, if anybody does.
@@ -46,7 +42,7 @@ pub struct FleetConfig {
 pub enum FleetError {
     /// A guest.
     #[error(transparent)]
-    Guest(#[from] GuestError),
+    Guest(#[from] LabGuestError),
     /// Who is to steer.
     #[error(transparent)]
     Steer(#[from] SteerError),
@@ -66,9 +62,9 @@ impl FleetError {
 #[derive(Debug)]
 pub struct FleetRun {
     /// What each was run with, but for the seed.
-    pub config: GuestConfig,
+    pub config: LabConfig,
     /// What is left of each.
-    pub guests: Vec<GuestRun>,
+    pub guests: Vec<LabRun>,
     /// What is left of steering.
     pub steering: Option<SteeringRemains>,
 }
@@ -86,27 +82,6 @@ pub struct FleetResult {
     pub guests: Vec<RunResult>,
 }
 
-/// Whoever steers, as the guests' ends see him.
-struct Captain<'s> {
-    steering: Option<&'s Steering>,
-    guest: Cell<usize>,
-}
-
-impl Helm for Captain<'_> {
-    fn let_go(&self) {
-        if let Some(steering) = self.steering {
-            steering.let_go();
-        }
-    }
-
-    fn guest_ended(&self) {
-        if let Some(steering) = self.steering {
-            steering.lose(self.guest.get());
-        }
-        self.guest.set(self.guest.get() + 1);
-    }
-}
-
 /// Runs guests to their ends. What they send on COM1 goes to what `console` makes for each.
 ///
 /// # Errors
@@ -119,12 +94,12 @@ pub fn run<C: Write + Send + 'static>(
     let mut guest = config.guest.clone();
     if let Some(steer) = &config.steer {
         let wants = steer.wants().map_err(FleetError::from_policy)?;
-        guest.tells = steer::words(wants, steer.traces);
-        guest.bell = wants.rings;
+        guest.hints = steer::words(wants, steer.traces);
+        guest.doorbell = wants.rings;
     }
-    let start = |_| Guest::start(&guest, console(), Timings::since(began));
-    let guests: Vec<Guest> = (0..config.guests.max(1)).map(start).collect::<Result<_, _>>()?;
-    let beside = config.antagonist.map(|load| Antagonist::start(load, &guest.cpus)).transpose();
+    let start = |_| LabGuest::start(&guest, console(), Timings::since(began));
+    let guests: Vec<LabGuest> = (0..config.guests.max(1)).map(start).collect::<Result<_, _>>()?;
+    let beside = config.antagonist.map(|load| Antagonist::start(load, &guest.guest.cpus)).transpose();
     let _beside = beside.map_err(FleetError::Antagonist)?;
     // Among many vCPU threads that spin this one would not get to it for long.
     let mut precedence = config.steer.as_ref().map(|_| Precedence::take());
@@ -132,15 +107,14 @@ pub fn run<C: Write + Send + 'static>(
     if steering.as_ref().is_some_and(|steering| steering.mechanism() == MechanismKind::Park) {
         precedence = None;
     }
-    let captain = Captain { steering: steering.as_ref(), guest: Cell::new(0) };
     let reports: Vec<_> = guests.iter().map(|guest| guest.report().cloned()).collect();
     let mut runs = Vec::with_capacity(guests.len());
     for guest in guests {
-        let run = guest.wait_under(&captain)?;
-        if !run.outcome.is_by_itself() {
+        let run = guest.wait()?;
+        if !run.monitor.outcome.is_by_itself() {
             // Whatever ended one before its time ends all: each closes its window, and has its figures so far.
             for report in reports.iter().flatten() {
-                report.header.close_now.store(1, Ordering::Relaxed);
+                report.header.close_now.store(1, std::sync::atomic::Ordering::Relaxed);
             }
         }
         runs.push(run);
@@ -153,8 +127,8 @@ pub fn run<C: Write + Send + 'static>(
 /// Begins to steer guests that are under way.
 fn take_the_helm(
     steer: &SteerConfig,
-    guests: &[Guest],
-    config: &GuestConfig,
+    guests: &[LabGuest],
+    config: &LabConfig,
 ) -> Result<Steering, FleetError> {
     let began = Instant::now();
     let mut steered = Vec::with_capacity(guests.len());
@@ -162,10 +136,9 @@ fn take_the_helm(
         guest.wait_until_up(PATIENCE.saturating_sub(began.elapsed()));
         steered.push(guest.to_be_steered()?);
     }
-    let publisher = guests.first().map_or(crate::publisher::PublisherKind::Off, Guest::publisher);
-    let register =
-        |on_kick: Option<Arc<dyn OnKick>>| guests.iter().for_each(|guest| guest.steer(on_kick.clone()));
-    Ok(Steering::start(steer, steered, publisher, &config.cpus, register)?)
+    let publisher = guests.first().map_or(crate::publisher::PublisherKind::Off, LabGuest::publisher);
+    let attach = |guest: usize, scheduler| guests[guest].attach_scheduler(scheduler);
+    Ok(Steering::start(steer, steered, publisher, &config.guest.cpus, attach)?)
 }
 
 impl FleetRun {
@@ -173,8 +146,9 @@ impl FleetRun {
     pub fn result(&self, host: &HostFacts, antagonist: Option<Load>) -> FleetResult {
         let guests: Vec<_> =
             self.guests.iter().map(|run| RunResult::new(host.clone(), &self.config, run)).collect();
-        let holds =
-            || self.guests.iter().flat_map(|run| &run.vcpus).flat_map(|(_, vcpu)| vcpu.holds.iter().copied());
+        let holds = || {
+            self.guests.iter().flat_map(|run| &run.vcpus).flat_map(|vcpu| vcpu.descheduled.iter().copied())
+        };
         let steering = self.steering.as_ref().map(|remains| SteeringFigures::new(remains, holds()));
         FleetResult { schema: SCHEMA, antagonist, steering, guests }
     }

@@ -112,10 +112,15 @@ impl KickHandle {
     ///
     /// A thread that has ended cannot be kicked, and need not be: the kernel's answer is of no use.
     pub fn kick(self) {
-        let process = std::process::id();
-        // SAFETY: tgkill sends a signal to a thread of this process, and every thread has it blocked.
-        unsafe { libc::syscall(libc::SYS_tgkill, process, self.tid, KICK) };
+        signal_thread(self.tid, KICK);
     }
+}
+
+/// Sends `signal` to thread `tid` of this process. A thread that has ended does not need it.
+pub fn signal_thread(tid: pid_t, signal: c_int) {
+    let process = std::process::id();
+    // SAFETY: tgkill sends a signal to a thread of this process; the caller's threads block it or handle it.
+    unsafe { libc::syscall(libc::SYS_tgkill, process, tid, signal) };
 }
 
 fn empty_set() -> sigset_t {

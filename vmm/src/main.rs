@@ -16,8 +16,8 @@ use vmm::demo;
 use vmm::doctor;
 use vmm::error::Error;
 use vmm::fleet;
-use vmm::guest::Guest;
 use vmm::host::facts::HostFacts;
+use vmm::lab_guest::LabGuest;
 use vmm::output::OutputFile;
 use vmm::payload;
 use vmm::policy::catalogue::Catalogue;
@@ -166,7 +166,7 @@ fn run_guest(args: &RunArgs, began: Instant) -> Result<u8, Error> {
     }
     let json = args.json.as_deref().map(OutputFile::at).transpose()?;
     let config = args.config()?;
-    let guest = Guest::start(&config, io::stdout(), Timings::since(began))?;
+    let guest = LabGuest::start(&config, io::stdout(), Timings::since(began))?;
     if guest.has_terminal() && !args.quiet {
         eprintln!("The terminal is the guest's: Ctrl-A x ends the run, Ctrl-A Ctrl-A is one Ctrl-A");
     }

@@ -1,30 +1,23 @@
-//! Guest memory: RAM, its memslots, and the two ways in which the monitor touches it.
+//! Guest memory: RAM, its memslots, and checked access to it.
 //!
-//! Guest addresses are believed by nobody. Everything that is loaded goes through [`Ram::write`], which checks it;
-//! the payload's report is read through [`ReportView`], whose fields are atomics, because the guest writes them
-//! meanwhile.
+//! No guest address is trusted. Everything that is loaded goes through [`Ram::write`], which checks it; an address of the host
+//! is given out by [`Ram::hva`] only if the whole range is RAM.
 
-#![expect(unsafe_code, reason = "memslots hand host memory to KVM; the report is read in place")]
+#![expect(unsafe_code, reason = "memslots hand host memory to KVM")]
 
 use std::io;
-use std::mem::{align_of, size_of};
 use std::ops::Range;
 use std::ptr::NonNull;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use protocol::machine::MMIO_GAP;
-use protocol::report::Report;
 use vm_memory::{
     Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     MmapRegion, ReadVolatile,
 };
 
-/// Size of a guest page, and of a page of the record map.
-pub const PAGE_SIZE: usize = 4096;
-
-/// The same, for addresses.
-pub const PAGE: u64 = PAGE_SIZE as u64;
+pub use crate::steal_time::host_vm::{PAGE, PAGE_SIZE};
 
 /// What fits under 46 bits of physical address, as the smallest of the processors we know has them.
 const MOST_MIB: u64 = 1 << (46 - 20 - 1);
@@ -166,14 +159,13 @@ impl Ram {
         NonNull::new(self.memory.get_host_address(GuestAddress(gpa)).ok()?)
     }
 
-    /// The report at `gpa`, or `None` if it is misaligned or not all in RAM.
-    pub fn report(&self, gpa: u64) -> Option<ReportView> {
-        let end = gpa.checked_add(size_of::<Report>() as u64)?;
-        if !gpa.is_multiple_of(align_of::<Report>() as u64) || !self.holds(&(gpa..end)) {
+    /// The host address of `range` of `size` bytes at `gpa`, aligned to `align`; `None` unless all of it is RAM.
+    pub fn hva(&self, gpa: u64, size: usize, align: usize) -> Option<NonNull<u8>> {
+        let end = gpa.checked_add(size as u64)?;
+        if !gpa.is_multiple_of(align as u64) || !self.holds(&(gpa..end)) {
             return None;
         }
-        let report = NonNull::new(self.memory.get_host_address(GuestAddress(gpa)).ok()?)?;
-        Some(ReportView { report: report.cast(), _ram: self.clone() })
+        NonNull::new(self.memory.get_host_address(GuestAddress(gpa)).ok()?)
     }
 }
 
@@ -182,27 +174,6 @@ fn ranges(mib: u64) -> impl Iterator<Item = Range<u64>> + Clone {
     let low = 0..size.min(MMIO_GAP.start);
     let high = MMIO_GAP.end..MMIO_GAP.end + size.saturating_sub(MMIO_GAP.start);
     [low, high].into_iter().filter(|range| !range.is_empty())
-}
-
-/// The payload's report, in guest memory, while the guest writes it.
-#[derive(Clone, Debug)]
-pub struct ReportView {
-    report: NonNull<Report>,
-    _ram: Ram,
-}
-
-// SAFETY: a `Report` holds nothing but atomics, which may be read from any thread while any other writes them, and
-// the RAM that holds it is kept mapped by `_ram`.
-unsafe impl Send for ReportView {}
-
-impl std::ops::Deref for ReportView {
-    type Target = Report;
-
-    fn deref(&self) -> &Report {
-        // SAFETY: `Ram::report` checked that the whole report is RAM and aligned, `_ram` keeps it mapped, any bytes
-        // are valid atomics, and the guest's writes are other agents' atomic writes.
-        unsafe { self.report.as_ref() }
-    }
 }
 
 #[cfg(test)]
@@ -234,11 +205,11 @@ mod tests {
     }
 
     #[test]
-    fn report_outside_ram_or_misaligned_is_none() {
+    fn hva_refuses_what_is_misaligned_or_not_all_ram() {
         let ram = Ram::new(8).unwrap();
-        assert!(ram.report(0x10_0000).is_some());
-        assert!(ram.report(0x10_0800).is_none());
-        assert!(ram.report(0x7f_f000).is_none());
-        assert!(ram.report(u64::MAX - 4095).is_none());
+        assert!(ram.hva(0x10_0000, 0x2000, 4096).is_some());
+        assert!(ram.hva(0x10_0800, 0x2000, 4096).is_none());
+        assert!(ram.hva(0x7f_f000, 0x2000, 4096).is_none());
+        assert!(ram.hva(u64::MAX - 4095, 0x2000, 4096).is_none());
     }
 }

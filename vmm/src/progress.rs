@@ -1,23 +1,14 @@
-//! Progress: a guest under way, and how it ends.
+//! Supervision: waits for the end of a guest under way.
 //!
-//! A guest ends by its own act, by a crash, or because the user or the clock wants it. Our payload can then be asked: it
-//! closes its window at once, ends as it would have ended later, and its figures are those of the time until then.
-
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+//! A guest ends by its own act, by a crash, or because the user, the time-out or a run hook wants it. In the latter cases the run
+//! hooks may grant it time to end by itself.
 
 use protocol::VcpuId;
-use protocol::report::Milestone;
 
 use crate::event_loop::{Event, EventLoop, EventLoopError};
-use crate::measure::{Ends, Window};
-use crate::memory::ReportView;
-use crate::timings::Timings;
+use crate::hooks::RunHooks;
 use crate::vcpu::error::VcpuError;
-use crate::vcpu::{Crash, Ending, Mark, Message};
-
-/// What our payload may take to close its window and to end, once it is asked to.
-const GRACE: Duration = Duration::from_secs(1);
+use crate::vcpu::{Crash, Ending, Message};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -37,8 +28,8 @@ pub enum Outcome {
     TimedOut,
     /// The user ended it.
     Interrupted,
-    /// Whoever chose which vCPUs run could not go on.
-    SteeringEnded,
+    /// A run hook ended it.
+    Stopped,
 }
 
 impl Outcome {
@@ -54,7 +45,7 @@ impl Outcome {
             Self::Exit(status) => *status,
             Self::Crash { .. } => 3,
             Self::TimedOut => 4,
-            Self::SteeringEnded => 5,
+            Self::Stopped => 5,
             Self::Interrupted => 130,
         }
     }
@@ -71,98 +62,34 @@ pub enum ProgressError {
     Vcpu(#[from] VcpuError),
 }
 
-/// A guest under way: what it has told so far.
-#[derive(Debug)]
-pub struct Progress {
-    /// Where the time went.
-    pub timings: Timings,
-    window: Ends,
-    /// Why it was asked to end before its time.
-    asked_to_end: Option<Outcome>,
-}
-
-impl Progress {
-    /// It has told nothing yet.
-    pub fn new(timings: Timings) -> Self {
-        Self { timings, window: Ends::default(), asked_to_end: None }
-    }
-
-    /// Waits for the end of a guest, which may have a report of ours. Whoever keeps vCPUs from running is to `let_go` when
-    /// the guest is to end before its time.
-    ///
-    /// # Errors
-    /// [`ProgressError`]. Either way, vCPU threads are still to be sent home.
-    pub fn watch(
-        &mut self,
-        event_loop: &mut EventLoop,
-        report: Option<&ReportView>,
-        let_go: &dyn Fn(),
-    ) -> Result<Outcome, ProgressError> {
-        loop {
-            match event_loop.next_event()? {
-                Event::Vcpu(Message::Milestone(mark)) => self.note(mark),
-                Event::Vcpu(Message::Ended { vcpu, ending }) => match ending {
-                    Ending::Reset => return Ok(self.asked_to_end.take().unwrap_or(Outcome::Reset)),
-                    Ending::Exit(status) => return Ok(Outcome::Exit(status)),
-                    Ending::Crash(crash) => return Ok(Outcome::Crash { vcpu, crash }),
-                    Ending::SentHome => {}
-                },
-                Event::Vcpu(Message::Failed { error, .. }) => return Err(error.into()),
-                // Asked already: it has its grace, and no less.
-                Event::Interrupted | Event::Vcpu(Message::SteeringEnded) if self.asked_to_end.is_some() => {}
-                Event::Vcpu(Message::SteeringEnded) => match report {
-                    Some(report) => self.ask_to_end(Outcome::SteeringEnded, report, event_loop)?,
-                    None => return Ok(Outcome::SteeringEnded),
-                },
-                Event::Interrupted => {
-                    let_go();
-                    match report {
-                        Some(report) => self.ask_to_end(Outcome::Interrupted, report, event_loop)?,
-                        None => return Ok(Outcome::Interrupted),
-                    }
-                }
-                Event::TimedOut => {
-                    let_go();
-                    match (report, self.asked_to_end.take()) {
-                        (Some(report), None) => self.ask_to_end(Outcome::TimedOut, report, event_loop)?,
-                        (_, why) => return Ok(why.unwrap_or(Outcome::TimedOut)),
-                    }
-                }
-            }
+/// Waits for the end of a guest. Its vCPU threads are still to be joined afterwards.
+///
+/// # Errors
+/// [`ProgressError`] if the event loop or a vCPU fails.
+pub fn supervise(event_loop: &mut EventLoop, hooks: &dyn RunHooks) -> Result<Outcome, ProgressError> {
+    // Why the guest was asked to end. A second request of the user's or a hook's does not shorten its time.
+    let mut asked: Option<Outcome> = None;
+    loop {
+        let why = match event_loop.next_event()? {
+            Event::Vcpu(Message::Ended { vcpu, ending }) => match ending {
+                Ending::Reset => return Ok(asked.unwrap_or(Outcome::Reset)),
+                Ending::Exit(status) => return Ok(Outcome::Exit(status)),
+                Ending::Crash(crash) => return Ok(Outcome::Crash { vcpu, crash }),
+                Ending::SentHome => continue,
+            },
+            Event::Vcpu(Message::Failed { error, .. }) => return Err(error.into()),
+            Event::Interrupted | Event::Vcpu(Message::StopRequested) if asked.is_some() => continue,
+            Event::Vcpu(Message::StopRequested) => Outcome::Stopped,
+            Event::Interrupted => Outcome::Interrupted,
+            Event::TimedOut => match asked {
+                Some(why) => return Ok(why),
+                None => Outcome::TimedOut,
+            },
+        };
+        match hooks.on_stop_request() {
+            Some(grace) => event_loop.time_out(grace)?,
+            None => return Ok(why),
         }
-    }
-
-    /// Notes a mark. They come in any order.
-    fn note(&mut self, mark: Mark) {
-        match Milestone::from_code(mark.code) {
-            Some(Milestone::AllUp) => self.timings.mark_at("all vCPUs up", mark.at),
-            Some(Milestone::WindowOpens) => self.window.opened = mark.accounts,
-            Some(Milestone::WindowCloses) => self.window.closed = mark.accounts,
-            // A foreign guest's mark: it means something to that guest only.
-            None => {}
-        }
-    }
-
-    /// Asks our payload to close its window and to end, for which it has [`GRACE`].
-    fn ask_to_end(
-        &mut self,
-        why: Outcome,
-        report: &ReportView,
-        event_loop: &mut EventLoop,
-    ) -> Result<(), EventLoopError> {
-        report.header.close_now.store(1, Ordering::Relaxed);
-        self.asked_to_end = Some(why);
-        event_loop.time_out(GRACE)
-    }
-
-    /// What was told, once all vCPU threads are home: whoever set a mark may have been slower to tell than another was to
-    /// end the run.
-    pub fn finish(mut self, event_loop: EventLoop) -> (Option<Window>, Timings) {
-        for message in event_loop.rest() {
-            if let Message::Milestone(mark) = message {
-                self.note(mark);
-            }
-        }
-        (self.window.window(), self.timings)
+        asked = Some(why);
     }
 }

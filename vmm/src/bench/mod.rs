@@ -17,8 +17,8 @@ use serde::Serialize;
 use crate::cli::{self, BenchArgs};
 use crate::experiment::ExperimentError;
 use crate::fleet::FleetError;
-use crate::guest::GuestError;
 use crate::host::cpus::CpuError;
+use crate::lab_guest::LabGuestError;
 use crate::output::{OutputError, OutputFile};
 use crate::publisher::bpf::BpfError;
 
@@ -27,7 +27,7 @@ use crate::publisher::bpf::BpfError;
 pub enum BenchError {
     /// A guest could not be run.
     #[error(transparent)]
-    Guest(#[from] GuestError),
+    Guest(#[from] LabGuestError),
     /// A point could not be measured.
     #[error(transparent)]
     Experiment(#[from] ExperimentError),

@@ -19,9 +19,9 @@ use crate::cli::{PoliciesArgs, Shape, usable_cpus};
 use crate::demo::progress_bar;
 use crate::experiment::{Way, lock_of};
 use crate::fleet::{self, FleetConfig, FleetError, FleetResult};
-use crate::guest::GuestConfig;
 use crate::host::cpus::Cpus;
 use crate::host::facts::HostFacts;
+use crate::lab_guest::LabConfig;
 use crate::policy::catalogue::PolicyChoice;
 use crate::progress::Outcome;
 use crate::results::{SteeringFigures, as_word};
@@ -135,7 +135,7 @@ fn measure(
     };
     let timeout = Duration::from_millis(u64::from(WARMUP_MS + duration_ms)) + PATIENCE;
     let config = FleetConfig {
-        guest: GuestConfig::embedded(vcpus, cpus.clone(), args.publisher, workload.to_string(), timeout),
+        guest: LabConfig::embedded(vcpus, cpus.clone(), args.publisher, workload.to_string(), timeout),
         guests,
         steer: Some(SteerConfig {
             policy: point.policy.clone(),
@@ -148,7 +148,7 @@ fn measure(
     };
     let run = || -> Result<FleetResult, BenchError> {
         let run = fleet::run(&config, io::sink, Instant::now())?;
-        let lost = run.guests.iter().map(|guest| &guest.outcome).find(|outcome| is_loss(outcome));
+        let lost = run.guests.iter().map(|guest| &guest.monitor.outcome).find(|outcome| is_loss(outcome));
         if let Some(lost) = lost {
             let (policy, lock, load) = (&point.policy, point.lock, point.load);
             return Err(BenchError::Point(format!("{policy}, {lock}, {load}x: {lost:?}")));
@@ -167,7 +167,7 @@ fn measure(
 
 /// Whether a guest ended in a way that has no figures. One whose policy gave up has, those so far.
 fn is_loss(outcome: &Outcome) -> bool {
-    !matches!(outcome, Outcome::Reset | Outcome::SteeringEnded | Outcome::Interrupted)
+    !matches!(outcome, Outcome::Reset | Outcome::Stopped | Outcome::Interrupted)
 }
 
 fn is_disturbed(result: &FleetResult) -> bool {

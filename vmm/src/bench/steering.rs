@@ -15,8 +15,8 @@ use super::{Bench, BenchError, median};
 use crate::cli::{SteeringArgs, usable_cpus};
 use crate::demo::progress_bar;
 use crate::fleet::{self, FleetConfig, FleetResult};
-use crate::guest::GuestConfig;
 use crate::host::facts::HostFacts;
+use crate::lab_guest::LabConfig;
 use crate::policy::catalogue::PolicyChoice;
 use crate::results::{Quantiles, SteeringFigures};
 use crate::steer::SteerConfig;
@@ -76,7 +76,7 @@ pub(super) fn run(args: &SteeringArgs) -> Result<SteeringBench, BenchError> {
             let timeout = Duration::from_millis(args.rounds.duration_ms.into()) + PATIENCE;
             let vcpus = cpus.count() * usize::from(point.load);
             let words = workload.to_string();
-            let guest = GuestConfig::embedded(vcpus, cpus.clone(), args.publisher, words, timeout);
+            let guest = LabConfig::embedded(vcpus, cpus.clone(), args.publisher, words, timeout);
             let config =
                 FleetConfig { guest, guests: 1, steer: Some(steer(*point)?), antagonist: args.antagonist };
             let result = fleet::run(&config, io::sink, Instant::now())?.result(&host, config.antagonist);

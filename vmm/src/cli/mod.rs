@@ -20,9 +20,11 @@ pub use self::bench::{
 };
 pub use self::steer::SteerArgs;
 pub use self::workload::{LoadArgs, WorkloadArgs};
+use crate::fault_injection::Faults;
 use crate::guest::{GuestConfig, PayloadSource};
 use crate::host::cpus::{CpuError, Cpus};
-use crate::publisher::faulty::Faults;
+use crate::lab_guest::LabConfig;
+use crate::payload;
 use crate::publisher::{Choice, PublisherKind};
 
 /// Memory of a guest, if not said otherwise (MiB).
@@ -178,26 +180,24 @@ impl RunArgs {
     ///
     /// # Errors
     /// [`CpuError`] when it may not use the CPUs.
-    pub fn config(&self) -> Result<GuestConfig, CpuError> {
-        Ok(GuestConfig {
+    pub fn config(&self) -> Result<LabConfig, CpuError> {
+        let guest = GuestConfig {
             vcpus: self.vcpus.unwrap_or(1),
             memory_mib: self.memory.unwrap_or(DEFAULT_MEMORY_MIB),
             cpus: usable_cpus(self.cpus.as_ref())?,
             publisher: self.publisher,
-            faults: self.faults,
             payload: match &self.payload {
-                None => PayloadSource::Embedded,
+                None => PayloadSource::Embedded(payload::BYTES),
                 Some(path) => PayloadSource::File { path: path.clone(), flat: self.flat },
             },
             start: self.workload.start.unwrap_or(Start::Direct),
             cmdline: self.cmdline.clone().unwrap_or_default(),
-            tells: String::new(),
-            options: self.workload.words(),
             initrd: self.initrd.clone(),
             stdin: true,
-            bell: false,
+            port_events: Vec::new(),
             timeout: self.timeout,
-        })
+        };
+        Ok(LabConfig { faults: self.faults, ..LabConfig::new(guest, self.workload.words()) })
     }
 }
 
@@ -224,7 +224,6 @@ mod tests {
     use super::*;
     use crate::publisher::PublisherError;
     use crate::publisher::bpf::{BpfError, KernelBtfError};
-    use crate::steal_time::msr::MsrFilterError;
 
     fn run(args: &[&str]) -> RunArgs {
         Cli::try_parse_from([&["vmm"], args].concat()).unwrap().run
@@ -278,7 +277,7 @@ mod tests {
             &BpfError::Verifier { program: "switch".into(), log: String::new(), source: refused() },
             &BpfError::NoThreadPidfd(refused()),
             &PublisherError::KernelLacksStealTime,
-            &MsrFilterError::Missing("KVM_CAP_X86_MSR_FILTER"),
+            &PublisherError::MsrFilterMissing("KVM_CAP_X86_MSR_FILTER"),
         ];
         for message in errors.map(ToString::to_string) {
             let suggested = message.split("--publisher ").nth(1).expect("a way out is named");

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::parse;
 use crate::fleet::FleetConfig;
-use crate::guest::GuestConfig;
+use crate::lab_guest::LabConfig;
 use crate::policy::catalogue::PolicyChoice;
 use crate::steer::SteerConfig;
 use crate::steer::antagonist::Load;
@@ -46,7 +46,7 @@ impl SteerArgs {
     }
 
     /// Guests as `guest` under these, with `seed` for the policy.
-    pub fn fleet(&self, guest: GuestConfig, seed: u64) -> FleetConfig {
+    pub fn fleet(&self, guest: LabConfig, seed: u64) -> FleetConfig {
         // A trace shows decisions; where nobody makes any, the host's own are seen.
         let policy = self.policy.clone().or_else(|| self.trace.as_ref().and_then(|_| "host".parse().ok()));
         let steer = policy.map(|policy| SteerConfig {

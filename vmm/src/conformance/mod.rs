@@ -20,9 +20,9 @@ use serde::{Serialize, Serializer};
 
 use crate::causes;
 use crate::experiment::ExperimentError;
-use crate::guest::GuestError;
 use crate::host::cpus::Cpus;
 use crate::host::facts::HostFacts;
+use crate::lab_guest::LabGuestError;
 use crate::publisher::PublisherKind;
 use crate::vm::StateError;
 pub use verdict::{Verdict, Verdicts};
@@ -35,7 +35,7 @@ pub const SCHEMA: u32 = 1;
 pub enum ConformanceError {
     /// A guest could not be run.
     #[error(transparent)]
-    Guest(#[from] GuestError),
+    Guest(#[from] LabGuestError),
     /// A scene could not be played.
     #[error(transparent)]
     Scene(#[from] ExperimentError),

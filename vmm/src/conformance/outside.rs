@@ -7,6 +7,7 @@
 use std::hint;
 use std::io;
 use std::mem::offset_of;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,12 +18,12 @@ use protocol::words::{Job, Workload};
 
 use super::{ConformanceError, Plan, Verdicts};
 use crate::experiment::ExperimentError;
-use crate::guest::{Guest, GuestConfig};
 use crate::host::cpus::Cpus;
-use crate::memory::Ram;
+use crate::lab_guest::{LabConfig, LabGuest};
 use crate::progress::Outcome;
 use crate::publisher::record::{GuestRecord, RECORD_SIZE};
 use crate::publisher::{MsrOwner, PublisherKind};
+use crate::steal_time::host_vm::HostVm;
 use crate::steal_time::saved::SavedStealTime;
 use crate::timings::Timings;
 use crate::vcpu::errand::Look;
@@ -48,9 +49,9 @@ pub(super) fn judge(
     verdicts: &mut Verdicts,
 ) -> Result<(), ConformanceError> {
     let cpus = plan.cpus.first(1);
-    let guest = Guest::start(&config(publisher, &cpus, ""), io::sink(), Timings::since(Instant::now()))?;
+    let guest = LabGuest::start(&config(publisher, &cpus, ""), io::sink(), Timings::since(Instant::now()))?;
     wait_for_window(&guest)?;
-    let ram = guest.vm().machine().ram().clone();
+    let memory = guest.vm().host_vm();
 
     thread::sleep(STRETCH);
     let before = stand_still(&guest, &cpus, publisher, verdicts)?;
@@ -60,18 +61,18 @@ pub(super) fn judge(
 
     let saved = save(&guest)?;
     end(guest)?;
-    watch_after_the_end(&ram, &saved, &cpus, verdicts);
+    watch_after_the_end(&memory, &saved, &cpus, verdicts);
     restore(&saved, publisher, &cpus, verdicts)
 }
 
 /// Our payload, spinning for longer than anybody will look.
-fn config(publisher: PublisherKind, cpus: &Cpus, words: &str) -> GuestConfig {
+fn config(publisher: PublisherKind, cpus: &Cpus, words: &str) -> LabConfig {
     let workload = Workload { job: Job::Watch, warmup_ms: 10, duration_ms: 60_000, ..Workload::DEFAULT };
     let timeout = PATIENCE + Duration::from_secs(60);
-    GuestConfig::embedded(VCPUS, cpus.clone(), publisher, format!("{workload} {words}"), timeout)
+    LabConfig::embedded(VCPUS, cpus.clone(), publisher, format!("{workload} {words}"), timeout)
 }
 
-fn wait_for_window(guest: &Guest) -> Result<(), ConformanceError> {
+fn wait_for_window(guest: &LabGuest) -> Result<(), ConformanceError> {
     let has_begun = guest.wait_for_window(PATIENCE);
     if has_begun { Ok(()) } else { Err(ConformanceError::Outside("its guest did not begin")) }
 }
@@ -84,7 +85,7 @@ struct Standstill {
 
 /// Stops the guest for a while, in which others use its CPU, and judges what must hold meanwhile.
 fn stand_still(
-    guest: &Guest,
+    guest: &LabGuest,
     cpus: &Cpus,
     publisher: PublisherKind,
     verdicts: &mut Verdicts,
@@ -203,7 +204,7 @@ fn compare(before: &Standstill, after: &Standstill, publisher: PublisherKind, ve
     }
 }
 
-fn save(guest: &Guest) -> Result<SavedStealTime, ConformanceError> {
+fn save(guest: &LabGuest) -> Result<SavedStealTime, ConformanceError> {
     let vm = guest.vm();
     let Ok(paused) = vm.pause() else { return Err(ConformanceError::Outside("its guest is paused already")) };
     let saved = vm.save_steal_time(&paused);
@@ -211,11 +212,9 @@ fn save(guest: &Guest) -> Result<SavedStealTime, ConformanceError> {
     Ok(saved?)
 }
 
-fn end(guest: Guest) -> Result<(), ConformanceError> {
-    if let Some(report) = guest.report() {
-        report.header.close_now.store(1, Ordering::Relaxed);
-    }
-    match guest.wait()?.outcome {
+fn end(guest: LabGuest) -> Result<(), ConformanceError> {
+    guest.close();
+    match guest.wait()?.monitor.outcome {
         Outcome::Reset => Ok(()),
         Outcome::Interrupted => Err(ExperimentError::Interrupted.into()),
         _ => Err(ConformanceError::Outside("its guest did not end well")),
@@ -223,12 +222,17 @@ fn end(guest: Guest) -> Result<(), ConformanceError> {
 }
 
 /// The guest is gone, its memory is still here.
-fn watch_after_the_end(ram: &Ram, saved: &SavedStealTime, cpus: &Cpus, verdicts: &mut Verdicts) {
+fn watch_after_the_end(
+    memory: &Arc<dyn HostVm>,
+    saved: &SavedStealTime,
+    cpus: &Cpus,
+    verdicts: &mut Verdicts,
+) {
     let records: Vec<_> = saved
         .vcpus
         .iter()
         .filter_map(|vcpu| match Registration::from_msr(vcpu.msr) {
-            Ok(Registration::At { gpa }) => GuestRecord::at(ram, gpa),
+            Ok(Registration::At { gpa }) => GuestRecord::at(memory, gpa),
             _ => None,
         })
         .collect();
@@ -248,7 +252,7 @@ fn restore(
     verdicts: &mut Verdicts,
 ) -> Result<(), ConformanceError> {
     let config = config(publisher, cpus, "steal=off");
-    let (guest, paused) = Guest::start_paused(&config, io::sink(), Timings::since(Instant::now()))?;
+    let (guest, paused) = LabGuest::start_paused(&config, io::sink(), Timings::since(Instant::now()))?;
     let vm = guest.vm();
     vm.restore_steal_time(&paused, saved)?;
     for (look, was) in vm.look(&paused).iter().zip(&saved.vcpus) {

@@ -1,13 +1,15 @@
 //! What is to be run, and on what.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::words::Start;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::host::cpus::Cpus;
-use crate::publisher::faulty::Faults;
-use crate::publisher::{Choice, PublisherKind};
+use crate::loader::{Image, LoadError, Payload};
+use crate::publisher::Choice;
 
 /// A guest that is to be run.
 #[derive(Clone, Debug)]
@@ -20,64 +22,37 @@ pub struct GuestConfig {
     pub cpus: Cpus,
     /// Who keeps the records true.
     pub publisher: Choice,
-    /// What is to be wrong with what they say.
-    pub faults: Option<Faults>,
     /// What runs.
     pub payload: PayloadSource,
     /// How vCPUs of our own payload start.
     pub start: Start,
-    /// The command line. For our payload, words of [`protocol::words`].
+    /// The command line. A payload of this project reads parameters there ([`protocol::words`]), and gets those of its boot
+    /// behind them.
     pub cmdline: String,
-    /// Words that our payload gets before all others, and a foreign one does not.
-    pub tells: String,
-    /// Words from typed options: for our payload only.
-    pub options: String,
     /// An initrd.
     pub initrd: Option<PathBuf>,
     /// Whether what arrives at standard input goes to COM1 of a foreign payload. Ours does not listen.
     pub stdin: bool,
-    /// Whether the doorbell rings for whoever steers, not for a vCPU thread.
-    pub bell: bool,
+    /// Ports whose writes KVM turns into an event: no vCPU leaves the guest for them.
+    pub port_events: Vec<PortEvent>,
     /// When the run ends, if the guest does not end it.
     pub timeout: Option<Duration>,
 }
 
-/// Memory of a guest with our own payload (MiB): room for it, and for its 255 vCPUs' stacks.
-const EMBEDDED_MIB: u64 = 32;
-
-impl GuestConfig {
-    /// A guest of `vcpus` vCPUs on `cpus` with our own payload, which does what `words` say, for at most `timeout`.
-    pub fn embedded(
-        vcpus: usize,
-        cpus: Cpus,
-        publisher: PublisherKind,
-        words: String,
-        timeout: Duration,
-    ) -> Self {
-        Self {
-            vcpus,
-            memory_mib: EMBEDDED_MIB,
-            cpus,
-            publisher: Choice::Only(publisher),
-            faults: None,
-            payload: PayloadSource::Embedded,
-            start: Start::Direct,
-            cmdline: String::new(),
-            tells: String::new(),
-            options: words,
-            initrd: None,
-            stdin: false,
-            bell: false,
-            timeout: Some(timeout),
-        }
-    }
+/// A port whose writes KVM turns into an event.
+#[derive(Clone, Debug)]
+pub struct PortEvent {
+    /// The port.
+    pub port: u16,
+    /// The event that each write signals.
+    pub event: Arc<EventFd>,
 }
 
 /// Where a payload comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PayloadSource {
-    /// The one that this program carries.
-    Embedded,
+    /// An ELF image in this program's own memory.
+    Embedded(&'static [u8]),
     /// A file.
     File {
         /// Its path.
@@ -85,4 +60,17 @@ pub enum PayloadSource {
         /// Load it as it is at 1 MiB.
         flat: bool,
     },
+}
+
+impl PayloadSource {
+    /// Opens the payload and finds out what it is.
+    ///
+    /// # Errors
+    /// [`LoadError`] if it cannot be read, or is nothing that this monitor can run.
+    pub fn open(&self) -> Result<Payload, LoadError> {
+        match self {
+            Self::Embedded(bytes) => Payload::parse(Image::embedded("(embedded)", bytes), false),
+            Self::File { path, flat } => Payload::parse(Image::open("payload", path)?, *flat),
+        }
+    }
 }

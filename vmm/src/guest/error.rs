@@ -9,7 +9,6 @@ use crate::loader::LoadError;
 use crate::memory::MemoryError;
 use crate::progress::ProgressError;
 use crate::publisher::PublisherError;
-use crate::steal_time::msr::MsrFilterError;
 use crate::vcpu::error::VcpuError;
 use crate::vm::machine::MachineError;
 
@@ -19,12 +18,6 @@ pub enum GuestError {
     /// The number of vCPUs is out of range.
     #[error("A guest has 1 to {MAX_VCPUS} vCPUs, and {0} were asked for")]
     VcpuCount(usize),
-    /// A word of the payload's command line.
-    #[error("{0}")]
-    Word(String),
-    /// Options for our payload, with another.
-    #[error("Options {0:?} are words for our own payload, and this payload is not ours (use --cmdline)")]
-    ForeignOptions(String),
     /// Loading.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -34,9 +27,6 @@ pub enum GuestError {
     /// The virtual machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
-    /// The MSR filter.
-    #[error(transparent)]
-    MsrFilter(#[from] MsrFilterError),
     /// The publisher.
     #[error(transparent)]
     Publisher(#[from] PublisherError),
@@ -49,9 +39,6 @@ pub enum GuestError {
     /// Standard input.
     #[error("Cannot connect standard input to the guest's COM1 (try </dev/null)")]
     Console(#[source] io::Error),
-    /// The doorbell.
-    #[error("Cannot copy the doorbell's descriptor (is the limit on open files reached?)")]
-    Bell(#[source] io::Error),
     /// The kick signal.
     #[error("Cannot block the kick signal")]
     Kick(#[source] io::Error),
@@ -74,8 +61,6 @@ impl GuestError {
         matches!(
             self,
             Self::VcpuCount(_)
-                | Self::Word(_)
-                | Self::ForeignOptions(_)
                 | Self::Memory(MemoryError::Size(_))
                 | Self::Machine(MachineError::TooManyVcpus { .. })
         )

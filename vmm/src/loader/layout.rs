@@ -1,10 +1,12 @@
 //! Layout: what of an image goes where in guest memory, and how vCPUs begin there.
 
+use std::mem::{align_of, size_of};
 use std::ops::Range;
 
 use linux_loader::loader::bootparam::setup_header;
 use protocol::machine::HIGH_RAM_START;
 use protocol::payload::{ABI_VERSION, Note};
+use protocol::report::Report;
 
 use super::error::PayloadError;
 use crate::boot::{self, COMMAND_LINE_MAX, Entry};
@@ -69,7 +71,9 @@ impl Layout {
             }
         }
         match self.note {
-            Some(note) if ram.report(note.report).is_none() => Err(PayloadError::ReportOutside(note.report)),
+            Some(note) if ram.hva(note.report, size_of::<Report>(), align_of::<Report>()).is_none() => {
+                Err(PayloadError::ReportOutside(note.report))
+            }
             _ => Ok(()),
         }
     }

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::looks::Looks;
+use crate::hooks::Descheduled;
 use crate::host::perf::{Switch, SwitchKind};
-use crate::vcpu::errand::Held;
 
 /// The kernel stamps its record of a switch a moment after it has begun: a byte may be right by so much earlier (ns).
 const SLACK_NS: u64 = 3_000;
@@ -83,7 +83,7 @@ struct Span {
 
 /// Judges `looks` by the `switches` of the vCPU's thread and the times for which it was held. What was before the first
 /// switch is not known, and not judged.
-pub fn judge(switches: &[Switch], holds: &[Held], looks: &Looks) -> Judgement {
+pub fn judge(switches: &[Switch], holds: &[Descheduled], looks: &Looks) -> Judgement {
     let spans = spans(switches, holds, looks);
     let mut judgement = Judgement::default();
     for (index, span) in spans.iter().enumerate() {
@@ -101,12 +101,12 @@ pub fn judge(switches: &[Switch], holds: &[Held], looks: &Looks) -> Judgement {
 }
 
 /// The truth as spans that follow each other, within what was looked at.
-fn spans(switches: &[Switch], holds: &[Held], looks: &Looks) -> Vec<Span> {
+fn spans(switches: &[Switch], holds: &[Descheduled], looks: &Looks) -> Vec<Span> {
     let mut marks: Vec<(u64, Mark)> =
         switches.iter().map(|switch| (switch.at_ns, Mark::Switch(switch.kind))).collect();
     for held in holds {
-        marks.push((held.from_ns, Mark::Held(true)));
-        marks.push((held.to_ns, Mark::Held(false)));
+        marks.push((held.from_ns, Mark::Descheduled(true)));
+        marks.push((held.to_ns, Mark::Descheduled(false)));
     }
     marks.sort_by_key(|(at_ns, _)| *at_ns);
     let (mut last, mut is_held) = (None, false);
@@ -114,7 +114,7 @@ fn spans(switches: &[Switch], holds: &[Held], looks: &Looks) -> Vec<Span> {
     for (at_ns, mark) in marks {
         match mark {
             Mark::Switch(kind) => last = Some(kind),
-            Mark::Held(held) => is_held = held,
+            Mark::Descheduled(held) => is_held = held,
         }
         if let Some(span) = spans.last_mut() {
             span.to_ns = at_ns.min(looks.to_ns);
@@ -138,7 +138,7 @@ fn spans(switches: &[Switch], holds: &[Held], looks: &Looks) -> Vec<Span> {
 #[derive(Clone, Copy, Debug)]
 enum Mark {
     Switch(SwitchKind),
-    Held(bool),
+    Descheduled(bool),
 }
 
 /// Whether the byte followed the change with which `span` begins.
@@ -318,7 +318,13 @@ mod tests {
         let switches = [(0, SwitchKind::In), (1_010, SwitchKind::Slept), (1_900, SwitchKind::In)]
             .map(|(us, kind)| Switch { at_ns: us * US, kind, cpu: 0 });
         let at = 1_000 * US;
-        let held = Held { ordered_ns: at, from_ns: at, told_ns: at, to_ns: 2_000 * US, parked_ns: 0 };
+        let held = Descheduled {
+            requested_ns: at,
+            from_ns: at,
+            published_ns: at,
+            to_ns: 2_000 * US,
+            descheduled_ns: 0,
+        };
         let judgement = judge(&switches, &[held], &looks(2, &[(1_001, true), (2_000, false)]));
         assert_eq!((judgement.outs.happened, judgement.outs.missed), (1, 0));
         assert_eq!(judgement.outs.latencies_ns, [1_000]);

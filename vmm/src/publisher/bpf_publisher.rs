@@ -8,6 +8,7 @@
 //!   it, a timer's interrupt clears it where a switch-in went untraced, and so does this. Where the program is the classic
 //!   one, this is also where the thread tells its steal; a timer makes it leave the guest for that.
 
+use std::ffi::c_int;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +18,10 @@ use protocol::VcpuId;
 use super::bpf::{self, Enrolled, Program, Site};
 use super::overlay::Overlay;
 use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherError, PublisherKind};
-use crate::gate::Gate;
 use crate::host::account::{self, RunDelay};
 use crate::host::cpus::Cpus;
 use crate::host::perf::CpuClock;
-use crate::kick;
-use crate::memory::Ram;
+use crate::steal_time::host_vm::HostVm;
 
 /// Publishes by BPF for one VM.
 #[derive(Debug)]
@@ -31,16 +30,29 @@ pub struct BpfPublisher {
     overlay: Overlay,
     /// What makes the program look at whoever runs.
     clock: io::Result<CpuClock>,
+    kick_signal: Option<c_int>,
     /// Each so many-th switch-in is overlooked, on purpose; 0: none.
     lose_every: u64,
 }
 
 impl BpfPublisher {
-    /// Publishes into records in `ram` for the vCPU threads of `gate`, which use `cpus`. Of the switch-ins each
-    /// `lose_every`-th is overlooked, on purpose; 0 for none.
-    pub fn new(program: Arc<Program>, (ram, gate, cpus): (Ram, Arc<Gate>, &Cpus), lose_every: u64) -> Self {
-        let overlay = Overlay::new(ram, gate, Arc::clone(&program));
-        Self { program, overlay, clock: CpuClock::start(cpus, LONGEST_LIE), lose_every }
+    /// Publishes into records in `vm`'s memory, for vCPU threads that use `cpus`. Of the switch-ins each `lose_every`-th
+    /// is overlooked, on purpose; 0 for none.
+    ///
+    /// # Errors
+    /// [`PublisherError::NoKickSignal`] for a program that needs one.
+    pub fn new(
+        program: Arc<Program>,
+        vm: Arc<dyn HostVm>,
+        cpus: &Cpus,
+        lose_every: u64,
+    ) -> Result<Self, PublisherError> {
+        let kick_signal = match (program.is_classic(), vm.kick_signal()) {
+            (true, None) => return Err(PublisherError::NoKickSignal(program.kind())),
+            (_, signal) => signal,
+        };
+        let overlay = Overlay::new(vm, Arc::clone(&program));
+        Ok(Self { program, overlay, clock: CpuClock::start(cpus, LONGEST_LIE), kick_signal, lose_every })
     }
 }
 
@@ -58,8 +70,9 @@ impl Publisher for BpfPublisher {
     fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
         let enrolled = self.program.enrol_current_thread(vcpu)?;
         enrolled.slot().lose_every(self.lose_every);
-        let own_run_delay = if self.program.is_classic() {
-            enrolled.slot().kick_by(kick::signal());
+        let signal = self.kick_signal.filter(|_| self.program.is_classic());
+        let own_run_delay = if let Some(signal) = signal {
+            enrolled.slot().kick_by(signal);
             Some(RunDelay::of_this_thread().map_err(PublisherError::RunDelay)?)
         } else {
             None
@@ -217,7 +230,7 @@ impl Publication for BpfPublication<'_> {
 
     fn counts(&self) -> Counts {
         let Self { cleared_at_entry, parks, .. } = *self;
-        Counts { program: self.enrolled.counts(), cleared_at_entry, lost: 0, parks, faults: None }
+        Counts { program: self.enrolled.counts(), cleared_at_entry, lost: 0, parks }
     }
 }
 

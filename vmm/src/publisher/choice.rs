@@ -6,16 +6,14 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use super::bpf::{BpfError, Program};
-use super::faulty::{self, Faults, Faulty};
 use super::{
-    BpfPublisher, Bystander, MsrOwner, ParkPublisher, PerfPublisher, Publisher, PublisherError, PublisherKind,
+    BpfPublisher, Bystander, ParkPublisher, PerfPublisher, Publisher, PublisherError, PublisherKind,
 };
 use crate::causes;
-use crate::gate::Gate;
 use crate::host::cpus::Cpus;
 use crate::host::perf::{PerfError, SwitchLog};
 use crate::host::thread::own_tid;
-use crate::memory::Ram;
+use crate::steal_time::host_vm::HostVm;
 
 /// What the user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -190,47 +188,19 @@ impl Selection {
     }
 
     /// The BPF program, if that is what publishes.
-    pub fn program(&self) -> Option<&Program> {
-        self.program.as_deref()
+    pub fn program(&self) -> Option<&Arc<Program>> {
+        self.program.as_ref()
     }
 
-    /// The publisher for a VM with this memory and these vCPU threads, which use these CPUs, with `faults` if there are to be any.
+    /// Makes the publisher for `vm`, whose vCPU threads use `cpus`.
     ///
     /// # Errors
     /// The host's refusal of what it needs.
-    pub fn publisher(
-        &self,
-        (ram, gate, cpus): (Ram, Arc<Gate>, &Cpus),
-        faults: Option<Faults>,
-    ) -> Result<Arc<dyn Publisher>, PublisherError> {
-        match faults {
-            None => self.sound((ram, gate, cpus), 0),
-            Some(faults) if faults.lose_every > 0 && !faults.takes_a_copier() => {
-                self.sound((ram, gate, cpus), faults.lose_every)
-            }
-            Some(_) if self.kind.msr_owner() != MsrOwner::Monitor => {
-                Err(PublisherError::CannotBeFaulty(self.kind))
-            }
-            Some(faults) => {
-                let shadow = faulty::shadow()?;
-                let inner = self.sound((shadow.clone(), gate, cpus), faults.lose_every)?;
-                Ok(Arc::new(Faulty::new(inner, shadow, (ram, cpus), faults)?))
-            }
-        }
-    }
-
-    fn sound(
-        &self,
-        (ram, gate, cpus): (Ram, Arc<Gate>, &Cpus),
-        lose_every: u64,
-    ) -> Result<Arc<dyn Publisher>, PublisherError> {
+    pub fn publisher(&self, vm: Arc<dyn HostVm>, cpus: &Cpus) -> Result<Arc<dyn Publisher>, PublisherError> {
         Ok(match (&self.program, self.kind) {
-            (Some(program), _) => {
-                Arc::new(BpfPublisher::new(Arc::clone(program), (ram, gate, cpus), lose_every))
-            }
-            (None, kind) if lose_every > 0 => return Err(PublisherError::CannotOverlook(kind)),
-            (None, PublisherKind::Perf) => Arc::new(PerfPublisher::new(ram, cpus)?),
-            (None, PublisherKind::Park) => Arc::new(ParkPublisher::new(ram)),
+            (Some(program), _) => Arc::new(BpfPublisher::new(Arc::clone(program), vm, cpus, 0)?),
+            (None, PublisherKind::Perf) => Arc::new(PerfPublisher::new(vm, cpus)?),
+            (None, PublisherKind::Park) => Arc::new(ParkPublisher::new(vm)?),
             (None, kind) => Arc::new(Bystander(kind)),
         })
     }

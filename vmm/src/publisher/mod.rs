@@ -18,7 +18,6 @@
 pub mod bpf;
 mod bpf_publisher;
 mod choice;
-pub mod faulty;
 pub mod overlay;
 mod own_record;
 mod pages;
@@ -35,6 +34,7 @@ use crate::host::perf::PerfError;
 
 pub use bpf_publisher::BpfPublisher;
 pub use choice::{Choice, Loaded, Loading, Selection};
+pub use pages::UnloggedPages;
 pub use park_publisher::ParkPublisher;
 pub use perf::PerfPublisher;
 
@@ -106,28 +106,34 @@ pub enum PublisherError {
     /// The observer cannot be had.
     #[error(transparent)]
     Observer(#[from] perf::ObserverError),
-    /// A publisher that writes guest memory by itself cannot be made faulty.
-    #[error(
-        "Cannot make publisher {0} faulty: nothing of ours stands between it and the guest (try --publisher bpf)"
-    )]
-    CannotBeFaulty(PublisherKind),
-    /// Only the program can be made to overlook switches.
-    #[error(
-        "Cannot make publisher {0} overlook switches: only a BPF program is told of each (try drop=SHARE)"
-    )]
-    CannotOverlook(PublisherKind),
-    /// The copying thread.
+    /// The monitor lends no signal that makes a vCPU thread leave the guest.
+    #[error("Publisher {0} needs a kick signal, and this monitor lends none (see HostVm::kick_signal)")]
+    NoKickSignal(PublisherKind),
+    /// A publisher that wraps another one cannot be had.
     #[error(transparent)]
-    Copier(#[from] faulty::CopierError),
-    /// Memory for inner records.
-    #[error("Cannot get memory for the records of a publisher that is made faulty")]
-    Shadow(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Wrapper(Box<dyn std::error::Error + Send + Sync>),
     /// A record's page cannot be laid over.
     #[error(transparent)]
     Overlay(#[from] overlay::OverlayError),
     /// The thread's own run delay cannot be read.
     #[error("Cannot read the vCPU thread's run delay from /proc/thread-self/schedstat (is /proc mounted?)")]
     RunDelay(#[source] std::io::Error),
+    /// KVM lacks a capability of the MSR filter.
+    #[error(
+        "KVM here cannot hand MSR accesses to userspace: {0} is missing (Linux 5.10 or newer, or try --publisher kernel)"
+    )]
+    MsrFilterMissing(&'static str),
+    /// KVM refuses the MSR filter.
+    #[error("Cannot set KVM's MSR filter")]
+    MsrFilter(#[source] kvm_ioctls::Error),
+    /// KVM refuses a saved MSR value.
+    #[error("KVM refuses {msr:#x} for the steal-time MSR of vCPU {vcpu}")]
+    Restore {
+        /// The vCPU.
+        vcpu: VcpuId,
+        /// The saved value.
+        msr: u64,
+    },
     /// KVM has no steal time of its own.
     #[error(
         "KVM here offers no steal time of its own (its CPUID lacks feature bit 5; try --publisher bpf or off)"
@@ -228,8 +234,6 @@ pub struct Counts {
     pub lost: u64,
     /// Times that the monitor kept it from running.
     pub parks: u64,
-    /// What was made wrong on purpose.
-    pub faults: Option<faulty::FaultCounts>,
 }
 
 impl Counts {
@@ -241,7 +245,6 @@ impl Counts {
             cleared_at_entry: self.cleared_at_entry.saturating_sub(earlier.cleared_at_entry),
             lost: self.lost.saturating_sub(earlier.lost),
             parks: self.parks.saturating_sub(earlier.parks),
-            faults: self.faults.map(|faults| faults.since(earlier.faults.unwrap_or_default())),
         }
     }
 }

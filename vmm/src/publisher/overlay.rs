@@ -5,7 +5,7 @@
 //! element is mapped in its place. KVM follows (MMU notifier); the guest sees the same bytes at the same address.
 //!
 //! Between copy and mapping a guest write to the page would be lost. Measured on running vCPUs: half of a thousand
-//! remaps lost writes. Hence all vCPUs are parked for it, which [`AllParked`] proves.
+//! remaps lost writes. Hence all vCPUs are stopped for it, which [`AllStopped`] proves.
 //!
 //! Several records may share a page. A page stays laid over when its last record goes: that costs nothing, and a
 //! guest that registers again finds it ready. Only when elements run short is such a page given back.
@@ -18,9 +18,8 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bpf::{Program, Site};
-use crate::gate::{AllParked, Gate};
-use crate::memory::{PAGE, PAGE_SIZE, Ram};
 use crate::publisher::record::Record;
+use crate::steal_time::host_vm::{AllStopped, HostVm, PAGE, PAGE_SIZE};
 
 /// The host would not map a page.
 #[derive(Debug, thiserror::Error)]
@@ -33,8 +32,7 @@ pub struct OverlayError {
 /// All pages of one VM that are laid over.
 #[derive(Debug)]
 pub struct Overlay {
-    ram: Ram,
-    gate: Arc<Gate>,
+    vm: Arc<dyn HostVm>,
     program: Arc<Program>,
     elements: Mutex<Vec<Element>>,
 }
@@ -49,10 +47,10 @@ struct Element {
 }
 
 impl Overlay {
-    /// No page is laid over yet. The vCPU threads are those of `gate`.
-    pub fn new(ram: Ram, gate: Arc<Gate>, program: Arc<Program>) -> Self {
+    /// No page of `vm` is laid over yet.
+    pub fn new(vm: Arc<dyn HostVm>, program: Arc<Program>) -> Self {
         let elements = Mutex::new(vec![Element::default(); program.pages().count()]);
-        Self { ram, gate, program, elements }
+        Self { vm, program, elements }
     }
 
     /// Finds the site of the record at `gpa` (64-byte aligned), laying its page over if it is not yet.
@@ -64,10 +62,10 @@ impl Overlay {
     pub fn take(&self, gpa: u64) -> Result<Option<Site>, OverlayError> {
         let page_gpa = gpa & !(PAGE - 1);
         let offset = usize::try_from(gpa - page_gpa).unwrap_or(0);
-        let Some(page) = self.ram.page_hva(page_gpa) else { return Ok(None) };
+        let Some(page) = self.vm.page_hva(page_gpa) else { return Ok(None) };
         let element = match self.find_and_count(page_gpa) {
             Some(element) => element,
-            None => self.gate.alone(|parked| self.lay_over(page_gpa, page, parked))?,
+            None => self.stopped(page_gpa, |stopped| self.lay_over(page_gpa, page, stopped))?,
         };
         Ok(Some(Site::new(element, offset)))
     }
@@ -89,6 +87,18 @@ impl Overlay {
         self.lock().iter().filter_map(|element| element.page_gpa).collect()
     }
 
+    /// Calls `act` once, while all other vCPUs are stopped.
+    fn stopped<R>(
+        &self,
+        gpa: u64,
+        act: impl Fn(&AllStopped) -> Result<R, OverlayError>,
+    ) -> Result<R, OverlayError> {
+        let mut result = None;
+        self.vm.stop_all(&mut |stopped| result = Some(act(stopped)));
+        // A monitor whose `stop_all` does not call what it is given.
+        result.unwrap_or_else(|| Err(OverlayError { gpa, source: io::ErrorKind::Interrupted.into() }))
+    }
+
     fn find_and_count(&self, page_gpa: u64) -> Option<usize> {
         let mut elements = self.lock();
         let (index, element) = elements.iter_mut().enumerate().find(|(_, e)| e.page_gpa == Some(page_gpa))?;
@@ -96,7 +106,12 @@ impl Overlay {
         Some(index)
     }
 
-    fn lay_over(&self, page_gpa: u64, page: NonNull<u8>, parked: &AllParked) -> Result<usize, OverlayError> {
+    fn lay_over(
+        &self,
+        page_gpa: u64,
+        page: NonNull<u8>,
+        stopped: &AllStopped,
+    ) -> Result<usize, OverlayError> {
         // Another vCPU may have been faster with the same page.
         if let Some(element) = self.find_and_count(page_gpa) {
             return Ok(element);
@@ -110,29 +125,29 @@ impl Overlay {
             .or_else(|| elements.iter().position(|element| element.records == 0))
             .ok_or_else(|| failed(io::ErrorKind::StorageFull.into()))?;
         if let Some(old) = elements[index].page_gpa.take() {
-            self.restore(index, old, parked).map_err(failed)?;
+            self.restore(index, old, stopped).map_err(failed)?;
         }
         let element = self.element(index).ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        copy_page(page, element, parked);
+        copy_page(page, element, stopped);
         self.map_element(index, page).map_err(failed)?;
         elements[index] = Element { page_gpa: Some(page_gpa), records: 1 };
         Ok(index)
     }
 
     /// Puts plain memory back at `page_gpa`, with what element `index` holds.
-    fn restore(&self, index: usize, page_gpa: u64, parked: &AllParked) -> io::Result<()> {
-        let (Some(page), Some(element)) = (self.ram.page_hva(page_gpa), self.element(index)) else {
+    fn restore(&self, index: usize, page_gpa: u64, stopped: &AllStopped) -> io::Result<()> {
+        let (Some(page), Some(element)) = (self.vm.page_hva(page_gpa), self.element(index)) else {
             return Ok(());
         };
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
         // SAFETY: `page` is a whole page of the region that `ram` keeps mapped, and nothing but guest memory lies
-        // there; every other vCPU is parked, so nobody uses it while it is empty.
+        // there; every other vCPU is stopped, so nobody uses it while it is empty.
         let mapped = unsafe { libc::mmap(page.as_ptr().cast(), PAGE_SIZE, protection, flags, -1, 0) };
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        copy_page(element, page, parked);
+        copy_page(element, page, stopped);
         Ok(())
     }
 
@@ -147,7 +162,7 @@ impl Overlay {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_FIXED;
         // SAFETY: `page` is a whole page of the region that `ram` keeps mapped, and nothing but guest memory lies
-        // there; its bytes have just been copied, and every other vCPU is parked, so no write falls in between.
+        // there; its bytes have just been copied, and every other vCPU is stopped, so no write falls in between.
         let mapped = unsafe { libc::mmap(page.as_ptr().cast(), PAGE_SIZE, protection, flags, fd, offset) };
         if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
@@ -157,8 +172,8 @@ impl Overlay {
     }
 }
 
-/// Copies one page. Nobody writes either: the vCPUs are parked, and no record on them is published.
-fn copy_page(from: NonNull<u8>, to: NonNull<u8>, _parked: &AllParked) {
+/// Copies one page. Nobody writes either: the vCPUs are stopped, and no record on them is published.
+fn copy_page(from: NonNull<u8>, to: NonNull<u8>, _stopped: &AllStopped) {
     // SAFETY: both are whole mapped pages that do not overlap, one of guest memory and one of the record map.
     unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), PAGE_SIZE) };
 }

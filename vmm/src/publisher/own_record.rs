@@ -9,12 +9,12 @@ use std::sync::Arc;
 use super::PublisherError;
 use super::record::GuestRecord;
 use crate::host::account::RunDelay;
-use crate::memory::Ram;
+use crate::steal_time::host_vm::HostVm;
 
 /// See the module. Lives on the vCPU's thread.
 #[derive(Debug)]
 pub(super) struct OwnRecord {
-    ram: Ram,
+    vm: Arc<dyn HostVm>,
     run_delay: RunDelay,
     record: Option<Arc<GuestRecord>>,
     /// Nothing is to be written.
@@ -27,10 +27,10 @@ pub(super) struct OwnRecord {
 }
 
 impl OwnRecord {
-    /// For the vCPU of the calling thread, whose records lie in `ram`. It has none yet.
-    pub(super) fn new(ram: Ram) -> Result<Self, PublisherError> {
+    /// For the vCPU of the calling thread, whose records lie in `vm`'s memory. It has none yet.
+    pub(super) fn new(vm: Arc<dyn HostVm>) -> Result<Self, PublisherError> {
         Ok(Self {
-            ram,
+            vm,
             run_delay: RunDelay::of_this_thread().map_err(PublisherError::RunDelay)?,
             record: None,
             rests: false,
@@ -47,7 +47,7 @@ impl OwnRecord {
 
     /// From now on it is the one at `gpa`, which is updated once; its steal is `least_ns` at least.
     pub(super) fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), PublisherError> {
-        let Some(record) = GuestRecord::at(&self.ram, gpa) else { return Ok(()) };
+        let Some(record) = GuestRecord::at(&self.vm, gpa) else { return Ok(()) };
         let unpublished_ns = self.account()?;
         record.update(least_ns, unpublished_ns);
         self.record = Some(Arc::new(record));

@@ -3,20 +3,20 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
-use crate::memory::PAGE;
+use crate::steal_time::host_vm::PAGE;
 
 /// A set of guest pages.
 #[derive(Debug, Default)]
-pub(super) struct Pages(Mutex<BTreeSet<u64>>);
+pub struct UnloggedPages(Mutex<BTreeSet<u64>>);
 
-impl Pages {
+impl UnloggedPages {
     /// The page of `gpa` is written from now on, or was.
-    pub(super) fn note(&self, gpa: u64) {
+    pub fn note(&self, gpa: u64) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(gpa & !(PAGE - 1));
     }
 
     /// All of them (GPA).
-    pub(super) fn all(&self) -> Vec<u64> {
+    pub fn all(&self) -> Vec<u64> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
     }
 }

@@ -4,26 +4,32 @@
 //! nobody knows. Steal counts both, and is told when the vCPU next leaves the guest and enters it again, which a reminder sees
 //! to.
 
+use std::sync::Arc;
+
 use protocol::VcpuId;
 
 use super::own_record::OwnRecord;
-use super::pages::Pages;
+use super::pages::UnloggedPages;
 use super::reminder::{self, Reminder};
 use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherError, PublisherKind};
-use crate::memory::Ram;
+use crate::steal_time::host_vm::HostVm;
 
 /// Publishes the monitor's own parks for one VM.
 #[derive(Debug)]
 pub struct ParkPublisher {
-    ram: Ram,
-    pages: Pages,
+    vm: Arc<dyn HostVm>,
+    pages: UnloggedPages,
     reminder: Reminder,
 }
 
 impl ParkPublisher {
-    /// Publishes into records in `ram`.
-    pub fn new(ram: Ram) -> Self {
-        Self { ram, pages: Pages::default(), reminder: Reminder::start() }
+    /// Publishes into records in `vm`'s memory.
+    ///
+    /// # Errors
+    /// [`PublisherError::NoKickSignal`].
+    pub fn new(vm: Arc<dyn HostVm>) -> Result<Self, PublisherError> {
+        let signal = vm.kick_signal().ok_or(PublisherError::NoKickSignal(PublisherKind::Park))?;
+        Ok(Self { vm, pages: UnloggedPages::default(), reminder: Reminder::start(signal) })
     }
 }
 
@@ -43,7 +49,7 @@ impl Publisher for ParkPublisher {
     }
 
     fn attach(&self, _vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
-        let own = OwnRecord::new(self.ram.clone())?;
+        let own = OwnRecord::new(Arc::clone(&self.vm))?;
         self.reminder.remind_this_thread()?;
         Ok(Some(Box::new(ParkPublication { own, parks: 0, pages: &self.pages, reminder: &self.reminder })))
     }
@@ -54,7 +60,7 @@ impl Publisher for ParkPublisher {
 struct ParkPublication<'p> {
     own: OwnRecord,
     parks: u64,
-    pages: &'p Pages,
+    pages: &'p UnloggedPages,
     reminder: &'p Reminder,
 }
 

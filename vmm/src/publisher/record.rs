@@ -11,11 +11,12 @@
 
 use std::ops::Deref;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use protocol::steal_time::{PREEMPTED, StealTime};
 
-use crate::memory::{PAGE, PAGE_SIZE, Ram};
+use crate::steal_time::host_vm::{HostVm, PAGE, PAGE_SIZE};
 
 /// Bytes in a record.
 pub const RECORD_SIZE: usize = size_of::<StealTime>();
@@ -103,26 +104,26 @@ impl Record {
 #[derive(Debug)]
 pub struct GuestRecord {
     record: NonNull<Record>,
-    _ram: Ram,
+    _vm: Arc<dyn HostVm>,
 }
 
-// SAFETY: guest memory belongs to the process, not to a thread, and `_ram` keeps it mapped.
+// SAFETY: guest memory belongs to the process, not to a thread, and `_vm` keeps it mapped.
 unsafe impl Send for GuestRecord {}
 
 // SAFETY: it lends out a record, which consists of atomics.
 unsafe impl Sync for GuestRecord {}
 
 impl GuestRecord {
-    /// The record at `gpa` of `ram`; `None` where none can lie, or there is no RAM.
-    pub fn at(ram: &Ram, gpa: u64) -> Option<Self> {
+    /// The record at `gpa` of `vm`'s memory; `None` if `gpa` is misaligned or outside RAM.
+    pub fn at(vm: &Arc<dyn HostVm>, gpa: u64) -> Option<Self> {
         if !gpa.is_multiple_of(RECORD_SIZE as u64) {
             return None;
         }
-        let page = ram.page_hva(gpa & !(PAGE - 1))?;
+        let page = vm.page_hva(gpa & !(PAGE - 1))?;
         let offset = usize::try_from(gpa % PAGE).ok()?;
         // SAFETY: the offset lies within the page, which is mapped.
         let record = unsafe { page.add(offset) };
-        Some(Self { record: record.cast(), _ram: ram.clone() })
+        Some(Self { record: record.cast(), _vm: Arc::clone(vm) })
     }
 }
 
@@ -130,7 +131,7 @@ impl Deref for GuestRecord {
     type Target = Record;
 
     fn deref(&self) -> &Record {
-        // SAFETY: 64 aligned bytes of RAM, which `_ram` keeps mapped; any bytes are a record, whose fields are atomics, as
+        // SAFETY: 64 aligned bytes of RAM, which `_vm` keeps mapped; any bytes are a record, whose fields are atomics, as
         // which guest, program and KVM write them.
         unsafe { self.record.as_ref() }
     }
@@ -139,6 +140,7 @@ impl Deref for GuestRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::steal_time::host_vm::tests::Memory;
 
     fn record(steal: u64, version: u32, preempted: u8) -> Record {
         Record(StealTime {
@@ -193,12 +195,12 @@ mod tests {
 
     #[test]
     fn record_in_guest_memory_is_found_where_it_can_lie() {
-        let ram = Ram::new(1).unwrap();
-        let record = GuestRecord::at(&ram, 0xf_ffc0).expect("the last 64 bytes");
+        let vm: Arc<dyn HostVm> = Memory::mib(1);
+        let record = GuestRecord::at(&vm, 0xf_ffc0).expect("the last 64 bytes");
         record.update(0, 9);
-        assert_eq!(GuestRecord::at(&ram, 0xf_ffc0).unwrap().steal_ns(), 9);
+        assert_eq!(GuestRecord::at(&vm, 0xf_ffc0).unwrap().steal_ns(), 9);
         for gpa in [0x10_0000, 0xf_ffc8, !0x3f] {
-            assert!(GuestRecord::at(&ram, gpa).is_none(), "{gpa:#x}");
+            assert!(GuestRecord::at(&vm, gpa).is_none(), "{gpa:#x}");
         }
     }
 

@@ -3,13 +3,17 @@
 //! Where nothing tells a monitor of switches, a vCPU's thread learns of what it has lost only outside the guest, and a guest
 //! that spins stays inside. So a thread of ours looks at all accounts now and then, and kicks those that have grown.
 
+use std::ffi::c_int;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use libc::pid_t;
+
 use super::PublisherError;
 use crate::host::account::RunDelay;
+use crate::host::thread::own_tid;
 use crate::host::ticker::Ticker;
-use crate::kick::KickHandle;
+use crate::kick;
 
 /// Between two looks: steal is late by so much.
 pub(super) const PERIOD: Duration = Duration::from_millis(10);
@@ -18,19 +22,21 @@ pub(super) const PERIOD: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(super) struct Reminder {
     threads: Arc<Mutex<Vec<Reminded>>>,
+    signal: c_int,
     _ticker: Option<Ticker>,
 }
 
 #[derive(Debug)]
 struct Reminded {
-    thread: KickHandle,
+    tid: pid_t,
+    signal: c_int,
     run_delay: RunDelay,
     seen_ns: u64,
 }
 
 impl Reminder {
-    /// Begins. Where there is no thread to be had nobody is reminded.
-    pub(super) fn start() -> Self {
+    /// Begins: threads get `signal`. Where there is no thread to be had nobody is reminded.
+    pub(super) fn start(signal: c_int) -> Self {
         let threads = Arc::new(Mutex::new(Vec::<Reminded>::new()));
         let all = Arc::clone(&threads);
         let tick = move || {
@@ -38,21 +44,21 @@ impl Reminder {
                 reminded.look();
             }
         };
-        Self { threads, _ticker: Ticker::start("reminder", PERIOD, || {}, tick).ok() }
+        Self { threads, signal, _ticker: Ticker::start("reminder", PERIOD, || {}, tick).ok() }
     }
 
     /// Reminds the calling thread, until it is [`forgotten`](Self::forget_this_thread).
     pub(super) fn remind_this_thread(&self) -> Result<(), PublisherError> {
-        let thread = KickHandle::of_this_thread();
-        let run_delay = RunDelay::of_thread(thread.tid()).map_err(PublisherError::RunDelay)?;
-        self.lock().push(Reminded { thread, run_delay, seen_ns: 0 });
+        let tid = own_tid();
+        let run_delay = RunDelay::of_thread(tid).map_err(PublisherError::RunDelay)?;
+        self.lock().push(Reminded { tid, signal: self.signal, run_delay, seen_ns: 0 });
         Ok(())
     }
 
     /// When this returns the calling thread is not kicked any more.
     pub(super) fn forget_this_thread(&self) {
-        let me = KickHandle::of_this_thread();
-        self.lock().retain(|reminded| reminded.thread != me);
+        let me = own_tid();
+        self.lock().retain(|reminded| reminded.tid != me);
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Reminded>> {
@@ -64,7 +70,7 @@ impl Reminded {
     fn look(&mut self) {
         let run_delay_ns = self.run_delay.read_ns().unwrap_or(self.seen_ns);
         if std::mem::replace(&mut self.seen_ns, run_delay_ns) != run_delay_ns {
-            self.thread.kick();
+            kick::signal_thread(self.tid, self.signal);
         }
     }
 }

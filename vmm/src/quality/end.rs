@@ -5,9 +5,11 @@ use protocol::steal_time::Registration;
 use serde::Serialize;
 
 use super::error::{QualityError, host};
-use crate::guest::Guest;
+use crate::fault_injection::FaultCounts;
+use crate::hooks::Descheduled;
 use crate::host::account::ThreadAccount;
 use crate::host::perf::{Switch, SwitchKind, SwitchLog};
+use crate::lab_guest::LabGuest;
 use crate::publisher::Counts;
 use crate::publisher::record::GuestRecord;
 use crate::vcpu::errand::Look;
@@ -16,13 +18,15 @@ use crate::vcpu::errand::Look;
 pub(super) struct End {
     pub(super) look: Look,
     account: ThreadAccount,
+    pub(super) descheduled: Vec<Descheduled>,
+    faults: Option<FaultCounts>,
     steal_ns: u64,
     /// What perf has recorded since the log was opened, or since the end before.
     pub(super) switches: Vec<Switch>,
 }
 
 impl End {
-    pub(super) fn take(guest: &Guest, tid: libc::pid_t, log: &SwitchLog) -> Result<Self, QualityError> {
+    pub(super) fn take(guest: &LabGuest, tid: libc::pid_t, log: &SwitchLog) -> Result<Self, QualityError> {
         let paused = guest.vm().pause().map_err(|_| QualityError::Idle("was paused by somebody else"))?;
         let look = guest.vm().look(&paused).into_iter().next();
         let look = look.ok_or(QualityError::Idle("has ended"));
@@ -31,6 +35,7 @@ impl End {
             log.drain(|switch| switches.push(switch));
             guest.vm().publisher().counts_at_rest(VcpuId::BOOT)
         });
+        let (descheduled, faults) = (guest.descheduled(VcpuId::BOOT), guest.fault_counts(VcpuId::BOOT));
         guest.vm().resume(paused);
         let mut look = look?;
         let (account, program) = counted
@@ -42,12 +47,12 @@ impl End {
         }
         let steal = look.record.as_ref().and_then(|record| record.first_chunk());
         let steal_ns = steal.copied().map_or(0, u64::from_le_bytes);
-        Ok(Self { look, account, steal_ns, switches })
+        Ok(Self { look, account, descheduled, faults, steal_ns, switches })
     }
 
-    pub(super) fn record(&self, guest: &Guest) -> Result<GuestRecord, QualityError> {
+    pub(super) fn record(&self, guest: &LabGuest) -> Result<GuestRecord, QualityError> {
         match self.look.msr.map(Registration::from_msr) {
-            Some(Ok(Registration::At { gpa })) => GuestRecord::at(guest.vm().machine().ram(), gpa),
+            Some(Ok(Registration::At { gpa })) => guest.vm().record(gpa),
             _ => None,
         }
         .ok_or(QualityError::Idle("has no record"))
@@ -65,6 +70,8 @@ pub struct Tally {
     pub ins: u64,
     /// What the publisher counted in the same time; `None` where nobody counts.
     pub counted: Option<Counts>,
+    /// The faults that were injected in the same time; `None` if none were.
+    pub faults: Option<FaultCounts>,
     /// Growth of steal in the record (ns).
     pub steal_ns: u64,
     /// What it should have been: run delay and time held (ns).
@@ -88,8 +95,8 @@ impl Tally {
         doubt(outs + sleeps != counted, format!("perf saw {} switches out, status {counted}", outs + sleeps));
         doubt(ins != grown.arrivals, format!("perf saw {ins} switches in, schedstat {}", grown.arrivals));
 
-        let held: u64 = after.look.holds.iter().map(|held| held.parked_ns).sum();
-        let held_before: u64 = before.look.holds.iter().map(|held| held.parked_ns).sum();
+        let held: u64 = after.descheduled.iter().map(|held| held.descheduled_ns).sum();
+        let held_before: u64 = before.descheduled.iter().map(|held| held.descheduled_ns).sum();
         let run_delay = after.look.account.since(before.look.account).run_delay_ns;
         let forgotten = after.look.forgotten_ns.saturating_sub(before.look.forgotten_ns);
         Self {
@@ -97,6 +104,7 @@ impl Tally {
             outs,
             ins,
             counted: after.look.counts.map(|counts| counts.since(before.look.counts.unwrap_or_default())),
+            faults: after.faults.map(|faults| faults.since(before.faults.unwrap_or_default())),
             steal_ns: after.steal_ns.saturating_sub(before.steal_ns),
             lost_ns: (run_delay + held).saturating_sub(held_before + forgotten),
         }

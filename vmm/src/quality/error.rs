@@ -2,9 +2,9 @@
 
 use std::io;
 
-use crate::guest::GuestError;
 use crate::host::cpus::{CpuError, Cpus};
 use crate::host::perf::PerfError;
+use crate::lab_guest::LabGuestError;
 use crate::vm::StateError;
 
 /// Quality could not be measured.
@@ -12,7 +12,7 @@ use crate::vm::StateError;
 pub enum QualityError {
     /// The guest could not be run.
     #[error(transparent)]
-    Guest(#[from] GuestError),
+    Guest(#[from] LabGuestError),
     /// Its state could not be had.
     #[error(transparent)]
     State(#[from] StateError),

@@ -24,12 +24,12 @@ use serde::Serialize;
 
 use crate::causes;
 use crate::cli::{QualityArgs, usable_cpus};
+use crate::fault_injection::{FaultCounts, Faults};
 use crate::host::cpus::Cpus;
 use crate::host::facts::HostFacts;
 use crate::host::perf::SwitchLog;
 use crate::oracle::{Edge, Judgement, Looker, judge};
 use crate::publisher::PublisherKind;
-use crate::publisher::faulty::{FaultCounts, Faults};
 use crate::results::SightFigures;
 use disturbance::Disturbance;
 use end::End;
@@ -90,7 +90,7 @@ pub struct Finding {
 impl Finding {
     /// What was made wrong on purpose in the same time.
     pub fn faults(&self) -> Option<FaultCounts> {
-        self.tally.counted?.faults
+        self.tally.faults
     }
 }
 
@@ -170,7 +170,7 @@ impl Setting<'_> {
         let after = End::take(&subject.guest, subject.tid, &log)?;
 
         let tally = Tally::between(&before, &after, log.lost());
-        let byte = judge(&after.switches, &after.look.holds, &looks);
+        let byte = judge(&after.switches, &after.descheduled, &looks);
         let quantiles = |edge: &Edge| [0.5, 0.99, 0.999, 1.0].map(|share| edge.quantile_ns(share));
         let finding = Finding {
             out_latency_ns: quantiles(&byte.outs),

@@ -1,7 +1,6 @@
 //! The guest whose byte is judged: its boot vCPU runs, leaves, halts and comes back.
 
 use std::io;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,8 +10,8 @@ use protocol::words::{Job, Workload};
 
 use super::Setting;
 use super::error::QualityError;
-use crate::guest::{Guest, GuestConfig, GuestRun};
 use crate::host::cpus::Cpus;
+use crate::lab_guest::{LabConfig, LabGuest, LabRun};
 use crate::progress::Outcome;
 use crate::results::OutcomeFacts;
 use crate::timings::Timings;
@@ -26,7 +25,7 @@ const HOLD: Duration = Duration::from_millis(1);
 
 /// See the module.
 pub(super) struct Subject {
-    pub(super) guest: Guest,
+    pub(super) guest: LabGuest,
     /// The boot vCPU's thread.
     pub(super) tid: pid_t,
 }
@@ -35,7 +34,7 @@ impl Subject {
     /// Starts one whose window is open when this returns: one vCPU on `cpus`, or each of several on one of them.
     pub(super) fn start(setting: &Setting<'_>, vcpus: usize, cpus: &Cpus) -> Result<Self, QualityError> {
         let config = config(setting, vcpus, cpus);
-        let guest = Guest::start(&config, io::sink(), Timings::since(Instant::now()))?;
+        let guest = LabGuest::start(&config, io::sink(), Timings::since(Instant::now()))?;
         if !guest.wait_for_window(PATIENCE) {
             return Err(QualityError::Idle("did not come up"));
         }
@@ -63,28 +62,26 @@ impl Subject {
     }
 
     /// Ends it.
-    pub(super) fn end(self) -> Result<GuestRun, QualityError> {
-        if let Some(report) = self.guest.report() {
-            report.header.close_now.store(1, Ordering::Relaxed);
-        }
+    pub(super) fn end(self) -> Result<LabRun, QualityError> {
+        self.guest.close();
         let run = self.guest.wait()?;
-        match run.outcome {
+        match run.monitor.outcome {
             Outcome::Reset => Ok(run),
             Outcome::Interrupted => Err(QualityError::Interrupted),
             _ => {
-                let facts = OutcomeFacts::new(&run.outcome, run.report.as_deref());
+                let facts = OutcomeFacts::new(&run.monitor.outcome, run.report.as_deref());
                 Err(QualityError::Ended(facts.in_short().to_owned()))
             }
         }
     }
 }
 
-fn config(setting: &Setting<'_>, vcpus: usize, cpus: &Cpus) -> GuestConfig {
+fn config(setting: &Setting<'_>, vcpus: usize, cpus: &Cpus) -> LabConfig {
     let duration_ms = setting.args.duration_ms.saturating_mul(2).saturating_add(60_000);
     let workload = Workload { job: Job::Witness, warmup_ms: 20, duration_ms, ..Workload::DEFAULT };
     let timeout = 2 * setting.length() + 2 * PATIENCE;
-    GuestConfig {
+    LabConfig {
         faults: setting.args.faults,
-        ..GuestConfig::embedded(vcpus, cpus.clone(), setting.publisher, workload.to_string(), timeout)
+        ..LabConfig::embedded(vcpus, cpus.clone(), setting.publisher, workload.to_string(), timeout)
     }
 }

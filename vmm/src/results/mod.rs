@@ -15,21 +15,20 @@ mod window;
 use std::fmt::{Display, Write as _};
 use std::sync::atomic::Ordering;
 
-use protocol::VcpuId;
 use protocol::conformance::{Assertion, Finding};
 use protocol::report::{Crash as CrashReport, Report, VECTOR_PANIC};
 use protocol::words::Workload;
 use serde::{Serialize, Serializer};
 
 use crate::boot::Entry;
-use crate::guest::{GuestConfig, GuestRun, PayloadSource};
+use crate::fault_injection::{FaultCounts, Faults};
+use crate::guest::PayloadSource;
 use crate::host::facts::HostFacts;
+use crate::lab_guest::{LabConfig, LabRun, VcpuRun};
 use crate::progress::Outcome;
-use crate::publisher::faulty::Faults;
 use crate::publisher::{Counts, PublisherKind};
 use crate::timings::Mark;
 use crate::vcpu::ExitCounts;
-use crate::vcpu::run::Remains;
 
 pub use checks::CheckFigures;
 pub use lock::{LockFigures, Shares};
@@ -144,17 +143,22 @@ pub struct VcpuFigures {
     pub run_delay_ns: u64,
     /// Times that the host took its thread off its CPU.
     pub preemptions: u64,
+    /// Writes to the doorbell after which another vCPU ran in its place.
+    pub directed_yields: u64,
     /// What the publisher counted.
     pub publication: Option<Counts>,
+    /// The faults that were injected into it.
+    pub faults: Option<FaultCounts>,
     /// Acquisitions in the window.
     pub acquisitions: u64,
 }
 
 impl RunResult {
     /// The document of a run.
-    pub fn new(host: HostFacts, config: &GuestConfig, run: &GuestRun) -> Self {
+    pub fn new(host: HostFacts, config: &LabConfig, run: &LabRun) -> Self {
         let report = run.report.as_deref();
-        let figures = |(id, remains): &(VcpuId, Remains)| {
+        let monitor = &run.monitor;
+        let figures = |VcpuRun { id, stats: remains, directed_yields, faults, .. }: &VcpuRun| {
             let vcpu = report.and_then(|report| report.vcpus.get(id.index()));
             VcpuFigures {
                 id: id.apic_id(),
@@ -162,7 +166,9 @@ impl RunResult {
                 run_ns: remains.account.run_ns,
                 run_delay_ns: remains.account.run_delay_ns,
                 preemptions: remains.preemptions,
+                directed_yields: *directed_yields,
                 publication: remains.counts,
+                faults: *faults,
                 acquisitions: vcpu.map_or(0, |vcpu| read(&vcpu.acquisitions)),
             }
         };
@@ -170,38 +176,38 @@ impl RunResult {
             schema: SCHEMA,
             host,
             guest: GuestFacts {
-                payload: match &config.payload {
-                    PayloadSource::Embedded => "embedded".to_owned(),
+                payload: match &config.guest.payload {
+                    PayloadSource::Embedded(_) => "embedded".to_owned(),
                     PayloadSource::File { path, .. } => path.display().to_string(),
                 },
-                entry: match run.entry {
+                entry: match monitor.entry {
                     Entry::Direct(_) => "direct",
                     Entry::Pvh(_) => "pvh",
                     Entry::Long(_) => "long",
                 },
-                vcpus: config.vcpus,
-                memory_mib: config.memory_mib,
-                cpus: config.cpus.clone(),
+                vcpus: config.guest.vcpus,
+                memory_mib: config.guest.memory_mib,
+                cpus: config.guest.cpus.clone(),
             },
             publisher: PublisherFacts {
-                kind: run.publisher,
-                asked: config.publisher.to_string(),
-                why: run.publisher_why.clone(),
+                kind: monitor.publisher,
+                asked: config.guest.publisher.to_string(),
+                why: monitor.publisher_why.clone(),
                 faults: config.faults,
-                limits: run.publisher_limits.clone(),
+                limits: monitor.publisher_limits.clone(),
             },
             workload: run.workload,
-            outcome: OutcomeFacts::new(&run.outcome, report),
-            began_monotonic_ns: u64::try_from(run.timings.began_monotonic().as_nanos()).unwrap_or(u64::MAX),
-            timings: run.timings.marks().to_vec(),
-            window: report
-                .zip(run.workload)
-                .zip(run.window.as_ref())
-                .map(|((report, workload), window)| WindowFigures::new(report, workload, window, config)),
+            outcome: OutcomeFacts::new(&monitor.outcome, report),
+            began_monotonic_ns: u64::try_from(monitor.timings.began_monotonic().as_nanos())
+                .unwrap_or(u64::MAX),
+            timings: monitor.timings.marks().to_vec(),
+            window: report.zip(run.workload).zip(run.window.as_ref()).map(|((report, workload), window)| {
+                WindowFigures::new(report, workload, window, &config.guest)
+            }),
             findings: report.map(findings).unwrap_or_default(),
             vcpus: run.vcpus.iter().map(figures).collect(),
-            unclaimed_reads: run.unclaimed.reads,
-            unclaimed_writes: run.unclaimed.writes,
+            unclaimed_reads: monitor.unclaimed.reads,
+            unclaimed_writes: monitor.unclaimed.writes,
         }
     }
 }
@@ -232,7 +238,7 @@ impl OutcomeFacts {
             Outcome::Crash { .. } => "crash",
             Outcome::TimedOut => "timed_out",
             Outcome::Interrupted => "interrupted",
-            Outcome::SteeringEnded => "steering_ended",
+            Outcome::Stopped => "steering_ended",
         };
         let (crash, registers) = match outcome {
             Outcome::Crash { vcpu, crash } => (

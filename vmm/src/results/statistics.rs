@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use protocol::report::VcpuReport;
 
-use crate::timings::cycles_to_duration;
+use crate::guest_clock::cycles_to_duration;
 
 /// A counter as it is now.
 pub(super) fn read(counter: &AtomicU64) -> u64 {

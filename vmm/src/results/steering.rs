@@ -4,13 +4,13 @@ use serde::Serialize;
 
 use super::quantiles::Quantiles;
 use super::statistics::ratio;
+use crate::hooks::Descheduled;
 use crate::policy::catalogue::PolicyChoice;
 use crate::policy::rehearsal::rehearse;
 use crate::policy::{Vcpu, Wants};
 use crate::steer::SteeringRemains;
 use crate::steer::fidelity::{Fidelity, Gap, judge};
 use crate::steer::mechanism::MechanismKind;
-use crate::vcpu::errand::Held;
 
 /// Steering, from its begin to its end.
 #[derive(Clone, Debug, Serialize)]
@@ -104,9 +104,9 @@ pub struct Drift {
 
 impl SteeringFigures {
     /// What is left of steering, in figures. `holds` are those of all vCPUs.
-    pub fn new(remains: &SteeringRemains, holds: impl Iterator<Item = Held>) -> Self {
+    pub fn new(remains: &SteeringRemains, holds: impl Iterator<Item = Descheduled>) -> Self {
         let (begin, end, log) = (remains.began_ns, remains.ended_ns, &remains.log);
-        let byte = holds.filter(|held| held.ordered_ns <= held.told_ns && held.ordered_ns >= begin);
+        let byte = holds.filter(|held| held.requested_ns <= held.published_ns && held.requested_ns >= begin);
         let [late, contradictory, impossible] = log.refused;
         let judged = remains.stays().map(|stays| {
             let are_first = remains.mechanism == MechanismKind::Class;
@@ -131,7 +131,7 @@ impl SteeringFigures {
             rings: log.rings,
             lost_decisions: log.lost,
             late: Quantiles::of(lateness),
-            byte: Quantiles::of(byte.map(|held| held.told_ns - held.ordered_ns)),
+            byte: Quantiles::of(byte.map(|held| held.published_ns - held.requested_ns)),
             preemptions: preemptions(remains),
             fact: judged.map(|judged| Fact::new(&judged, all, remains.lost_switches)),
             drift: Drift::new(remains),

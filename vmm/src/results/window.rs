@@ -12,7 +12,7 @@ use super::times::{Times, histogram};
 use super::{CheckFigures, SightFigures};
 use crate::guest::GuestConfig;
 use crate::host::account::ThreadAccount;
-use crate::measure::Window;
+use crate::window::Window;
 
 /// What happened while the window was open.
 #[derive(Clone, Debug, Serialize)]

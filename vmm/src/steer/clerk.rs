@@ -13,13 +13,13 @@ use protocol::exchange::EpisodeKind;
 use super::Steered;
 use super::mechanism::MechanismKind;
 use crate::gate::Seat;
+use crate::guest_clock::GuestClock;
 use crate::host::clock;
 use crate::host::perf::{Switch, SwitchLog};
 use crate::host::thread::{Class, set_own_class};
 use crate::host::ticker::Ticker;
-use crate::memory::ReportView;
+use crate::lab_guest::ReportView;
 use crate::policy::Vcpu;
-use crate::timings::GuestClock;
 
 /// Pages of a thread's ring: some 10,000 switches.
 const PAGES: usize = 64;

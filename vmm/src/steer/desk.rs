@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Steered;
@@ -18,9 +18,9 @@ use super::log::{Chosen, Log, Stopped};
 use super::mechanism::Mechanism;
 use crate::gate::Seat;
 use crate::host::clock;
+use crate::lab_guest::GuestScheduler;
 use crate::policy::board::{Board, Move};
 use crate::policy::{Cpu, Decision, Event, Ns, Plan, Policy, Vcpu, Wants};
-use crate::vcpu::OnKick;
 
 /// Why steering ended by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,8 +197,9 @@ impl Desk {
     }
 }
 
-impl OnKick for Desk {
-    fn kicked(&self, seat: &Seat) {
+impl Desk {
+    /// The calling vCPU thread, whose seat it is, was kicked. Its slice may be over: then it finds itself descheduled.
+    fn on_kick(&self, seat: &Seat) {
         // Most kicks are for other reasons.
         if clock::monotonic_ns() < self.next_due() {
             return;
@@ -210,6 +211,31 @@ impl OnKick for Desk {
                 inner.attend(cpu);
             }
         });
+    }
+}
+
+/// One guest's part in the scheduling of all.
+#[derive(Debug)]
+pub(super) struct DeskOfGuest {
+    pub(super) desk: Arc<Desk>,
+    pub(super) guest: usize,
+    /// Whether vCPU threads time their own slices.
+    pub(super) times_slices: bool,
+}
+
+impl GuestScheduler for DeskOfGuest {
+    fn on_kick(&self, handle: &Seat) {
+        if self.times_slices {
+            self.desk.on_kick(handle);
+        }
+    }
+
+    fn release_all(&self) {
+        self.desk.finish(None);
+    }
+
+    fn on_guest_end(&self) {
+        self.desk.lose(self.guest);
     }
 }
 

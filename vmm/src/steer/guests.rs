@@ -6,11 +6,11 @@ use protocol::exchange::{Exchange, Ring, Told as Page};
 
 use super::Steered;
 use crate::gate::Seat;
+use crate::guest_clock::GuestClock;
 use crate::host::account::{self, ThreadAccount};
-use crate::memory::ReportView;
+use crate::lab_guest::ReportView;
 use crate::policy::board::Board;
 use crate::policy::{Event, Plan, Scene, Told, Vcpu};
-use crate::timings::GuestClock;
 use crate::vcpu::{Message, Outbox};
 
 /// See the module. Their vCPUs are numbered one guest after the other.
@@ -105,7 +105,7 @@ impl Guests {
     /// Tells those who wait for the guests' ends that steering has ended by itself.
     pub(super) fn tell_the_end(&self) {
         for guest in &self.0 {
-            guest.outbox.send(Message::SteeringEnded);
+            guest.outbox.send(Message::StopRequested);
         }
     }
 }

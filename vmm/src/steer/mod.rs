@@ -36,20 +36,20 @@ use std::time::Duration;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::gate::Seat;
+use crate::guest_clock::GuestClock;
 use crate::host::clock;
 use crate::host::cpus::Cpus;
 use crate::host::perf::Switch;
 use crate::host::thread::{Class, set_own_class};
-use crate::memory::ReportView;
+use crate::lab_guest::{GuestScheduler, ReportView};
 use crate::policy::catalogue::PolicyChoice;
 use crate::policy::parameters::ParameterError;
 use crate::policy::{Ns, Wants};
 use crate::publisher::PublisherKind;
-use crate::timings::GuestClock;
-use crate::vcpu::{OnKick, Outbox};
+use crate::vcpu::Outbox;
 use clerk::Clerk;
 pub use clerk::{LockEpisode, Sample};
-use desk::{Desk, End};
+use desk::{Desk, DeskOfGuest, End};
 use driver::Driver;
 use fidelity::{Stay, stays};
 use hands::Hands;
@@ -227,8 +227,8 @@ impl SteeringRemains {
 }
 
 impl Steering {
-    /// Begins to steer `guests` on `cpus`. Their vCPU threads have taken their seats. Before the first decision `register` is
-    /// told who is to hear of their kicks: with `park`, they time their own turns.
+    /// Begins to schedule `guests` on `cpus`. Their vCPU threads have attached. Before the first decision `attach` is called for
+    /// each guest with its scheduler.
     ///
     /// # Errors
     /// [`SteerError`]; nothing is steered then.
@@ -237,7 +237,7 @@ impl Steering {
         guests: Vec<Steered>,
         publisher: PublisherKind,
         cpus: &Cpus,
-        register: impl FnOnce(Option<Arc<dyn OnKick>>),
+        attach: impl Fn(usize, Arc<dyn GuestScheduler>),
     ) -> Result<Self, SteerError> {
         let policy = config.policy.make(config.seed)?;
         let wants = policy.wants();
@@ -252,7 +252,10 @@ impl Steering {
         let began_ns = clock::monotonic_ns();
         let desk = Desk::new(policy, chosen.mechanism, guests, cpus.count(), config.starvation);
         let desk = Arc::new(desk);
-        register((kind == MechanismKind::Park).then(|| Arc::clone(&desk) as Arc<dyn OnKick>));
+        let times_slices = kind == MechanismKind::Park;
+        for guest in 0..vcpus.len() {
+            attach(guest, Arc::new(DeskOfGuest { desk: Arc::clone(&desk), guest, times_slices }));
+        }
         let driver = Driver::start(Arc::clone(&desk), bells, kind).map_err(SteerError::TakeOver)?;
         Ok(Self {
             desk,
@@ -273,11 +276,6 @@ impl Steering {
     /// The mechanism.
     pub fn mechanism(&self) -> MechanismKind {
         self.kind
-    }
-
-    /// A guest is gone.
-    pub fn lose(&self, guest: usize) {
-        self.desk.lose(guest);
     }
 
     /// Lets all go on as the host likes. What was recorded so far is kept.

@@ -18,12 +18,12 @@ pub mod perfetto;
 
 use protocol::exchange::EpisodeKind;
 
-use crate::guest::GuestRun;
+use crate::hooks::Descheduled;
+use crate::lab_guest::LabRun;
 use crate::policy::{Ns, Vcpu};
 use crate::publisher::PublisherKind;
 use crate::steer::SteeringRemains;
 use crate::steer::fidelity::Stay;
-use crate::vcpu::errand::Held;
 
 /// A row, or what holds rows together.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,11 +112,11 @@ struct Subject<'r> {
     locks: usize,
     byte: usize,
     stays: Vec<Stay>,
-    holds: &'r [Held],
+    holds: &'r [Descheduled],
 }
 
 /// The trace of guests that were steered.
-pub fn of(steering: &SteeringRemains, guests: &[GuestRun]) -> Trace {
+pub fn of(steering: &SteeringRemains, guests: &[LabRun]) -> Trace {
     let mut trace = Trace {
         lost: steering.log.lost + steering.lost_switches + steering.lost_episodes,
         ..Trace::default()
@@ -136,17 +136,17 @@ pub fn of(steering: &SteeringRemains, guests: &[GuestRun]) -> Trace {
     for (guest, run) in guests.iter().enumerate() {
         let group = trace.track(None, format!("guest {guest}"));
         let from = subjects.len();
-        for (index, (_, remains)) in run.vcpus.iter().enumerate() {
+        for (index, recorded) in run.vcpus.iter().enumerate() {
             let row = trace.track(Some(group), format!("vCPU {index}"));
             let byte = trace.track(Some(group), format!("vCPU {index} byte"));
             let locks = trace.track(Some(group), format!("vCPU {index} locks"));
             let stays = stays.next().unwrap_or_default();
-            subjects.push(Subject { row, locks, byte, stays, holds: &remains.holds });
+            subjects.push(Subject { row, locks, byte, stays, holds: &recorded.descheduled });
         }
         let steal = trace.counter(group, "steal", "us");
         let acquisitions = trace.counter(group, "acquisitions", "per ms");
         for (index, subject) in subjects.iter().enumerate().skip(from) {
-            let is_told = matches!(run.publisher, PublisherKind::Bpf | PublisherKind::BpfClassic);
+            let is_told = matches!(run.monitor.publisher, PublisherKind::Bpf | PublisherKind::BpfClassic);
             vcpu(&mut trace, subject, is_told, (begin, end));
             for stay in &subject.stays {
                 let cpu = steering.cpus.iter().position(|cpu| *cpu == stay.cpu).and_then(|cpu| cpus.get(cpu));
@@ -233,17 +233,17 @@ fn vcpu(trace: &mut Trace, subject: &Subject<'_>, program_publishes: bool, (begi
         trace.slice(subject.row, "running", stay.from, stay.to);
         (at, was_preempted) = (stay.to, stay.was_preempted);
     }
-    for held in subject.holds.iter().filter(|held| held.ordered_ns >= begin && held.to_ns <= end) {
-        trace.instant(subject.row, "kick", held.ordered_ns);
+    for held in subject.holds.iter().filter(|held| held.requested_ns >= begin && held.to_ns <= end) {
+        trace.instant(subject.row, "kick", held.requested_ns);
         if !program_publishes {
-            trace.slice(subject.byte, "preempted", held.told_ns, held.to_ns);
+            trace.slice(subject.byte, "preempted", held.published_ns, held.to_ns);
         }
     }
     if program_publishes {
         // The thread itself says it while it is parked, for longer than the program saw it preempted.
         let preempted = |at: Ns| subject.stays.iter().any(|stay| stay.from <= at && at < stay.to);
-        for held in subject.holds.iter().filter(|held| held.ordered_ns >= begin && held.to_ns <= end) {
-            let from = if preempted(held.told_ns) { held.told_ns } else { continue };
+        for held in subject.holds.iter().filter(|held| held.requested_ns >= begin && held.to_ns <= end) {
+            let from = if preempted(held.published_ns) { held.published_ns } else { continue };
             trace.slice(subject.byte, "preempted", from, held.to_ns);
         }
     }

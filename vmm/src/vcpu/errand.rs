@@ -52,21 +52,4 @@ pub struct Look {
     pub registers: Option<kvm_regs>,
     /// What the publisher has counted so far; `None` where nobody counts.
     pub counts: Option<Counts>,
-    /// When it was held, in order; of very many the last.
-    pub holds: Vec<Held>,
-}
-
-/// A time for which a vCPU was held: kept from running by the monitor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
-    /// When that was ordered (ns of the monotonic clock).
-    pub ordered_ns: u64,
-    /// When it began: its thread was outside the guest.
-    pub from_ns: u64,
-    /// When the byte had been told.
-    pub told_ns: u64,
-    /// When it was over: a moment before the byte said so.
-    pub to_ns: u64,
-    /// How much of it was told as steal. The rest, from the release on, is run delay.
-    pub parked_ns: u64,
 }

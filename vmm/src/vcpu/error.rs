@@ -50,14 +50,6 @@ pub enum VcpuError {
         /// KVM's reason.
         source: kvm_ioctls::Error,
     },
-    /// KVM does not take its MSR back.
-    #[error("KVM refuses {msr:#x} for the steal-time MSR of vCPU {vcpu}")]
-    Restore {
-        /// The vCPU.
-        vcpu: VcpuId,
-        /// The value.
-        msr: u64,
-    },
     /// The publisher failed.
     #[error("Cannot publish steal time of vCPU {vcpu}")]
     Publish {

@@ -4,34 +4,27 @@
 //! - [`run`]: the thread's life, a loop over three states.
 //! - [`exit`]: why the guest was left, parsed once.
 //! - [`errand`]: what a thread does for others while the guest is paused.
-//! - [`msrs`]: KVM's own copies of MSRs.
-//! - [`offer`]: how one that waits lets another have its CPU.
 //!
 //! How a thread is made to leave the guest, and where it stops, alone or for all: [`crate::kick`], [`crate::gate`].
 
 pub mod errand;
 pub mod error;
 pub mod exit;
-pub mod msrs;
-pub mod offer;
 pub mod run;
 pub mod threads;
 
 use std::fmt;
-use std::sync::{Arc, OnceLock, mpsc};
-use std::time::Instant;
+use std::sync::{Arc, mpsc};
 
 use devices::PortBus;
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use protocol::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::gate::{Gate, Seat};
+use crate::gate::Gate;
+use crate::hooks::RunHooks;
 use crate::host::cpus::Cpus;
-use crate::measure::Snapshot;
-use crate::memory::Ram;
 use exit::CrashReason;
-use offer::Offers;
 
 /// How a vCPU thread ended the run, or that it was sent home.
 #[derive(Debug)]
@@ -82,13 +75,6 @@ impl fmt::Display for Registers {
     }
 }
 
-/// Whoever times the vCPUs' turns by kicks to themselves.
-pub trait OnKick: fmt::Debug + Send + Sync {
-    /// The calling vCPU thread, whose `seat` it is, was kicked, and is outside the guest. Its turn may be over: then it finds
-    /// itself held.
-    fn kicked(&self, seat: &Seat);
-}
-
 /// What the vCPUs of a guest share.
 #[derive(Debug)]
 pub struct Shared {
@@ -98,19 +84,13 @@ pub struct Shared {
     pub gate: Arc<Gate>,
     /// Host CPUs that their threads may use.
     pub cpus: Cpus,
-    /// Where their records lie.
-    pub ram: Ram,
-    /// What they offer each other.
-    pub offers: Offers,
-    /// Who is told of kicks, if anybody is.
-    pub on_kick: OnceLock<Arc<dyn OnKick>>,
+    /// Callbacks of the program that runs the guest.
+    pub hooks: Arc<dyn RunHooks>,
 }
 
 /// What a vCPU thread tells the event loop.
 #[derive(Debug)]
 pub enum Message {
-    /// The guest set a mark.
-    Milestone(Mark),
     /// The run is over.
     Ended {
         /// By which vCPU.
@@ -118,8 +98,8 @@ pub enum Message {
         /// How.
         ending: Ending,
     },
-    /// Whoever chose which vCPUs run has ended that by himself; all of them may run.
-    SteeringEnded,
+    /// A run hook wants the run to end.
+    StopRequested,
     /// The monitor failed.
     Failed {
         /// At which vCPU.
@@ -127,17 +107,6 @@ pub enum Message {
         /// Why.
         error: error::VcpuError,
     },
-}
-
-/// A mark that the guest set.
-#[derive(Debug)]
-pub struct Mark {
-    /// The mark.
-    pub code: u8,
-    /// When the monitor was told.
-    pub at: Instant,
-    /// The host's accounts at that moment, if it is one at which they are wanted.
-    pub accounts: Option<Snapshot>,
 }
 
 /// The way from a vCPU thread to the event loop.
@@ -173,6 +142,4 @@ pub struct ExitCounts {
     pub msr: u64,
     /// Kicks, and the end of waiting for SIPI.
     pub interrupted: u64,
-    /// Of the writes to ports, those that offered the CPU to another vCPU, which then ran in place of this one.
-    pub offers: u64,
 }

@@ -1,36 +1,28 @@
 //! The life of a vCPU thread: running, parked, held, resting, finished.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use devices::Request;
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
-use protocol::report::Milestone;
-use protocol::steal_time::{MSR_STEAL_TIME, Registration};
+use protocol::steal_time::MSR_STEAL_TIME;
 
-use super::errand::{Errand, Held, Look};
+use super::errand::{Errand, Look};
 use super::error::VcpuError;
 use super::exit::{self, CrashReason, Exit, PortData};
-use super::{Crash, Ending, ExitCounts, Mark, Message, Outbox, Registers, Shared, msrs};
+use super::{Crash, Ending, ExitCounts, Message, Outbox, Registers, Shared};
 use crate::gate::{Seat, Wanted};
+use crate::guest_clock::GuestClock;
+use crate::hooks::{Descheduled, VcpuEvent};
 use crate::host::account::{self, ThreadAccount};
 use crate::host::clock;
 use crate::host::thread::own_tid;
 use crate::kick;
-use crate::measure::Snapshot;
-use crate::publisher::record::GuestRecord;
-use crate::publisher::{Counts, MsrOwner};
-use crate::steal_time::msr::{Access, StealTimeMsr};
+use crate::publisher::Counts;
+use crate::steal_time::kvm_msr;
 use crate::steal_time::saved::SavedVcpu;
-use crate::timings::GuestClock;
-
-/// A guest may set marks as long as it likes; so many from one vCPU are told.
-const MOST_MARKS: u32 = 64;
-
-/// So many times that a vCPU was held are remembered.
-const MOST_HOLDS: usize = 1 << 14;
+use crate::steal_time::vcpu::{Access, VcpuStealTime};
 
 /// What an address without memory reads.
 const FLOATING: u8 = 0xff;
@@ -41,19 +33,14 @@ pub struct Vcpu<'p> {
     id: VcpuId,
     fd: VcpuFd,
     shared: Arc<Shared>,
-    steal_time: StealTimeMsr<'p>,
-    /// Who keeps the steal-time MSR.
-    owner: MsrOwner,
+    steal_time: VcpuStealTime<'p>,
     outbox: Outbox,
     errands: mpsc::Receiver<Errand>,
     exits: ExitCounts,
     /// KVM has an exit to complete, when it is next entered: until then the registers are those of before it.
     owes: bool,
-    marks: u32,
     /// Its seat at the gate.
     seat: Arc<Seat>,
-    /// When it was held: the last [`MOST_HOLDS`] times.
-    holds: VecDeque<Held>,
     /// When it last began to rest, the account of its thread then, and how much of the run delay was forgotten by then.
     at_rest: (Instant, ThreadAccount, u64),
     /// How much run delay was forgotten, all told: its thread waited at rest (ns).
@@ -75,15 +62,6 @@ pub struct Remains {
     pub counts: Option<Counts>,
     /// The guest's clock when the vCPU ended, where KVM tells it.
     pub clock: Option<GuestClock>,
-    /// When it was held, in order; of very many the last.
-    pub holds: Vec<Held>,
-}
-
-/// The guest's TSC now, where KVM tells it.
-pub fn guest_clock(fd: &VcpuFd) -> Option<GuestClock> {
-    let khz = fd.get_tsc_khz().ok()?;
-    let (at, at_ns) = (Instant::now(), clock::monotonic_ns());
-    Some(GuestClock { at, at_ns, tsc: msrs::read(fd, msrs::TSC)?, khz })
 }
 
 enum State {
@@ -108,7 +86,7 @@ impl<'p> Vcpu<'p> {
         id: VcpuId,
         fd: VcpuFd,
         shared: Arc<Shared>,
-        (steal_time, owner): (StealTimeMsr<'p>, MsrOwner),
+        steal_time: VcpuStealTime<'p>,
         outbox: Outbox,
         errands: mpsc::Receiver<Errand>,
     ) -> Self {
@@ -118,14 +96,11 @@ impl<'p> Vcpu<'p> {
             fd,
             shared,
             steal_time,
-            owner,
             outbox,
             errands,
             exits,
             owes: false,
-            marks: 0,
             seat: Arc::new(Seat::of_this_thread()),
-            holds: VecDeque::new(),
             at_rest: (Instant::now(), ThreadAccount::default(), 0),
             forgotten_ns: 0,
             preempted_before: 0,
@@ -151,8 +126,7 @@ impl<'p> Vcpu<'p> {
             account,
             preemptions: account.involuntary_switches.saturating_sub(self.preempted_before),
             counts: self.steal_time.counts(),
-            clock: guest_clock(&self.fd),
-            holds: self.holds.into(),
+            clock: GuestClock::read(&self.fd),
         }
     }
 
@@ -195,16 +169,16 @@ impl<'p> Vcpu<'p> {
             return Ok(State::Finished(ending)); // held -> finished: what was owed ended the guest
         }
         let from_ns = clock::monotonic_ns();
-        self.steal_time.park();
-        let told_ns = clock::monotonic_ns();
-        let ordered_ns = self.seat.held_ns();
+        self.steal_time.deschedule();
+        let published_ns = clock::monotonic_ns();
+        let requested_ns = self.seat.held_ns();
         let wanted_to_run = self.shared.gate.wait_while_held(&self.seat);
-        let parked_ns = wanted_to_run.saturating_sub(from_ns);
-        self.steal_time.unpark(parked_ns).map_err(|source| VcpuError::Publish { vcpu: self.id, source })?;
-        if self.holds.len() == MOST_HOLDS {
-            self.holds.pop_front();
-        }
-        self.holds.push_back(Held { ordered_ns, from_ns, told_ns, to_ns: clock::monotonic_ns(), parked_ns });
+        let descheduled_ns = wanted_to_run.saturating_sub(from_ns);
+        let scheduled = self.steal_time.schedule(descheduled_ns);
+        scheduled.map_err(|source| VcpuError::Publish { vcpu: self.id, source })?;
+        let to_ns = clock::monotonic_ns();
+        let interval = Descheduled { requested_ns, from_ns, published_ns, to_ns, descheduled_ns };
+        self.shared.hooks.on_vcpu_event(self.id, &self.seat, VcpuEvent::Descheduled(interval));
         Ok(State::Running) // held -> running: it is released, or the gate wants something else of it first
     }
 
@@ -225,7 +199,7 @@ impl<'p> Vcpu<'p> {
         if let Some(ending) = self.complete()? {
             return Ok(State::Finished(ending)); // resting -> finished: what was owed ended the guest
         }
-        self.steal_time.rest();
+        self.steal_time.pause();
         let account = ThreadAccount::read(own_tid()).unwrap_or_default();
         self.forget_waiting(account.run_delay_ns);
         self.at_rest = (Instant::now(), account, self.forgotten_ns);
@@ -244,14 +218,14 @@ impl<'p> Vcpu<'p> {
             }
         }
         self.shared.gate.end_rest();
-        self.steal_time.rise().map_err(|source| VcpuError::Publish { vcpu: self.id, source })?;
+        self.steal_time.resume().map_err(|source| VcpuError::Publish { vcpu: self.id, source })?;
         self.tell_paused()?;
         Ok(State::Running) // resting -> running: the guest goes on
     }
 
     /// What the thread has waited for a CPU at rest is no affair of the guest's.
     fn forget_waiting(&mut self, run_delay_ns: u64) {
-        self.forgotten_ns += self.steal_time.forget_waiting(run_delay_ns);
+        self.forgotten_ns += self.steal_time.discard_run_delay(run_delay_ns);
     }
 
     fn run_errand(&mut self, errand: Errand) {
@@ -259,7 +233,7 @@ impl<'p> Vcpu<'p> {
         match errand {
             Errand::Rise => {}
             Errand::Look(answer) => drop(answer.send(self.look())),
-            Errand::Save(answer) => drop(answer.send(self.save())),
+            Errand::Save(answer) => drop(answer.send(self.steal_time.save(&self.fd))),
             Errand::Restore(saved, answer) => drop(answer.send(self.restore(saved))),
         }
     }
@@ -278,61 +252,22 @@ impl<'p> Vcpu<'p> {
         let (since, account, forgotten_ns) = self.at_rest;
         Look {
             vcpu: self.id,
-            msr: self.msr(),
-            kernel_msr: msrs::read(&self.fd, MSR_STEAL_TIME),
-            record: self.record().map(|record| record.bytes()),
+            msr: self.steal_time.msr(&self.fd),
+            kernel_msr: kvm_msr::read(&self.fd, MSR_STEAL_TIME),
+            record: self.steal_time.record(&self.fd).map(|record| record.bytes()),
             since,
             account,
             forgotten_ns,
             exits: self.exits,
             registers: self.fd.get_regs().ok(),
             counts: self.steal_time.counts(),
-            holds: self.holds.iter().copied().collect(),
         }
-    }
-
-    /// The steal-time MSR as the guest would read it.
-    fn msr(&self) -> Option<u64> {
-        match self.owner {
-            MsrOwner::Monitor => self.steal_time.value(),
-            MsrOwner::Kernel => msrs::read(&self.fd, MSR_STEAL_TIME),
-            MsrOwner::Nobody => None,
-        }
-    }
-
-    fn record(&self) -> Option<GuestRecord> {
-        match Registration::from_msr(self.msr()?) {
-            Ok(Registration::At { gpa }) => GuestRecord::at(&self.shared.ram, gpa),
-            _ => None,
-        }
-    }
-
-    fn save(&self) -> SavedVcpu {
-        let steal_ns = self.record().map_or(0, |record| record.steal_ns());
-        SavedVcpu { msr: self.msr().unwrap_or(0), steal_ns }
     }
 
     /// Takes `saved` for this vCPU's steal time. Its MSR value is one that a guest may write.
     fn restore(&mut self, saved: SavedVcpu) -> Result<(), VcpuError> {
-        let (vcpu, SavedVcpu { msr, steal_ns }) = (self.id, saved);
-        match self.owner {
-            MsrOwner::Nobody => {}
-            MsrOwner::Monitor => {
-                let set = self.steal_time.set(msr, steal_ns);
-                set.map_err(|source| VcpuError::Publish { vcpu, source })?;
-            }
-            MsrOwner::Kernel => {
-                // KVM adds to what it finds, and writes nothing before the next entry; until then we may.
-                let taken = msrs::write(&self.fd, MSR_STEAL_TIME, msr);
-                if !taken {
-                    return Err(VcpuError::Restore { vcpu, msr });
-                }
-                if let Some(record) = self.record() {
-                    record.update(steal_ns, 0);
-                }
-            }
-        }
-        Ok(())
+        let restored = self.steal_time.restore(&self.fd, saved);
+        restored.map_err(|source| VcpuError::Publish { vcpu: self.id, source })
     }
 
     /// Enters the guest, and deals with why it left.
@@ -349,8 +284,16 @@ impl<'p> Vcpu<'p> {
             }
             Exit::PortOut(PortData { port, width, data }) => {
                 self.exits.port += 1;
-                let request = data.chunks(width).find_map(|unit| self.shared.ports.write(port, unit));
-                return Ok(self.carry_out(request));
+                for unit in data.chunks(width) {
+                    if self.shared.hooks.on_exit(vcpu, port, unit) {
+                        continue;
+                    }
+                    match self.shared.ports.write(port, unit) {
+                        Some(Request::Reset) => return Ok(Step::Ended(Ending::Reset)),
+                        Some(Request::Exit(status)) => return Ok(Step::Ended(Ending::Exit(status))),
+                        Some(_) | None => {}
+                    }
+                }
             }
             Exit::MmioRead(data) => {
                 self.exits.mmio += 1;
@@ -359,14 +302,14 @@ impl<'p> Vcpu<'p> {
             Exit::MmioWrite => self.exits.mmio += 1,
             Exit::MsrRead(msr) => {
                 self.exits.msr += 1;
-                match self.steal_time.read(msr.index) {
+                match self.steal_time.rdmsr(msr.index) {
                     Access::Done(value) => *msr.value = value,
                     Access::Fault => *msr.error = 1,
                 }
             }
             Exit::MsrWrite(msr) => {
                 self.exits.msr += 1;
-                let write = self.steal_time.write(msr.index, *msr.value);
+                let write = self.steal_time.wrmsr(msr.index, *msr.value);
                 match write.map_err(|source| VcpuError::Publish { vcpu, source })? {
                     Access::Done(()) => {}
                     Access::Fault => *msr.error = 1,
@@ -375,43 +318,11 @@ impl<'p> Vcpu<'p> {
             Exit::Interrupted => {
                 self.exits.interrupted += 1;
                 kick::drain();
-                if let Some(on_kick) = self.shared.on_kick.get() {
-                    on_kick.kicked(&self.seat);
-                }
+                self.shared.hooks.on_vcpu_event(vcpu, &self.seat, VcpuEvent::Kicked);
             }
             Exit::Crashed(reason) => return Ok(Step::Ended(self.crash(reason))),
         }
         Ok(Step::Handled)
-    }
-
-    fn carry_out(&mut self, request: Option<Request>) -> Step {
-        match request {
-            None => Step::Handled,
-            Some(Request::Milestone(code)) => {
-                self.mark(code);
-                Step::Handled
-            }
-            Some(Request::YieldTo(vcpu)) => {
-                let vcpu = VcpuId::new(vcpu.into());
-                let is_taken = vcpu.is_some_and(|vcpu| self.shared.offers.cpu_to(vcpu, &self.shared.gate));
-                self.exits.offers += u64::from(is_taken);
-                Step::Handled
-            }
-            Some(Request::Reset) => Step::Ended(Ending::Reset),
-            Some(Request::Exit(status)) => Step::Ended(Ending::Exit(status)),
-        }
-    }
-
-    /// Tells of a mark. The accounts are taken here and now: a moment later the guest may have ended.
-    fn mark(&mut self, code: u8) {
-        if self.marks == MOST_MARKS {
-            return;
-        }
-        self.marks += 1;
-        let wanted =
-            matches!(Milestone::from_code(code), Some(Milestone::WindowOpens | Milestone::WindowCloses));
-        let accounts = wanted.then(|| Snapshot::take(&self.shared.gate, &self.shared.cpus));
-        self.outbox.send(Message::Milestone(Mark { code, at: Instant::now(), accounts }));
     }
 
     fn crash(&self, reason: CrashReason) -> Ending {

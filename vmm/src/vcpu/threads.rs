@@ -17,8 +17,8 @@ use crate::boot::{self, Entry};
 use crate::cpuid::Supported;
 use crate::gate::Gate;
 use crate::kick;
-use crate::publisher::{MsrOwner, Publisher};
-use crate::steal_time::msr::StealTimeMsr;
+use crate::steal_time::vcpu::VcpuStealTime;
+use crate::steal_time::vm::StealTime;
 
 /// A vCPU thread runs a loop and reads a few files of `/proc`.
 const THREAD_STACK: usize = 256 << 10;
@@ -28,14 +28,12 @@ const THREAD_STACK: usize = 256 << 10;
 pub struct Common {
     /// How vCPUs begin.
     pub entry: Entry,
-    /// Who answers for the steal-time MSR.
-    pub owner: MsrOwner,
     /// What KVM supports in CPUID.
     pub supported: Supported,
     /// What the vCPUs share.
     pub shared: Arc<Shared>,
-    /// Who keeps their records true.
-    pub publisher: Arc<dyn Publisher>,
+    /// Steal time of the VM.
+    pub steal_time: StealTime,
 }
 
 /// The vCPU threads of one guest.
@@ -120,10 +118,7 @@ fn live(
     errands: mpsc::Receiver<Errand>,
 ) -> Remains {
     match prepare(vcpu, &fd, common) {
-        Ok(steal_time) => {
-            let steal_time = (steal_time, common.owner);
-            Vcpu::new(vcpu, fd, Arc::clone(&common.shared), steal_time, outbox, errands).run()
-        }
+        Ok(steal_time) => Vcpu::new(vcpu, fd, Arc::clone(&common.shared), steal_time, outbox, errands).run(),
         Err(error) => {
             outbox.send(Message::Failed { vcpu, error });
             Remains::default()
@@ -132,12 +127,13 @@ fn live(
 }
 
 /// All that a vCPU needs before it first runs, from its own thread.
-fn prepare<'c>(vcpu: VcpuId, fd: &VcpuFd, common: &'c Common) -> Result<StealTimeMsr<'c>, VcpuError> {
+fn prepare<'c>(vcpu: VcpuId, fd: &VcpuFd, common: &'c Common) -> Result<VcpuStealTime<'c>, VcpuError> {
     common.shared.cpus.confine_this_thread().map_err(|source| VcpuError::Place { vcpu, source })?;
     kick::open_inside_run(fd).map_err(|source| VcpuError::SignalMask { vcpu, source })?;
     let setup = |source| VcpuError::Setup { vcpu, source };
-    fd.set_cpuid2(&common.supported.of_vcpu(vcpu, common.owner)).map_err(setup)?;
+    let mut cpuid = common.supported.of_vcpu(vcpu);
+    common.steal_time.add_cpuid(&mut cpuid);
+    fd.set_cpuid2(&cpuid).map_err(setup)?;
     boot::set_registers(fd, vcpu, common.entry).map_err(setup)?;
-    let publication = common.publisher.attach(vcpu).map_err(|source| VcpuError::Publish { vcpu, source })?;
-    Ok(StealTimeMsr::new(publication))
+    common.steal_time.attach(vcpu).map_err(|source| VcpuError::Publish { vcpu, source })
 }

@@ -12,7 +12,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use protocol::VcpuId;
-use protocol::machine::{COM1_IRQ, DOORBELL_PORT};
+use protocol::machine::COM1_IRQ;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::cpuid::Supported;
@@ -144,17 +144,15 @@ impl Machine {
         }
     }
 
-    /// Has KVM itself answer the doorbell, by an event: no vCPU leaves the guest for it. After interrupt controllers, since
+    /// Makes KVM signal `event` on each write to `port`: no vCPU leaves the guest for it. After interrupt controllers, since
     /// memory may not change once anything waits on a bus.
     ///
     /// # Errors
     /// [`MachineError`].
-    pub fn add_doorbell(&self) -> Result<EventFd, MachineError> {
-        let bell = EventFd::new(libc::EFD_NONBLOCK).map_err(MachineError::Line)?;
-        let port = IoEventAddress::Pio(DOORBELL_PORT.into());
-        let connected = self.fd.register_ioevent(&bell, &port, NoDatamatch);
-        connected.map_err(|source| MachineError::Make { what: "connect the doorbell", source })?;
-        Ok(bell)
+    pub fn add_port_event(&self, port: u16, event: &EventFd) -> Result<(), MachineError> {
+        let port = IoEventAddress::Pio(port.into());
+        let connected = self.fd.register_ioevent(event, &port, NoDatamatch);
+        connected.map_err(|source| MachineError::Make { what: "connect an event to a port", source })
     }
 
     /// KVM's handle.

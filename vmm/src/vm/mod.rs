@@ -4,6 +4,7 @@
 //! part in is complete, nothing is written to any record, and each byte is 0: the threads sleep, and a thread that sleeps
 //! has not lost its CPU to anybody. What is only to be had while it stands still takes the proof of that, [`Paused`].
 
+pub mod host_vm;
 pub mod machine;
 
 use std::sync::Arc;
@@ -12,12 +13,16 @@ use protocol::VcpuId;
 
 use crate::gate::{AlreadyPaused, Gate};
 use crate::kick::KickHandle;
+use crate::publisher::record::GuestRecord;
 use crate::publisher::{MsrOwner, Publisher};
-use crate::steal_time::saved::{SavedError, SavedStealTime, VERSION};
+use crate::steal_time::host_vm::HostVm;
+use crate::steal_time::saved::{SavedError, SavedStealTime};
+use crate::steal_time::vm::StealTime;
 use crate::vcpu::errand::{Errand, Look};
 use crate::vcpu::error::VcpuError;
 use crate::vcpu::run::Remains;
 use crate::vcpu::threads::Threads;
+use host_vm::GuestVm;
 use machine::Machine;
 
 /// Proof that a machine stands still, until it is resumed with it.
@@ -52,14 +57,14 @@ pub struct Vm {
     /// They end first: they use all else.
     threads: Threads,
     gate: Arc<Gate>,
-    publisher: Arc<dyn Publisher>,
+    steal_time: StealTime,
     machine: Machine,
 }
 
 impl Vm {
     /// A machine whose vCPUs' threads are started, and stop at `gate`.
-    pub fn new(machine: Machine, gate: Arc<Gate>, publisher: Arc<dyn Publisher>, threads: Threads) -> Self {
-        Self { threads, gate, publisher, machine }
+    pub fn new(machine: Machine, gate: Arc<Gate>, steal_time: StealTime, threads: Threads) -> Self {
+        Self { threads, gate, steal_time, machine }
     }
 
     /// KVM's side of it.
@@ -83,7 +88,7 @@ impl Vm {
 
     /// Who publishes for it.
     pub fn publisher(&self) -> &dyn Publisher {
-        &*self.publisher
+        self.steal_time.publisher()
     }
 
     /// Keeps `vcpu` from running, until it is released. Its byte is set, and the time is steal. Says whether there is such
@@ -102,6 +107,21 @@ impl Vm {
         self.threads.count()
     }
 
+    /// Control of its vCPUs' threads.
+    pub fn control(&self) -> &Arc<Gate> {
+        &self.gate
+    }
+
+    /// The machine as the steal-time library sees it.
+    pub fn host_vm(&self) -> Arc<dyn HostVm> {
+        Arc::new(GuestVm::new(self.machine.ram().clone(), Arc::clone(&self.gate)))
+    }
+
+    /// The record at `gpa`; `None` if `gpa` is misaligned or outside RAM.
+    pub fn record(&self, gpa: u64) -> Option<GuestRecord> {
+        GuestRecord::at(&self.host_vm(), gpa)
+    }
+
     /// The threads of the vCPUs that have not ended.
     pub fn threads(&self) -> Vec<(VcpuId, KickHandle)> {
         self.gate.threads()
@@ -114,11 +134,7 @@ impl Vm {
     pub fn save_steal_time(&self, _paused: &Paused) -> Result<SavedStealTime, StateError> {
         let saved = self.threads.ask(|_, answer| Errand::Save(answer));
         let vcpus = saved.into_iter().map(|(vcpu, saved)| saved.ok_or(StateError::Ended(vcpu)));
-        Ok(SavedStealTime {
-            version: VERSION,
-            vcpus: vcpus.collect::<Result<_, _>>()?,
-            unlogged_pages: self.publisher.unlogged_pages(),
-        })
+        Ok(self.steal_time.saved(vcpus.collect::<Result<_, _>>()?))
     }
 
     /// Takes `saved` for the steal time of all vCPUs. Guest memory holds what was saved of it already.
@@ -128,7 +144,7 @@ impl Vm {
     /// # Errors
     /// [`StateError`]. Unless a vCPU could not take it, nothing has changed then.
     pub fn restore_steal_time(&self, _paused: &Paused, saved: &SavedStealTime) -> Result<(), StateError> {
-        let exists = self.publisher.kind().msr_owner() != MsrOwner::Nobody;
+        let exists = self.steal_time.owner() != MsrOwner::Nobody;
         saved.check(self.threads.count(), exists)?;
         let mut vcpus = saved.vcpus.iter().copied();
         let restored =

@@ -19,8 +19,8 @@ use perf_event_open_sys::bindings::{
 };
 
 use super::{Switch, SwitchKind};
-use crate::memory::PAGE_SIZE;
 
+const PAGE_SIZE: usize = 4096;
 const WORD: usize = size_of::<u64>();
 const HEAD: usize = offset_of!(perf_event_mmap_page, data_head) / WORD;
 const TAIL: usize = offset_of!(perf_event_mmap_page, data_tail) / WORD;

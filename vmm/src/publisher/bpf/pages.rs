@@ -8,7 +8,7 @@ use protocol::steal_time::StealTime;
 
 use super::mapping::Mapping;
 use super::slot::Site;
-use crate::memory::PAGE_SIZE;
+use crate::steal_time::host_vm::PAGE_SIZE;
 
 /// The page map: memory for guest pages that hold records, which the program can write.
 ///

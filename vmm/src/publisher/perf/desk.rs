@@ -1,5 +1,6 @@
 //! What those who read the log of a vCPU's thread, and that thread, share.
 
+use std::ffi::c_int;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -8,7 +9,6 @@ use protocol::VcpuId;
 
 use crate::host::perf::{PerfError, SwitchKind, SwitchLog};
 use crate::host::thread::own_tid;
-use crate::kick;
 use crate::publisher::record::GuestRecord;
 use crate::publisher::{Counts, bpf};
 
@@ -34,10 +34,10 @@ struct Reading {
 }
 
 impl Desk {
-    /// For `vcpu` and the calling thread, which is kicked at each record, with a ring of `pages` pages.
-    pub(super) fn of_this_thread(vcpu: VcpuId, pages: usize) -> Result<Self, PerfError> {
+    /// For `vcpu` and the calling thread, which gets `signal` at each record, with a ring of `pages` pages.
+    pub(super) fn of_this_thread(vcpu: VcpuId, pages: usize, signal: c_int) -> Result<Self, PerfError> {
         let log = SwitchLog::of_thread(own_tid(), pages)?;
-        log.signal_this_thread(kick::signal())?;
+        log.signal_this_thread(signal)?;
         Ok(Self { vcpu, log, reading: Mutex::default(), told: AtomicU64::new(0) })
     }
 

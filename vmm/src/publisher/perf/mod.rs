@@ -23,15 +23,16 @@
 mod desk;
 mod observer;
 
+use std::ffi::c_int;
 use std::sync::Arc;
 
 use protocol::VcpuId;
 
 use super::own_record::OwnRecord;
-use super::pages::Pages;
+use super::pages::UnloggedPages;
 use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherError, PublisherKind, bpf};
 use crate::host::cpus::Cpus;
-use crate::memory::Ram;
+use crate::steal_time::host_vm::HostVm;
 use desk::{Desk, Desks};
 pub use observer::{Observer, ObserverError};
 
@@ -41,20 +42,22 @@ const RING_PAGES: usize = 2;
 /// Publishes by perf for one VM.
 #[derive(Debug)]
 pub struct PerfPublisher {
-    ram: Ram,
+    vm: Arc<dyn HostVm>,
+    signal: c_int,
     desks: Arc<Desks>,
     observer: Observer,
-    pages: Pages,
+    pages: UnloggedPages,
 }
 
 impl PerfPublisher {
-    /// Publishes into records in `ram` for vCPUs that use `cpus`.
+    /// Publishes into records in `vm`'s memory for vCPUs that use `cpus`.
     ///
     /// # Errors
-    /// [`ObserverError`], out of descriptors or threads most likely.
-    pub fn new(ram: Ram, cpus: &Cpus) -> Result<Self, ObserverError> {
+    /// [`PublisherError::NoKickSignal`]; [`ObserverError`], out of descriptors or threads most likely.
+    pub fn new(vm: Arc<dyn HostVm>, cpus: &Cpus) -> Result<Self, PublisherError> {
+        let signal = vm.kick_signal().ok_or(PublisherError::NoKickSignal(PublisherKind::Perf))?;
         let observer = Observer::start(cpus)?;
-        Ok(Self { ram, desks: Arc::default(), observer, pages: Pages::default() })
+        Ok(Self { vm, signal, desks: Arc::default(), observer, pages: UnloggedPages::default() })
     }
 }
 
@@ -64,8 +67,8 @@ impl Publisher for PerfPublisher {
     }
 
     fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
-        let own = OwnRecord::new(self.ram.clone())?;
-        let desk = Arc::new(Desk::of_this_thread(vcpu, RING_PAGES)?);
+        let own = OwnRecord::new(Arc::clone(&self.vm))?;
+        let desk = Arc::new(Desk::of_this_thread(vcpu, RING_PAGES, self.signal)?);
         self.observer.watch(Arc::clone(&desk))?;
         self.desks.add(Arc::clone(&desk));
         Ok(Some(Box::new(PerfPublication { own, desk, publisher: self })))

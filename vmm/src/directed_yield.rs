@@ -28,21 +28,21 @@ const FAVOURING: Class = Class::Fifo(2);
 /// Two at once could take each other's favour back: the one that was favoured is then left before all others for good, while the
 /// one that was to end that is no longer of the class that lets it.
 #[derive(Debug, Default)]
-pub struct Offers {
+pub struct DirectedYield {
     is_out: AtomicBool,
     /// Somebody else sees to who runs.
     is_over: AtomicBool,
 }
 
-impl Offers {
+impl DirectedYield {
     /// No offer is made any more: classes are somebody else's to give.
-    pub fn end(&self) {
+    pub fn disable(&self) {
         self.is_over.store(true, Ordering::Relaxed);
     }
 
     /// Lets the thread of `vcpu` run in place of the calling vCPU thread for a moment. `false` where another offer is out, that
     /// takes rights that this process lacks, or there is no such vCPU: then the calling thread has only yielded.
-    pub fn cpu_to(&self, vcpu: VcpuId, gate: &Gate) -> bool {
+    pub fn run(&self, vcpu: VcpuId, gate: &Gate) -> bool {
         if self.is_over.load(Ordering::Relaxed) {
             return false;
         }
@@ -83,7 +83,7 @@ mod tests {
     /// Two vCPUs that offer their CPUs to each other, or to a third, would end each other's favour.
     #[test]
     fn offer_is_refused_while_another_is_out_and_taken_again_afterwards() {
-        let (gate, offers) = (Gate::new(), Offers::default());
+        let (gate, offers) = (Gate::new(), DirectedYield::default());
         let vcpu = VcpuId::BOOT;
         let (here, there) = mpsc::channel();
         let (done, is_done) = mpsc::channel::<()>();
@@ -97,14 +97,14 @@ mod tests {
             });
             there.recv().unwrap();
             offers.is_out.store(true, Ordering::Relaxed);
-            assert!(!offers.cpu_to(vcpu, gate), "one is out");
+            assert!(!offers.run(vcpu, gate), "one is out");
             offers.is_out.store(false, Ordering::Relaxed);
             let may = set_own_class(FAVOURING).is_ok();
             set_own_class(Class::Fair).unwrap();
-            assert_eq!(offers.cpu_to(vcpu, gate), may, "none is out, and that one is there");
+            assert_eq!(offers.run(vcpu, gate), may, "none is out, and that one is there");
             assert!(!offers.is_out.load(Ordering::Relaxed));
             let nobody = VcpuId::new(1).unwrap();
-            assert!(!offers.cpu_to(nobody, gate));
+            assert!(!offers.run(nobody, gate));
             assert!(!offers.is_out.load(Ordering::Relaxed));
             drop(done);
         });

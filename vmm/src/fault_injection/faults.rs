@@ -66,7 +66,7 @@ impl FromStr for Faults {
 
 impl Faults {
     /// Whether any of these is made between publisher and guest, by the copier.
-    pub(in crate::publisher) fn takes_a_copier(&self) -> bool {
+    pub(super) fn takes_a_copier(&self) -> bool {
         self.drop > 0.0 || self.false_hz > 0.0 || self.delay_us > 0 || self.stick
     }
 }

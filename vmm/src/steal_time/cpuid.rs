@@ -1,0 +1,47 @@
+//! CPUID: announces steal time to the guest.
+//!
+//! Leaf 0x40000001 EAX has steal time (bit 5) exactly when the MSR exists. PV TLB flush (bit 9) and PV sched yield (bit 13)
+//! are never set. Under bit 9 a guest writes into `preempted` of a descheduled vCPU and relies on the host to flush its TLB
+//! before that vCPU runs again. `preempted` then carries correctness, not a hint, and only KVM can own it.
+
+use kvm_bindings::CpuId;
+use protocol::steal_time::{
+    CPUID_FEATURES, FEATURE_PV_SCHED_YIELD, FEATURE_PV_TLB_FLUSH, FEATURE_STEAL_TIME,
+};
+
+/// Whether KVM's supported CPUID has steal time.
+pub fn has_steal_time(cpuid: &CpuId) -> bool {
+    let mut leaves = cpuid.as_slice().iter();
+    leaves.any(|leaf| leaf.function == CPUID_FEATURES && leaf.eax & FEATURE_STEAL_TIME != 0)
+}
+
+/// Sets the steal-time bit of `cpuid` if `is_offered`, and clears the bits that only KVM can back.
+pub fn set_steal_time(cpuid: &mut CpuId, is_offered: bool) {
+    for leaf in cpuid.as_mut_slice().iter_mut().filter(|leaf| leaf.function == CPUID_FEATURES) {
+        leaf.eax &= !(FEATURE_STEAL_TIME | FEATURE_PV_TLB_FLUSH | FEATURE_PV_SCHED_YIELD);
+        if is_offered {
+            leaf.eax |= FEATURE_STEAL_TIME;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::kvm_cpuid_entry2;
+
+    use super::*;
+
+    #[test]
+    fn steal_time_is_offered_exactly_when_asked_for() {
+        for (fill, is_offered) in [(0, false), (0, true), (u32::MAX, false), (u32::MAX, true)] {
+            let leaf =
+                kvm_cpuid_entry2 { function: CPUID_FEATURES, eax: fill, ..kvm_cpuid_entry2::default() };
+            let mut cpuid = CpuId::from_entries(&[leaf]).unwrap();
+            set_steal_time(&mut cpuid, is_offered);
+            let features = cpuid.as_slice()[0].eax;
+            assert_eq!(features & FEATURE_STEAL_TIME != 0, is_offered);
+            assert_eq!(features & (FEATURE_PV_TLB_FLUSH | FEATURE_PV_SCHED_YIELD), 0);
+            assert_eq!(has_steal_time(&cpuid), is_offered);
+        }
+    }
+}

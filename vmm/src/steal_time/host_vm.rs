@@ -1,0 +1,85 @@
+//! What the library needs from a monitor: guest pages, and all vCPUs stopped for a moment.
+//!
+//! A monitor implements [`HostVm`] once for its virtual machine. The library never touches guest memory, a vCPU thread or a
+//! signal in any other way.
+
+#![expect(unsafe_code, reason = "the monitor vouches for addresses, and for vCPUs that are stopped")]
+
+use std::ffi::c_int;
+use std::fmt;
+use std::ptr::NonNull;
+
+/// Size of a guest page (bytes).
+pub const PAGE_SIZE: usize = 4096;
+
+/// Size of a guest page, for address arithmetic (bytes).
+pub const PAGE: u64 = PAGE_SIZE as u64;
+
+/// A virtual machine, as its monitor lends it to this library.
+///
+/// # Safety
+/// An address that [`page_hva`](Self::page_hva) returns must stay mapped, readable and writable, for as long as the
+/// implementor exists. The whole page must hold guest memory and nothing else: the library replaces the mapping.
+/// [`stop_all`](Self::stop_all) must keep its promise.
+pub unsafe trait HostVm: fmt::Debug + Send + Sync {
+    /// Returns the host address of the guest page at `page_gpa`, a multiple of [`PAGE_SIZE`]. `None` outside RAM.
+    fn page_hva(&self, page_gpa: u64) -> Option<NonNull<u8>>;
+
+    /// Stops every vCPU but the caller's, calls `act`, and lets the vCPUs go on.
+    ///
+    /// The caller is a vCPU thread outside `KVM_RUN`, or no vCPU thread at all. Calls may come from several threads at
+    /// once; one `act` runs at a time.
+    fn stop_all(&self, act: &mut dyn FnMut(&AllStopped));
+
+    /// Returns the signal that makes a vCPU thread leave `KVM_RUN`. Every vCPU thread blocks it outside `KVM_RUN`.
+    ///
+    /// The publishers `perf` and `monitor` need one; `bpf` does not.
+    fn kick_signal(&self) -> Option<c_int> {
+        None
+    }
+}
+
+/// Proof that no vCPU but the caller's is inside the guest, for as long as it is borrowed.
+#[derive(Debug)]
+pub struct AllStopped(());
+
+impl AllStopped {
+    /// Creates the proof.
+    ///
+    /// # Safety
+    /// No vCPU thread but the caller's is inside `KVM_RUN`, and none enters while the proof exists.
+    pub unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+/// Page-aligned memory that stands in for guest memory, with no vCPU in it.
+#[cfg(test)]
+pub(crate) mod tests {
+    use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+    use super::*;
+
+    /// A machine of so many MiB of RAM from 0.
+    #[derive(Debug)]
+    pub(crate) struct Memory(GuestMemoryMmap);
+
+    impl Memory {
+        pub(crate) fn mib(mib: usize) -> std::sync::Arc<Self> {
+            let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), mib << 20)]);
+            std::sync::Arc::new(Self(memory.unwrap()))
+        }
+    }
+
+    // SAFETY: the memory is mapped as long as the object exists, and there is no vCPU.
+    unsafe impl HostVm for Memory {
+        fn page_hva(&self, page_gpa: u64) -> Option<NonNull<u8>> {
+            NonNull::new(self.0.get_host_address(GuestAddress(page_gpa)).ok()?)
+        }
+
+        fn stop_all(&self, act: &mut dyn FnMut(&AllStopped)) {
+            // SAFETY: there is no vCPU.
+            act(&unsafe { AllStopped::new() });
+        }
+    }
+}
