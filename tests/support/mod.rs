@@ -7,27 +7,18 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-pub(crate) mod bpf_ids;
 pub(crate) mod elf;
 
-use std::ffi::OsStr;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use host::cpus::Cpus;
+use host::perf::SwitchLog;
+use host::thread::own_tid;
 use tempfile::TempDir;
-use vmm::host::cpus::Cpus;
-use vmm::host::facts::HostFacts;
-use vmm::host::perf::SwitchLog;
-use vmm::host::thread::own_tid;
-use vmm::lab_guest::{self, LabConfig, LabRun};
-use vmm::publisher::PublisherKind;
-use vmm::publisher::bpf::{BpfError, Program};
-use vmm::results::RunResult;
-use vmm::timings::Timings;
 
 /// No guest of a test runs longer; one that does has hung.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -50,34 +41,6 @@ pub(crate) fn has_kvm() -> bool {
     assert!(meant, "/dev/kvm is missing (set VMM_TESTS_WITHOUT_KVM=1 to skip what needs it)");
     skip("there is no /dev/kvm");
     false
-}
-
-/// Whether the BPF publisher can be tested: KVM, and the rights to load a program.
-pub(crate) fn has_bpf() -> bool {
-    static ERROR: OnceLock<Option<String>> = OnceLock::new();
-    can_load(&ERROR, Program::load)
-}
-
-/// Whether its classic program can: it takes tracefs, too.
-pub(crate) fn has_classic_bpf() -> bool {
-    static ERROR: OnceLock<Option<String>> = OnceLock::new();
-    can_load(&ERROR, Program::load_classic)
-}
-
-fn can_load(
-    error: &OnceLock<Option<String>>,
-    load: impl FnOnce(usize, usize) -> Result<Program, BpfError>,
-) -> bool {
-    if !has_kvm() {
-        return false;
-    }
-    match error.get_or_init(|| load(1, 1).err().map(|error| error.to_string())) {
-        None => true,
-        Some(error) => {
-            skip(error);
-            false
-        }
-    }
 }
 
 /// Whether perf may record switches here.
@@ -116,13 +79,6 @@ pub(crate) fn has_two_cpus() -> bool {
 /// The CPUs that may be used.
 pub(crate) fn cpus() -> Cpus {
     Cpus::allowed().expect("the CPUs of this process can be read")
-}
-
-/// The monitor, as a command.
-pub(crate) fn vmm<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
-    command.args(args).stdin(Stdio::null());
-    command
 }
 
 /// What became of a process.
@@ -226,24 +182,11 @@ pub(crate) fn wait_for_cpu_time(running: &Running, time: Duration) {
     }
 }
 
-/// A guest with the embedded payload that does `words`.
-pub(crate) fn guest(vcpus: usize, publisher: PublisherKind, words: &str) -> LabConfig {
-    LabConfig::embedded(vcpus, cpus(), publisher, words.to_owned(), LIMIT)
-}
-
 /// Does what needs the CPUs, one test at a time: each would take the other's.
 pub(crate) fn alone<R>(act: impl FnOnce() -> R) -> R {
     static CPUS: Mutex<()> = Mutex::new(());
     let _guard = CPUS.lock().unwrap_or_else(PoisonError::into_inner);
     act()
-}
-
-/// Runs a guest in this process, and makes its document.
-pub(crate) fn run(config: &LabConfig) -> (LabRun, RunResult) {
-    let run = alone(|| lab_guest::run(config, io::sink(), Timings::since(Instant::now())));
-    let run = run.expect("the guest can be run");
-    let result = RunResult::new(HostFacts::probe(), config, &run);
-    (run, result)
 }
 
 /// A folder with a fixture in it.

@@ -6,13 +6,13 @@
 //!   but does not report;
 //! - leaves 0xB and 0x1F (EDX) and 0x8000001E (EAX): the APIC id.
 //!
-//! Leaf 0x40000001 is [`crate::steal_time::cpuid`]'s.
+//! Leaf 0x40000001 is [`steal_time::cpuid`]'s.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Kvm;
 use protocol::VcpuId;
 
-use crate::steal_time::cpuid;
+use steal_time::cpuid;
 
 /// Leaf 1 ECX: TSC deadline timer.
 const TSC_DEADLINE: u32 = 1 << 24;

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
 
-use crate::host::clock;
-use crate::steal_time::kvm_msr;
+use host::clock;
+use steal_time::kvm_msr;
 
 /// A guest's TSC against the monitor's clock: one moment seen on both, and the rate.
 #[derive(Clone, Copy, Debug)]

@@ -10,11 +10,11 @@ use std::time::Duration;
 use protocol::VcpuId;
 use protocol::payload::Note;
 
-use crate::gate::{Gate, Seat};
-use crate::host::cpus::Cpus;
 use crate::memory::Ram;
-use crate::publisher::{Publisher, PublisherError, Selection};
-use crate::steal_time::host_vm::HostVm;
+use crate::vcpu::control::{Gate, Seat};
+use host::cpus::Cpus;
+use steal_time::host_vm::HostVm;
+use steal_time::publisher::{Publisher, PublisherError, Selection};
 
 /// Callbacks of a run. Each names the thread that calls it.
 pub trait RunHooks: fmt::Debug + Send + Sync {

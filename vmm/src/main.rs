@@ -1,204 +1,74 @@
-//! The `vmm` binary: reads the command line, does what it says, prints what came of it.
+//! The `vmm` binary: boots the guest that the command line describes, and prints how it ended.
 
 use std::fmt::Display;
 use std::io::{self, Write};
-use std::panic;
-use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
-use vmm::bench;
-use vmm::cli::{Cli, Command, ConformanceArgs, QualityArgs, RunArgs, usable_cpus};
-use vmm::conformance::report::Tap;
-use vmm::conformance::{self, Plan, Subject};
-use vmm::demo;
-use vmm::doctor;
-use vmm::error::Error;
-use vmm::fleet;
-use vmm::host::facts::HostFacts;
-use vmm::lab_guest::LabGuest;
-use vmm::output::OutputFile;
-use vmm::payload;
-use vmm::policy::catalogue::Catalogue;
-use vmm::progress::Outcome;
-use vmm::quality;
-use vmm::render::{self, Summary};
-use vmm::render_steering::FleetSummary;
-use vmm::results::RunResult;
-use vmm::steer::desk;
+use host::error_chain;
+use vmm::cli::{Cli, GuestArgs};
+use vmm::guest::{Guest, RunOutcome};
+use vmm::hooks::NoHooks;
+use vmm::supervise::Outcome;
 use vmm::timings::Timings;
-use vmm::trace::perfetto;
+
+/// The exit status of a monitor that failed, and of a command line that makes no sense.
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let began = Instant::now();
-    abort_on_panic();
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+    match Cli::try_parse() {
+        Ok(cli) => ExitCode::from(run(&cli.guest, began)),
+        Err(error) => vmm::cli::refuse(&error, "vmm"),
+    }
+}
+
+fn run(args: &GuestArgs, began: Instant) -> u8 {
+    let config = match args.config(&[]) {
+        Ok(config) => config,
+        Err(error) => return fail(&error, if error.is_usage() { USAGE } else { FAILED }),
     };
-    match run(cli, began) {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            eprintln!("{}", error.line());
-            ExitCode::from(error.status())
-        }
-    }
-}
-
-/// A panic is a defect, and what has panicked cannot go on; but a policy may be anybody's, and is asked no more.
-fn abort_on_panic() {
-    let tell = panic::take_hook();
-    panic::set_hook(Box::new(move |info| {
-        tell(info);
-        if !desk::is_asking() {
-            std::process::abort();
-        }
-    }));
-}
-
-/// Help and version go to standard output; an error is one line, without the usage that `--help` gives.
-fn refuse(error: &clap::Error) -> ExitCode {
-    if !error.use_stderr() {
-        return print(&error.render()).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
-    }
-    let text = error.render().to_string();
-    let text = text.strip_prefix("error: ").unwrap_or(&text);
-    let is_hint = |line: &&str| !line.starts_with("Usage:") && !line.starts_with("For more information");
-    let lines = text.lines().take_while(is_hint).map(str::trim).filter(|line| !line.is_empty());
-    eprintln!("{} (see `vmm --help`)", lines.collect::<Vec<_>>().join(" "));
-    ExitCode::from(2)
-}
-
-fn run(cli: Cli, began: Instant) -> Result<u8, Error> {
-    match cli.command {
-        Some(Command::Doctor) => print(&doctor::examine())?,
-        Some(Command::Policies) => print(&Catalogue)?,
-        Some(Command::WritePayload { file }) => write_payload(&file)?,
-        Some(Command::Bench(bench)) => {
-            let bench = bench::run(bench)?;
-            print(&bench)?;
-            return Ok(status(bench.was_interrupted()));
-        }
-        Some(Command::Conformance(args)) => return conform(&args),
-        Some(Command::Quality(args)) => return measure_quality(&args),
-        None if cli.run.is_demo() => return demonstrate(&cli.run),
-        None => return run_guest(&cli.run, began),
-    }
-    Ok(0)
-}
-
-fn demonstrate(args: &RunArgs) -> Result<u8, Error> {
-    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
-    let demo = demo::run(HostFacts::probe(), usable_cpus(args.cpus.as_ref())?, args.publisher, args.quiet)?;
-    if let Some(json) = json {
-        json.write(&demo)?;
-    }
-    if !args.quiet {
-        print(&demo)?;
-    }
-    Ok(status(demo.interrupted))
-}
-
-/// Tries the protocol's assertions; status 1 when one is broken that is ours to keep.
-fn conform(args: &ConformanceArgs) -> Result<u8, Error> {
-    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
-    let publishers = args.publishers.iter().copied().map(Subject::Publisher);
-    let qemu = [Subject::QemuKvm, Subject::QemuTcg].into_iter().filter(|_| args.qemu);
-    let plan = Plan {
-        host: HostFacts::probe(),
-        cpus: usable_cpus(args.cpus.as_ref())?,
-        subjects: publishers.chain(qemu).collect(),
+    let guest = match Guest::start(&config, Arc::new(NoHooks), io::stdout(), Timings::since(began)) {
+        Ok(guest) => guest,
+        Err(error) => return fail(&error, if error.is_usage() { USAGE } else { FAILED }),
     };
-    let conformance = conformance::run(&plan, |subject| eprintln!("Trying {subject} ..."))?;
-    if let Some(json) = json {
-        json.write(&conformance)?;
-    }
-    if args.tap {
-        print(&Tap(&conformance))?;
-    } else {
-        print(&conformance)?;
-    }
-    Ok(if conformance.is_kept() { status(conformance.interrupted) } else { 1 })
-}
-
-/// Measures byte quality, publisher by publisher.
-fn measure_quality(args: &QualityArgs) -> Result<u8, Error> {
-    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
-    let quality = quality::run(args, |publisher| eprintln!("Measuring {publisher} ..."))?;
-    if let Some(json) = json {
-        json.write(&quality)?;
-    }
-    print(&quality)?;
-    Ok(status(quality.interrupted))
-}
-
-/// The exit status of work that the user may have ended before it was done.
-fn status(was_interrupted: bool) -> u8 {
-    if was_interrupted { Outcome::Interrupted.status() } else { 0 }
-}
-
-/// Runs guests under a policy, or several of them.
-fn run_fleet(args: &RunArgs, began: Instant) -> Result<u8, Error> {
-    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
-    let trace = args.steer.trace.as_deref().map(OutputFile::at).transpose()?;
-    let config = args.steer.fleet(args.config()?, args.workload.seed());
-    let run = fleet::run(&config, io::stdout, began)?;
-    let result = run.result(&HostFacts::probe(), config.antagonist);
-    if let Some(json) = json {
-        json.write(&result)?;
-    }
-    if let (Some(file), Some(trace)) = (trace, run.trace()) {
-        file.write_bytes(&perfetto::encode(&trace))?;
-        if trace.lost > 0 {
-            eprintln!("The trace is not complete: {} events found no room", trace.lost);
-        }
-    }
-    if !args.quiet {
-        print(&FleetSummary(&result))?;
-    }
-    Ok(result.status())
-}
-
-fn run_guest(args: &RunArgs, began: Instant) -> Result<u8, Error> {
-    if args.steer.is_given() {
-        return run_fleet(args, began);
-    }
-    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
-    let config = args.config()?;
-    let guest = LabGuest::start(&config, io::stdout(), Timings::since(began))?;
     if guest.has_terminal() && !args.quiet {
         eprintln!("The terminal is the guest's: Ctrl-A x ends the run, Ctrl-A Ctrl-A is one Ctrl-A");
     }
-    let run = guest.wait()?;
-    let result = RunResult::new(HostFacts::probe(), &config, &run);
-    if let Some(json) = json {
-        json.write(&result)?;
+    match guest.wait() {
+        Ok(outcome) => {
+            report(args, &outcome);
+            outcome.outcome.status()
+        }
+        Err(error) => fail(&error, FAILED),
     }
-    if let Some(crash) = &result.outcome.crash {
-        eprintln!("The guest crashed: {crash}");
-    }
-    if let Some(registers) = &result.outcome.registers {
-        eprintln!("{registers}");
+}
+
+/// Prints how the run ended.
+fn report(args: &GuestArgs, run: &RunOutcome) {
+    if let Outcome::Crash { vcpu, crash } = &run.outcome {
+        eprintln!("The guest crashed: vCPU {vcpu}: {}", crash.reason);
+        if let Some(registers) = &crash.registers {
+            eprintln!("{registers}");
+        }
     }
     if !args.quiet {
-        print(&Summary(&result))?;
+        print(run);
     }
     if args.timings {
-        eprint!("{}", render::timings(&result));
+        eprint!("{}", run.timings);
     }
-    Ok(result.outcome.status)
 }
 
-fn write_payload(file: &Path) -> Result<(), Error> {
-    std::fs::write(file, payload::BYTES)
-        .map_err(|source| Error::WritePayload { path: file.to_owned(), source })
+/// Prints to standard output. A reader that has gone away is no failure.
+fn print(what: &dyn Display) {
+    let _ = writeln!(io::stdout().lock(), "{what}");
 }
 
-/// Prints, and does not panic where the reader has gone away.
-fn print(what: &dyn Display) -> Result<(), Error> {
-    match write!(io::stdout().lock(), "{what}") {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(Error::Print),
-    }
+fn fail(error: &dyn std::error::Error, status: u8) -> u8 {
+    eprintln!("{}", error_chain::in_one_line(error));
+    status
 }

@@ -17,7 +17,7 @@ use vm_memory::{
     MmapRegion, ReadVolatile,
 };
 
-pub use crate::steal_time::host_vm::{PAGE, PAGE_SIZE};
+pub use steal_time::host_vm::{PAGE, PAGE_SIZE};
 
 /// What fits under 46 bits of physical address, as the smallest of the processors we know has them.
 const MOST_MIB: u64 = 1 << (46 - 20 - 1);

@@ -1,8 +1,9 @@
 //! Where start-up time goes: marks along the way, and when the guest executed its first instruction.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::host::clock;
+use host::clock;
 
 /// Marks since the process, or the run, began.
 #[derive(Clone, Debug)]
@@ -56,6 +57,15 @@ impl Timings {
     /// When `what` was reached, if it was.
     pub fn at(&self, what: &str) -> Option<Duration> {
         self.marks.iter().find(|mark| mark.what == what).map(|mark| mark.at)
+    }
+}
+
+impl fmt::Display for Timings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for Mark { what, at } in &self.marks {
+            writeln!(f, "{:>10.3} ms  {what}", at.as_secs_f64() * 1e3)?;
+        }
+        Ok(())
     }
 }
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 use protocol::words::Start;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::host::cpus::Cpus;
 use crate::loader::{Image, LoadError, Payload};
-use crate::publisher::Choice;
+use host::cpus::Cpus;
+use steal_time::publisher::Choice;
 
 /// A guest that is to be run.
 #[derive(Clone, Debug)]

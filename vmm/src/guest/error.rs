@@ -7,10 +7,10 @@ use protocol::{MAX_VCPUS, VcpuId};
 use crate::event_loop::EventLoopError;
 use crate::loader::LoadError;
 use crate::memory::MemoryError;
-use crate::progress::ProgressError;
-use crate::publisher::PublisherError;
+use crate::supervise::ProgressError;
 use crate::vcpu::error::VcpuError;
 use crate::vm::machine::MachineError;
+use steal_time::publisher::PublisherError;
 
 /// A guest could not be run.
 #[derive(Debug, thiserror::Error)]

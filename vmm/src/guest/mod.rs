@@ -24,24 +24,24 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::boot::Entry;
 use crate::console::Console;
 use crate::event_loop::{self, EventLoop};
-use crate::gate::{Gate, Seat};
 use crate::guest_clock::GuestClock;
 use crate::hooks::{LoadedGuest, RunHooks};
-use crate::kick;
 use crate::loader::Image;
 use crate::memory::Ram;
-use crate::progress::{self, Outcome};
-use crate::publisher::{Choice, PublisherKind, Selection};
-use crate::steal_time::filter::filter_msr;
-use crate::steal_time::host_vm::HostVm;
-use crate::steal_time::vm::StealTime;
+use crate::supervise::{self, Outcome};
 use crate::timings::Timings;
+use crate::vcpu::control::{Gate, Seat};
 use crate::vcpu::run::Remains;
 use crate::vcpu::threads::{Common, Threads};
 use crate::vcpu::{Outbox, Shared};
 use crate::vm::host_vm::GuestVm;
 use crate::vm::machine::{self, Interrupts, Machine};
 use crate::vm::{Paused, Vm};
+use host::kick;
+use steal_time::filter::filter_msr;
+use steal_time::host_vm::HostVm;
+use steal_time::publisher::{Choice, PublisherKind, Selection};
+use steal_time::vm::StealTime;
 
 pub use config::{GuestConfig, PayloadSource, PortEvent};
 pub use error::GuestError;
@@ -68,6 +68,16 @@ pub struct RunOutcome {
     pub unclaimed: Unclaimed,
     /// Where the time went.
     pub timings: Timings,
+}
+
+impl fmt::Display for RunOutcome {
+    /// One line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { outcome, publisher, publisher_why: why, vcpus, .. } = self;
+        let count = vcpus.len();
+        let plural = if count == 1 { "" } else { "s" };
+        write!(f, "{count} vCPU{plural}, publisher {publisher} ({why}): {outcome}")
+    }
 }
 
 /// A guest under way.
@@ -227,7 +237,7 @@ impl Guest {
     /// # Errors
     /// [`GuestError`]; nothing is left behind.
     pub fn wait(mut self) -> Result<RunOutcome, GuestError> {
-        let outcome = progress::supervise(&mut self.event_loop, &*self.hooks);
+        let outcome = supervise::supervise(&mut self.event_loop, &*self.hooks);
         self.timings.mark("guest ended");
         self.hooks.on_guest_end();
         let vcpus = self.vm.finish();

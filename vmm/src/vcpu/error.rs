@@ -4,8 +4,8 @@ use std::io;
 
 use protocol::VcpuId;
 
-use crate::host::cpus::CpuError;
-use crate::publisher::PublisherError;
+use host::cpus::CpuError;
+use steal_time::publisher::PublisherError;
 
 /// A vCPU thread failed, by no fault of the guest.
 #[derive(Debug, thiserror::Error)]

@@ -5,12 +5,14 @@
 //! - [`exit`]: why the guest was left, parsed once.
 //! - [`errand`]: what a thread does for others while the guest is paused.
 //!
-//! How a thread is made to leave the guest, and where it stops, alone or for all: [`crate::kick`], [`crate::gate`].
+//! How a thread is made to leave the guest, and where it stops, alone or for all: [`host::kick`], [`crate::vcpu::control`].
 
-pub mod errand;
+pub mod command;
+pub mod control;
 pub mod error;
 pub mod exit;
 pub mod run;
+mod signal_mask;
 pub mod threads;
 
 use std::fmt;
@@ -21,10 +23,10 @@ use kvm_bindings::{kvm_regs, kvm_sregs};
 use protocol::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::gate::Gate;
 use crate::hooks::RunHooks;
-use crate::host::cpus::Cpus;
+use crate::vcpu::control::Gate;
 use exit::CrashReason;
+use host::cpus::Cpus;
 
 /// How a vCPU thread ended the run, or that it was sent home.
 #[derive(Debug)]

@@ -8,21 +8,21 @@ use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
 use protocol::steal_time::MSR_STEAL_TIME;
 
-use super::errand::{Errand, Look};
+use super::command::{Errand, Look};
 use super::error::VcpuError;
 use super::exit::{self, CrashReason, Exit, PortData};
 use super::{Crash, Ending, ExitCounts, Message, Outbox, Registers, Shared};
-use crate::gate::{Seat, Wanted};
 use crate::guest_clock::GuestClock;
 use crate::hooks::{Descheduled, VcpuEvent};
-use crate::host::account::{self, ThreadAccount};
-use crate::host::clock;
-use crate::host::thread::own_tid;
-use crate::kick;
-use crate::publisher::Counts;
-use crate::steal_time::kvm_msr;
-use crate::steal_time::saved::SavedVcpu;
-use crate::steal_time::vcpu::{Access, VcpuStealTime};
+use crate::vcpu::control::{Seat, Wanted};
+use host::account::{self, ThreadAccount};
+use host::clock;
+use host::kick;
+use host::thread::own_tid;
+use steal_time::kvm_msr;
+use steal_time::publisher::Counts;
+use steal_time::saved::SavedVcpu;
+use steal_time::vcpu::{Access, VcpuStealTime};
 
 /// What an address without memory reads.
 const FLOATING: u8 = 0xff;

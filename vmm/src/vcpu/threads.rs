@@ -9,16 +9,15 @@ use std::thread::{self, JoinHandle};
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
 
-use super::errand::Errand;
+use super::command::Errand;
 use super::error::VcpuError;
 use super::run::{Remains, Vcpu};
-use super::{Message, Outbox, Shared};
+use super::{Message, Outbox, Shared, signal_mask};
 use crate::boot::{self, Entry};
 use crate::cpuid::Supported;
-use crate::gate::Gate;
-use crate::kick;
-use crate::steal_time::vcpu::VcpuStealTime;
-use crate::steal_time::vm::StealTime;
+use crate::vcpu::control::Gate;
+use steal_time::vcpu::VcpuStealTime;
+use steal_time::vm::StealTime;
 
 /// A vCPU thread runs a loop and reads a few files of `/proc`.
 const THREAD_STACK: usize = 256 << 10;
@@ -129,7 +128,7 @@ fn live(
 /// All that a vCPU needs before it first runs, from its own thread.
 fn prepare<'c>(vcpu: VcpuId, fd: &VcpuFd, common: &'c Common) -> Result<VcpuStealTime<'c>, VcpuError> {
     common.shared.cpus.confine_this_thread().map_err(|source| VcpuError::Place { vcpu, source })?;
-    kick::open_inside_run(fd).map_err(|source| VcpuError::SignalMask { vcpu, source })?;
+    signal_mask::unblock_kick_in_run(fd).map_err(|source| VcpuError::SignalMask { vcpu, source })?;
     let setup = |source| VcpuError::Setup { vcpu, source };
     let mut cpuid = common.supported.of_vcpu(vcpu);
     common.steal_time.add_cpuid(&mut cpuid);

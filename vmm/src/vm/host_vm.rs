@@ -6,10 +6,10 @@ use std::ffi::c_int;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use crate::gate::Gate;
-use crate::kick;
 use crate::memory::Ram;
-use crate::steal_time::host_vm::{AllStopped, HostVm};
+use crate::vcpu::control::Gate;
+use host::kick;
+use steal_time::host_vm::{AllStopped, HostVm};
 
 /// RAM of a guest and the control of its vCPUs.
 #[derive(Debug)]

@@ -11,19 +11,19 @@ use std::sync::Arc;
 
 use protocol::VcpuId;
 
-use crate::gate::{AlreadyPaused, Gate};
-use crate::kick::KickHandle;
-use crate::publisher::record::GuestRecord;
-use crate::publisher::{MsrOwner, Publisher};
-use crate::steal_time::host_vm::HostVm;
-use crate::steal_time::saved::{SavedError, SavedStealTime};
-use crate::steal_time::vm::StealTime;
-use crate::vcpu::errand::{Errand, Look};
+use crate::vcpu::command::{Errand, Look};
+use crate::vcpu::control::{AlreadyPaused, Gate};
 use crate::vcpu::error::VcpuError;
 use crate::vcpu::run::Remains;
 use crate::vcpu::threads::Threads;
+use host::kick::KickHandle;
 use host_vm::GuestVm;
 use machine::Machine;
+use steal_time::host_vm::HostVm;
+use steal_time::publisher::record::GuestRecord;
+use steal_time::publisher::{MsrOwner, Publisher};
+use steal_time::saved::{SavedError, SavedStealTime};
+use steal_time::vm::StealTime;
 
 /// Proof that a machine stands still, until it is resumed with it.
 #[derive(Debug)]

@@ -1,0 +1,167 @@
+//! A fleet: one guest or several on the same CPUs, who steers them, and what loads the host beside them.
+//!
+//! One wide guest and several narrow ones are different experiments. A gang helps the several, each of which then has its vCPUs
+//! together; it cannot help the one that is wider than its host.
+//!
+//! All guests do the same. They end by themselves, each when its own window has closed; whoever is steered goes on being steered
+//! until the last one has.
+
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::guest::{LabConfig, LabGuest, LabGuestError, LabRun};
+use crate::policy::parameters::ParameterError;
+use crate::results::{RunResult, SCHEMA, SteeringFigures};
+use crate::steer::antagonist::{Antagonist, Load};
+use crate::steer::mechanism::MechanismKind;
+use crate::steer::{self, Precedence, SteerConfig, SteerError, Steering, SteeringRemains};
+use crate::trace::{self, Trace};
+use host::facts::HostFacts;
+use vmm::timings::Timings;
+
+/// What our payload's vCPUs may take to come up before steering begins all the same.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is to be run.
+#[derive(Clone, Debug)]
+pub struct FleetConfig {
+    /// Each guest.
+    pub guest: LabConfig,
+    /// How many there are.
+    pub guests: usize,
+    /// Who steers them, if anybody does.
+    pub steer: Option<SteerConfig>,
+    /// What loads the host beside them.
+    pub antagonist: Option<Load>,
+}
+
+/// Guests could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    /// A guest.
+    #[error(transparent)]
+    Guest(#[from] LabGuestError),
+    /// Who is to steer.
+    #[error(transparent)]
+    Steer(#[from] SteerError),
+    /// The load.
+    #[error("Cannot start the antagonist's threads")]
+    Antagonist(#[source] io::Error),
+}
+
+impl FleetError {
+    /// Of a policy that cannot be had.
+    pub fn from_policy(error: ParameterError) -> Self {
+        Self::Steer(error.into())
+    }
+}
+
+/// Guests that have run.
+#[derive(Debug)]
+pub struct FleetRun {
+    /// What each was run with, but for the seed.
+    pub config: LabConfig,
+    /// What is left of each.
+    pub guests: Vec<LabRun>,
+    /// What is left of steering.
+    pub steering: Option<SteeringRemains>,
+}
+
+/// Guests that have run, as one document.
+#[derive(Clone, Debug, Serialize)]
+pub struct FleetResult {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What loaded the host beside them.
+    pub antagonist: Option<Load>,
+    /// The plan and the fact.
+    pub steering: Option<SteeringFigures>,
+    /// Each guest.
+    pub guests: Vec<RunResult>,
+}
+
+/// Runs guests to their ends. What they send on COM1 goes to what `console` makes for each.
+///
+/// # Errors
+/// [`FleetError`]; nothing is left behind.
+pub fn run<C: Write + Send + 'static>(
+    config: &FleetConfig,
+    console: impl Fn() -> C,
+    began: Instant,
+) -> Result<FleetRun, FleetError> {
+    let mut guest = config.guest.clone();
+    if let Some(steer) = &config.steer {
+        let wants = steer.wants().map_err(FleetError::from_policy)?;
+        guest.hints = steer::words(wants, steer.traces);
+        guest.doorbell = wants.rings;
+    }
+    let start = |_| LabGuest::start(&guest, console(), Timings::since(began));
+    let guests: Vec<LabGuest> = (0..config.guests.max(1)).map(start).collect::<Result<_, _>>()?;
+    let beside = config.antagonist.map(|load| Antagonist::start(load, &guest.guest.cpus)).transpose();
+    let _beside = beside.map_err(FleetError::Antagonist)?;
+    // Among many vCPU threads that spin this one would not get to it for long.
+    let mut precedence = config.steer.as_ref().map(|_| Precedence::take());
+    let steering = config.steer.as_ref().map(|steer| take_the_helm(steer, &guests, &guest)).transpose()?;
+    if steering.as_ref().is_some_and(|steering| steering.mechanism() == MechanismKind::Park) {
+        precedence = None;
+    }
+    let reports: Vec<_> = guests.iter().map(|guest| guest.report().cloned()).collect();
+    let mut runs = Vec::with_capacity(guests.len());
+    for guest in guests {
+        let run = guest.wait()?;
+        if !run.monitor.outcome.is_by_itself() {
+            // Whatever ended one before its time ends all: each closes its window, and has its figures so far.
+            for report in reports.iter().flatten() {
+                report.header.close_now.store(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        runs.push(run);
+    }
+    let steering = steering.map(Steering::finish);
+    drop(precedence);
+    Ok(FleetRun { config: guest, guests: runs, steering })
+}
+
+/// Begins to steer guests that are under way.
+fn take_the_helm(
+    steer: &SteerConfig,
+    guests: &[LabGuest],
+    config: &LabConfig,
+) -> Result<Steering, FleetError> {
+    let began = Instant::now();
+    let mut steered = Vec::with_capacity(guests.len());
+    for guest in guests {
+        guest.wait_until_up(PATIENCE.saturating_sub(began.elapsed()));
+        steered.push(guest.to_be_steered()?);
+    }
+    let publisher = guests.first().map_or(steal_time::publisher::PublisherKind::Off, LabGuest::publisher);
+    let attach = |guest: usize, scheduler| guests[guest].attach_scheduler(scheduler);
+    Ok(Steering::start(steer, steered, publisher, &config.guest.cpus, attach)?)
+}
+
+impl FleetRun {
+    /// The document of it.
+    pub fn result(&self, host: &HostFacts, antagonist: Option<Load>) -> FleetResult {
+        let guests: Vec<_> =
+            self.guests.iter().map(|run| RunResult::new(host.clone(), &self.config, run)).collect();
+        let holds = || {
+            self.guests.iter().flat_map(|run| &run.vcpus).flat_map(|vcpu| vcpu.descheduled.iter().copied())
+        };
+        let steering = self.steering.as_ref().map(|remains| SteeringFigures::new(remains, holds()));
+        FleetResult { schema: SCHEMA, antagonist, steering, guests }
+    }
+
+    /// The trace of it.
+    pub fn trace(&self) -> Option<Trace> {
+        self.steering.as_ref().map(|steering| trace::of(steering, &self.guests))
+    }
+}
+
+impl FleetResult {
+    /// The exit status that tells of all: that of the first guest that did not end well.
+    pub fn status(&self) -> u8 {
+        self.guests.iter().map(|guest| guest.outcome.status).find(|status| *status != 0).unwrap_or(0)
+    }
+}

@@ -1,0 +1,222 @@
+//! What the lab does during a run: reads marks, records intervals, injects faults, schedules.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use protocol::machine::{DOORBELL_PORT, MILESTONE_PORT};
+use protocol::report::Milestone;
+use protocol::{MAX_VCPUS, VcpuId};
+
+use super::report_view::ReportView;
+use crate::directed_yield::DirectedYield;
+use crate::fault_injection::{self, FaultCounts, FaultInjector, Faults};
+use crate::window::{Ends, Snapshot, Window};
+use host::cpus::Cpus;
+use steal_time::host_vm::HostVm;
+use steal_time::publisher::{Publisher, PublisherError, Selection};
+use vmm::hooks::{Descheduled, LoadedGuest, RunHooks, VcpuEvent};
+use vmm::vcpu::control::{Gate, Seat};
+
+/// How long the payload gets to close its window and to end, once it is asked to.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Marks that are read from one guest. A guest may write its milestone port for as long as it likes.
+const MAX_MARKS: u32 = 1 << 14;
+
+/// Intervals that are recorded per vCPU; the last ones win.
+const MAX_INTERVALS: usize = 1 << 14;
+
+/// A scheduler that decides which vCPUs of a guest run.
+pub trait GuestScheduler: fmt::Debug + Send + Sync {
+    /// The calling vCPU thread was kicked and is outside the guest. Its slice may be over; then it finds itself descheduled.
+    fn on_kick(&self, handle: &Seat);
+
+    /// The guest is to end early: all its vCPUs may run.
+    fn release_all(&self);
+
+    /// The guest ended; its vCPU threads are about to be joined.
+    fn on_guest_end(&self);
+}
+
+/// The lab's part in the run of one guest.
+#[derive(Debug)]
+pub(super) struct LabHooks {
+    cpus: Cpus,
+    faults: Option<Faults>,
+    control: OnceLock<Arc<Gate>>,
+    report: OnceLock<ReportView>,
+    injector: OnceLock<Arc<FaultInjector>>,
+    scheduler: OnceLock<Arc<dyn GuestScheduler>>,
+    directed_yield: DirectedYield,
+    marks: Mutex<Marks>,
+    vcpus: Vec<VcpuRecord>,
+}
+
+#[derive(Debug, Default)]
+struct Marks {
+    count: u32,
+    all_up: Option<Instant>,
+    ends: Ends,
+}
+
+/// What is recorded of one vCPU.
+#[derive(Debug, Default)]
+struct VcpuRecord {
+    directed_yields: AtomicU64,
+    descheduled: Mutex<VecDeque<Descheduled>>,
+}
+
+impl LabHooks {
+    pub(super) fn new(cpus: Cpus, faults: Option<Faults>) -> Self {
+        Self {
+            cpus,
+            faults,
+            control: OnceLock::new(),
+            report: OnceLock::new(),
+            injector: OnceLock::new(),
+            scheduler: OnceLock::new(),
+            directed_yield: DirectedYield::default(),
+            marks: Mutex::default(),
+            vcpus: (0..MAX_VCPUS).map(|_| VcpuRecord::default()).collect(),
+        }
+    }
+
+    /// The payload's report; `None` for a payload of another project.
+    pub(super) fn report(&self) -> Option<&ReportView> {
+        self.report.get()
+    }
+
+    /// Lets `scheduler` decide which vCPUs run. From now on no vCPU yields to another.
+    pub(super) fn attach_scheduler(&self, scheduler: Arc<dyn GuestScheduler>) {
+        self.directed_yield.disable();
+        // The first one stays.
+        let _ = self.scheduler.set(scheduler);
+    }
+
+    /// The intervals in which `vcpu` was descheduled, in order.
+    pub(super) fn descheduled(&self, vcpu: VcpuId) -> Vec<Descheduled> {
+        self.vcpus.get(vcpu.index()).map_or_else(Vec::new, |record| record.lock().iter().copied().collect())
+    }
+
+    /// Doorbell writes of `vcpu` after which another vCPU ran in its place.
+    pub(super) fn directed_yields(&self, vcpu: VcpuId) -> u64 {
+        self.vcpus.get(vcpu.index()).map_or(0, |record| record.directed_yields.load(Ordering::Relaxed))
+    }
+
+    /// The faults injected for `vcpu`; `None` if none are.
+    pub(super) fn fault_counts(&self, vcpu: VcpuId) -> Option<FaultCounts> {
+        self.injector.get()?.counts(vcpu)
+    }
+
+    /// When all vCPUs were up.
+    pub(super) fn all_up(&self) -> Option<Instant> {
+        self.lock_marks().all_up
+    }
+
+    /// What the host counted while the guest's window was open.
+    pub(super) fn window(&self) -> Option<Window> {
+        self.lock_marks().ends.window()
+    }
+
+    /// Reads a mark. The accounts are taken here and now: a moment later the guest may have ended.
+    fn mark(&self, code: u8) {
+        let at = Instant::now();
+        let Some(milestone) = Milestone::from_code(code) else { return };
+        let (Some(control), mut marks) = (self.control.get(), self.lock_marks()) else { return };
+        if marks.count == MAX_MARKS {
+            return;
+        }
+        marks.count += 1;
+        match milestone {
+            Milestone::AllUp => marks.all_up = Some(at),
+            Milestone::WindowOpens => marks.ends.opened = Some(Snapshot::take(control, &self.cpus)),
+            Milestone::WindowCloses => marks.ends.closed = Some(Snapshot::take(control, &self.cpus)),
+        }
+    }
+
+    fn yield_to(&self, vcpu: VcpuId, target: u8) {
+        let Some(control) = self.control.get() else { return };
+        let has_run = VcpuId::new(target.into()).is_some_and(|to| self.directed_yield.run(to, control));
+        if has_run && let Some(record) = self.vcpus.get(vcpu.index()) {
+            record.directed_yields.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn lock_marks(&self) -> MutexGuard<'_, Marks> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl VcpuRecord {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Descheduled>> {
+        self.descheduled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl RunHooks for LabHooks {
+    fn publisher(
+        &self,
+        selection: &Selection,
+        vm: Arc<dyn HostVm>,
+        cpus: &Cpus,
+    ) -> Result<Arc<dyn Publisher>, PublisherError> {
+        let Some(faults) = self.faults else { return selection.publisher(vm, cpus) };
+        let injected = fault_injection::inject(selection, vm, cpus, faults)?;
+        if let Some(injector) = injected.injector {
+            let _ = self.injector.set(injector);
+        }
+        Ok(injected.publisher)
+    }
+
+    fn on_loaded(&self, guest: &LoadedGuest<'_>) {
+        let _ = self.control.set(Arc::clone(guest.control));
+        if let Some(report) = guest.note.and_then(|note| ReportView::at(guest.ram, note.report)) {
+            report.header.has_reader.store(1, Ordering::Relaxed);
+            let _ = self.report.set(report);
+        }
+    }
+
+    fn on_exit(&self, vcpu: VcpuId, port: u16, data: &[u8]) -> bool {
+        match (port, data) {
+            (MILESTONE_PORT, [code, ..]) => self.mark(*code),
+            (DOORBELL_PORT, [target, ..]) => self.yield_to(vcpu, *target),
+            _ => return false,
+        }
+        true
+    }
+
+    fn on_vcpu_event(&self, vcpu: VcpuId, handle: &Seat, event: VcpuEvent) {
+        match event {
+            VcpuEvent::Kicked => {
+                if let Some(scheduler) = self.scheduler.get() {
+                    scheduler.on_kick(handle);
+                }
+            }
+            VcpuEvent::Descheduled(interval) => {
+                let Some(record) = self.vcpus.get(vcpu.index()) else { return };
+                let mut intervals = record.lock();
+                if intervals.len() == MAX_INTERVALS {
+                    intervals.pop_front();
+                }
+                intervals.push_back(interval);
+            }
+        }
+    }
+
+    fn on_stop_request(&self) -> Option<Duration> {
+        if let Some(scheduler) = self.scheduler.get() {
+            scheduler.release_all();
+        }
+        self.report.get()?.header.close_now.store(1, Ordering::Relaxed);
+        Some(GRACE)
+    }
+
+    fn on_guest_end(&self) {
+        if let Some(scheduler) = self.scheduler.get() {
+            scheduler.on_guest_end();
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Byte quality: each publisher under the same disturbance, and what is found out about its byte.
+//!
+//! One vCPU runs on one CPU; it leaves the guest, halts and is woken as it goes. A thread takes that CPU from it, fast (some
+//! 150 us, each half a millisecond) and slow (some milliseconds), and now and then this monitor holds it. Three views:
+//!
+//! 1. **The host's** ([`Finding`]): on another CPU the oracle looks, and knows each switch ([`crate::oracle`]).
+//! 2. **The guest's** ([`SightFigures`]): on that CPU another vCPU looks, and knows nothing but the first one's signs of life
+//!    (`guest_payload::witness`). It needs no perf and no clock of the host's, and sees what locks would see.
+//! 3. **Moved about** ([`Moves`]): the vCPU is migrated between both CPUs; its switches are counted.
+//!
+//! They follow each other, since a host of two CPUs has one to look from.
+
+mod disturbance;
+mod end;
+mod error;
+mod moves;
+mod subject;
+mod table;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::cli::{QualityArgs, usable_cpus};
+use crate::fault_injection::{FaultCounts, Faults};
+use crate::oracle::{Edge, Judgement, Looker, judge};
+use crate::results::SightFigures;
+use disturbance::Disturbance;
+use end::End;
+pub use end::Tally;
+pub use error::QualityError;
+use error::host;
+use host::cpus::Cpus;
+use host::error_chain;
+use host::facts::HostFacts;
+use host::perf::SwitchLog;
+pub use moves::Moves;
+use steal_time::publisher::PublisherKind;
+use subject::Subject;
+
+/// Pages of the oracle's ring: room for 87,000 switches, more than the disturbance makes in the longest run.
+const RING_PAGES: usize = 512;
+
+/// Version of the document. It changes when a field changes its meaning or goes.
+pub const SCHEMA: u32 = 1;
+
+/// All rows.
+#[derive(Debug, Serialize)]
+pub struct Quality {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Where.
+    pub host: HostFacts,
+    /// By publisher.
+    pub rows: Vec<Row>,
+    /// Whether the user ended it before it was done.
+    pub interrupted: bool,
+}
+
+/// One publisher. Each view is what was found, or why nothing.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    /// Which.
+    pub publisher: PublisherKind,
+    /// What was made wrong with it.
+    pub faults: Option<Faults>,
+    /// The host's view.
+    pub finding: Result<Finding, String>,
+    /// The guest's.
+    pub sight: Result<SightFigures, String>,
+    /// Moved about.
+    pub moves: Result<Moves, String>,
+}
+
+/// What the oracle says of one publisher.
+#[derive(Debug, Serialize)]
+pub struct Finding {
+    /// Of the byte.
+    pub byte: Judgement,
+    /// Of switches and steal.
+    #[serde(flatten)]
+    pub tally: Tally,
+    /// Latencies (ns): 50, 99, 99.9 in 100, and all.
+    pub out_latency_ns: [Option<i64>; 4],
+    /// The same of returns.
+    pub in_latency_ns: [Option<i64>; 4],
+}
+
+impl Finding {
+    /// What was made wrong on purpose in the same time.
+    pub fn faults(&self) -> Option<FaultCounts> {
+        self.tally.faults
+    }
+}
+
+/// Measures each publisher. `begun` is told of each before.
+///
+/// # Errors
+/// [`QualityError`] where there is nobody to look. What goes wrong with one publisher is said in its row.
+pub fn run(args: &QualityArgs, mut begun: impl FnMut(PublisherKind)) -> Result<Quality, QualityError> {
+    let cpus = usable_cpus(args.cpus.as_ref())?;
+    let vcpu_cpus = cpus.first(1);
+    let looker_cpus =
+        cpus.without(&vcpu_cpus).ok_or_else(|| QualityError::TooFewCpus(cpus.clone()))?.first(1);
+    let cpus = cpus.first(2);
+    let mut quality =
+        Quality { schema: SCHEMA, host: HostFacts::probe(), rows: Vec::new(), interrupted: false };
+    for publisher in args.publishers.iter().copied() {
+        begun(publisher);
+        let setting =
+            Setting { publisher, cpus: &cpus, vcpu_cpus: &vcpu_cpus, looker_cpus: &looker_cpus, args };
+        let Ok(row) = setting.row() else {
+            quality.interrupted = true;
+            break;
+        };
+        quality.rows.push(row);
+    }
+    Ok(quality)
+}
+
+/// The user ended it.
+struct Interrupted;
+
+/// What was found, or why nothing.
+fn said<T>(measured: Result<T, QualityError>) -> Result<Result<T, String>, Interrupted> {
+    match measured {
+        Err(QualityError::Interrupted) => Err(Interrupted),
+        measured => Ok(measured.map_err(|error| error_chain::in_one_line(&error))),
+    }
+}
+
+/// One publisher's measurement.
+struct Setting<'a> {
+    publisher: PublisherKind,
+    /// Both.
+    cpus: &'a Cpus,
+    vcpu_cpus: &'a Cpus,
+    looker_cpus: &'a Cpus,
+    args: &'a QualityArgs,
+}
+
+impl Setting<'_> {
+    fn length(&self) -> Duration {
+        Duration::from_millis(u64::from(self.args.duration_ms))
+    }
+
+    fn row(&self) -> Result<Row, Interrupted> {
+        Ok(Row {
+            publisher: self.publisher,
+            faults: self.args.faults,
+            finding: said(self.find())?,
+            sight: said(self.sight())?,
+            moves: said(moves::measure(self))?,
+        })
+    }
+
+    /// The host's view.
+    fn find(&self) -> Result<Finding, QualityError> {
+        let subject = Subject::start(self, 1, self.vcpu_cpus)?;
+        let log = SwitchLog::of_thread(subject.tid, RING_PAGES)?;
+        let before = End::take(&subject.guest, subject.tid, &log)?;
+        let record = Arc::new(before.record(&subject.guest)?);
+        let disturbance = Disturbance::start(self.vcpu_cpus.clone()).map_err(host("start a thread"))?;
+        let looker = Looker::start(Arc::clone(&record), self.looker_cpus.clone());
+        let looker = looker.map_err(host("start a thread"))?;
+        subject.hold_now_and_then(self.length());
+        let looks = looker.finish();
+        drop(disturbance);
+        let after = End::take(&subject.guest, subject.tid, &log)?;
+
+        let tally = Tally::between(&before, &after, log.lost());
+        let byte = judge(&after.switches, &after.descheduled, &looks);
+        let quantiles = |edge: &Edge| [0.5, 0.99, 0.999, 1.0].map(|share| edge.quantile_ns(share));
+        let finding = Finding {
+            out_latency_ns: quantiles(&byte.outs),
+            in_latency_ns: quantiles(&byte.ins),
+            byte,
+            tally,
+        };
+        subject.end()?;
+        Ok(finding)
+    }
+
+    /// The guest's view.
+    fn sight(&self) -> Result<SightFigures, QualityError> {
+        let subject = Subject::start(self, 2, self.cpus)?;
+        let disturbance = Disturbance::start(self.vcpu_cpus.clone()).map_err(host("start a thread"))?;
+        subject.hold_now_and_then(self.length());
+        drop(disturbance);
+        let run = subject.end()?;
+        run.report
+            .and_then(|report| SightFigures::new(&report, 2))
+            .ok_or(QualityError::Idle("has left no report"))
+    }
+}

@@ -1,0 +1,54 @@
+//! Choosing a mechanism: what was asked for, what the host allows, and whom the publisher can be heard beside.
+
+use std::io;
+
+use super::SteerError;
+use super::class::Classes;
+use super::hands::Hands;
+use super::mechanism::{Mechanism, MechanismChoice, MechanismKind};
+use super::park::Parks;
+use host::thread::{Class, set_own_class};
+use steal_time::publisher::PublisherKind;
+
+/// A mechanism, and why it is this one.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    pub(super) mechanism: Box<dyn Mechanism>,
+    pub(super) why: String,
+}
+
+/// Chooses a mechanism for the threads in `hands`, whose records `publisher` keeps.
+pub(super) fn choose(
+    choice: MechanismChoice,
+    publisher: PublisherKind,
+    hands: Hands,
+) -> Result<Chosen, SteerError> {
+    let park = |hands, why: String| {
+        let mechanism: Box<dyn Mechanism> = Box::new(Parks::new(hands).map_err(SteerError::TakeOver)?);
+        Ok(Chosen { mechanism, why })
+    };
+    let class = |hands, why: &str| Chosen { mechanism: Box::new(Classes::new(hands)), why: why.to_owned() };
+    match (choice, class_is_refused()) {
+        (MechanismChoice::Only(MechanismKind::Park), _) => park(hands, "as asked".to_owned()),
+        (MechanismChoice::Only(MechanismKind::Class), None) => Ok(class(hands, "as asked")),
+        (MechanismChoice::Only(kind), Some(why)) => {
+            Err(SteerError::Mechanism { kind, why, other: MechanismKind::Park })
+        }
+        (MechanismChoice::Auto, Some(why)) => park(hands, format!("class is not to be had: {why}")),
+        // Threads of ours that are of the fair class would not get a CPU to publish on.
+        (MechanismChoice::Auto, None) if matches!(publisher, PublisherKind::Perf | PublisherKind::Park) => {
+            park(hands, format!("with class, publisher {publisher} would not be heard"))
+        }
+        (MechanismChoice::Auto, None) => Ok(class(hands, "the best that this host allows")),
+    }
+}
+
+/// Why threads of this process may not be of a real-time class, if so.
+pub fn class_is_refused() -> Option<String> {
+    let probe = std::thread::spawn(|| set_own_class(Class::Fifo(1)));
+    let refused: io::Error = probe.join().ok()?.err()?;
+    Some(format!(
+        "a real-time class is refused ({refused}; it takes CAP_SYS_NICE, or ulimit -r; in a cgroup of version 1, \
+         cpu.rt_runtime_us)"
+    ))
+}

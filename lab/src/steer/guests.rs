@@ -1,0 +1,142 @@
+//! The guests, as the desk sees them: who is who, what their pages say, what the host's accounts say of them.
+
+use std::sync::atomic::Ordering;
+
+use protocol::exchange::{Exchange, Ring, Told as Page};
+
+use super::Steered;
+use crate::guest::ReportView;
+use crate::policy::board::Board;
+use crate::policy::{Event, Plan, Scene, Told, Vcpu};
+use host::account::{self, ThreadAccount};
+use vmm::guest_clock::GuestClock;
+use vmm::vcpu::control::Seat;
+use vmm::vcpu::{Message, Outbox};
+
+/// See the module. Their vCPUs are numbered one guest after the other.
+#[derive(Debug)]
+pub(super) struct Guests(Vec<Guest>);
+
+#[derive(Debug)]
+struct Guest {
+    /// The number of its first vCPU.
+    first: Vcpu,
+    tids: Vec<libc::pid_t>,
+    report: Option<ReportView>,
+    clock: Option<GuestClock>,
+    outbox: Outbox,
+}
+
+impl Guests {
+    pub(super) fn new(guests: Vec<Steered>) -> Self {
+        let mut next = 0;
+        let guest = |guest: Steered| {
+            let tids: Vec<_> = guest.seats.iter().map(|seat| seat.kick_handle().tid()).collect();
+            let first = next;
+            next += tids.len();
+            Guest { first, tids, report: guest.report, clock: guest.clock, outbox: guest.outbox }
+        };
+        Self(guests.into_iter().map(guest).collect())
+    }
+
+    /// How many vCPUs each has.
+    pub(super) fn counts(&self) -> Vec<usize> {
+        self.0.iter().map(|guest| guest.tids.len()).collect()
+    }
+
+    /// Who sits at `seat`.
+    pub(super) fn vcpu_at(&self, seat: &Seat) -> Option<Vcpu> {
+        let tid = seat.kick_handle().tid();
+        let index = |guest: &Guest| Some(guest.first + guest.tids.iter().position(|other| *other == tid)?);
+        self.0.iter().find_map(index)
+    }
+
+    /// Which guest's `vcpu` is, and its number there.
+    pub(super) fn name_of(&self, vcpu: Vcpu) -> (usize, usize) {
+        let guest = self.0.iter().rposition(|guest| guest.first <= vcpu).unwrap_or(0);
+        (guest, vcpu - self.0.get(guest).map_or(0, |guest| guest.first))
+    }
+
+    /// Takes down on `board` what the guests tell. Gives whose hint has changed, and, where they are `heard`, what they have rung
+    /// for.
+    pub(super) fn read_pages(&self, is_heard: bool, board: &mut Board) -> Vec<Event> {
+        let mut events = Vec::new();
+        for guest in &self.0 {
+            let Some(report) = &guest.report else { continue };
+            for (index, page) in report.exchange.iter().enumerate().take(guest.tids.len()) {
+                let vcpu = guest.first + index;
+                if board.tell(vcpu, told(&page.told)) {
+                    events.push(Event::Hint { vcpu });
+                }
+                if is_heard {
+                    guest.hear(vcpu, page, &mut events);
+                }
+            }
+        }
+        events
+    }
+
+    /// Takes down on `board` what each thread has run and has waited.
+    pub(super) fn read_accounts(&self, board: &mut Board) {
+        for guest in &self.0 {
+            for (index, tid) in guest.tids.iter().enumerate() {
+                // One that has ended has its last account.
+                if let Ok((ran, waited)) = ThreadAccount::read_times(*tid) {
+                    let is_asleep = account::is_asleep(*tid).unwrap_or(true);
+                    board.account(guest.first + index, ran, waited, is_asleep);
+                }
+            }
+        }
+    }
+
+    /// Tells the guests when the turns of those who run end.
+    pub(super) fn tell_turns(&self, scene: &Scene) {
+        for cpu in &scene.cpus {
+            let Plan::Runs(vcpu) = cpu.plan else { continue };
+            let (guest, index) = self.name_of(vcpu);
+            let Some(guest) = self.0.get(guest) else { continue };
+            let page = guest.report.as_ref().and_then(|report| report.exchange.get(index));
+            if let (Some(page), Some(clock)) = (page, &guest.clock) {
+                page.heard.turn_ends.store(clock.tsc_at(cpu.until), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Tells those who wait for the guests' ends that steering has ended by itself.
+    pub(super) fn tell_the_end(&self) {
+        for guest in &self.0 {
+            guest.outbox.send(Message::StopRequested);
+        }
+    }
+}
+
+impl Guest {
+    /// What `vcpu` has rung for since it was last heard.
+    fn hear(&self, vcpu: Vcpu, page: &Exchange, events: &mut Vec<Event>) {
+        if page.told.bell.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let rung = page.told.bell.swap(0, Ordering::AcqRel);
+        let is_rung = |ring: Ring| rung & ring as u32 != 0;
+        if is_rung(Ring::Halt) {
+            events.push(Event::Halted { vcpu });
+        }
+        if is_rung(Ring::Wake) {
+            events.push(Event::Woke { vcpu });
+        }
+        let to = page.told.yields_to.load(Ordering::Relaxed) as usize;
+        if is_rung(Ring::Yield) && to < self.tids.len() {
+            events.push(Event::YieldTo { from: vcpu, to: self.first + to });
+        }
+    }
+}
+
+fn told(page: &Page) -> Told {
+    let since = page.waits_since.load(Ordering::Relaxed);
+    Told {
+        hint: u8::try_from(page.hint.load(Ordering::Relaxed)).unwrap_or(u8::MAX),
+        holds: page.holds.load(Ordering::Relaxed),
+        waits_since: (since != 0).then_some(since),
+        is_halted: page.is_halted.load(Ordering::Relaxed) != 0,
+    }
+}

@@ -1,0 +1,241 @@
+//! The publishers `bpf` and `bpf-classic`: the program writes in the context switch, the vCPU's thread does the rest.
+//!
+//! What the thread does, always outside the guest and about its own record only:
+//!
+//! - registration: finds the record's place, makes the first update, then hands the record over by one store;
+//! - withdrawal: one store, in program order with the thread's own switches, after which nothing is written;
+//! - before each entry: a byte that is still set is cleared. It is the last of three layers: the switch-in clears
+//!   it, a timer's interrupt clears it where a switch-in went untraced, and so does this. Where the program is the classic
+//!   one, this is also where the thread tells its steal; a timer makes it leave the guest for that.
+
+use std::ffi::c_int;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::VcpuId;
+
+use super::overlay::Overlay;
+use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherError, PublisherKind};
+use crate::bpf::{self, Enrolled, Program, Site};
+use crate::host_vm::HostVm;
+use host::account::{self, RunDelay};
+use host::cpus::Cpus;
+use host::perf::CpuClock;
+
+/// Publishes by BPF for one VM.
+#[derive(Debug)]
+pub struct BpfPublisher {
+    program: Arc<Program>,
+    overlay: Overlay,
+    /// What makes the program look at whoever runs.
+    clock: io::Result<CpuClock>,
+    kick_signal: Option<c_int>,
+    /// Each so many-th switch-in is overlooked, on purpose; 0: none.
+    lose_every: u64,
+}
+
+impl BpfPublisher {
+    /// Publishes into records in `vm`'s memory, for vCPU threads that use `cpus`. Of the switch-ins each `lose_every`-th
+    /// is overlooked, on purpose; 0 for none.
+    ///
+    /// # Errors
+    /// [`PublisherError::NoKickSignal`] for a program that needs one.
+    pub fn new(
+        program: Arc<Program>,
+        vm: Arc<dyn HostVm>,
+        cpus: &Cpus,
+        lose_every: u64,
+    ) -> Result<Self, PublisherError> {
+        let kick_signal = match (program.is_classic(), vm.kick_signal()) {
+            (true, None) => return Err(PublisherError::NoKickSignal(program.kind())),
+            (_, signal) => signal,
+        };
+        let overlay = Overlay::new(vm, Arc::clone(&program));
+        Ok(Self { program, overlay, clock: CpuClock::start(cpus, LONGEST_LIE), kick_signal, lose_every })
+    }
+}
+
+/// A switch-in that was overlooked is found out after so long at most.
+const LONGEST_LIE: Duration = Duration::from_micros(900);
+
+const STEAL_IS_LATE: &str = "steal is told by the vCPU's thread, up to a millisecond after the byte says that the vCPU runs \
+                             again (a kernel with CONFIG_DEBUG_INFO_BTF, and Linux 6.9, get --publisher bpf)";
+
+impl Publisher for BpfPublisher {
+    fn kind(&self) -> PublisherKind {
+        self.program.kind()
+    }
+
+    fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
+        let enrolled = self.program.enrol_current_thread(vcpu)?;
+        enrolled.slot().lose_every(self.lose_every);
+        let signal = self.kick_signal.filter(|_| self.program.is_classic());
+        let own_run_delay = if let Some(signal) = signal {
+            enrolled.slot().kick_by(signal);
+            Some(RunDelay::of_this_thread().map_err(PublisherError::RunDelay)?)
+        } else {
+            None
+        };
+        Ok(Some(Box::new(BpfPublication {
+            enrolled,
+            own_run_delay,
+            overlay: &self.overlay,
+            cleared_at_entry: 0,
+            parks: 0,
+            site: None,
+            rests: false,
+            inits: 0,
+        })))
+    }
+
+    fn unlogged_pages(&self) -> Vec<u64> {
+        self.overlay.pages()
+    }
+
+    fn counts_at_rest(&self, vcpu: VcpuId) -> Option<bpf::Counts> {
+        Some(self.program.slot(vcpu).counts())
+    }
+
+    fn limits(&self) -> Vec<String> {
+        let mut limits = Vec::new();
+        if let Err(error) = &self.clock {
+            limits.push(format!(
+                "no timer of its own looks whether a switch-in was overlooked, only the host's tick ({error}; grant \
+                 CAP_PERFMON)"
+            ));
+        }
+        if self.program.is_classic() {
+            limits.push(STEAL_IS_LATE.to_owned());
+        }
+        if !self.program.notices_init() {
+            limits.push(INIT_GOES_UNNOTICED.to_owned());
+        }
+        if self.lose_every > 0 {
+            limits.push(format!("it overlooks one switch-in in {}, on purpose", self.lose_every));
+        }
+        limits
+    }
+}
+
+/// One vCPU's publication. Lives on the vCPU's thread.
+#[derive(Debug)]
+struct BpfPublication<'p> {
+    enrolled: Enrolled<'p>,
+    /// What the thread tells its steal by, where the program does not.
+    own_run_delay: Option<RunDelay>,
+    overlay: &'p Overlay,
+    cleared_at_entry: u64,
+    parks: u64,
+    site: Option<Site>,
+    /// The program is not to write.
+    rests: bool,
+    /// INITs that were noticed.
+    inits: u64,
+}
+
+impl BpfPublication<'_> {
+    /// Takes all run delay of this thread so far for published, and gives what of it was not.
+    fn account(&self) -> Result<u64, PublisherError> {
+        let run_delay_ns = match &self.own_run_delay {
+            Some(run_delay) => run_delay.read_ns(),
+            None => account::own_run_delay_ns(),
+        };
+        let run_delay_ns = run_delay_ns.map_err(PublisherError::RunDelay)?;
+        Ok(self.enrolled.account(run_delay_ns))
+    }
+
+    /// Adds to the record what its steal lacks, and clears the byte.
+    fn tell_steal(&self, site: Site, least_ns: u64) -> Result<(), PublisherError> {
+        let unpublished_ns = self.account()?;
+        if let Some(record) = self.overlay.record(site) {
+            record.update(least_ns, unpublished_ns);
+        }
+        Ok(())
+    }
+}
+
+impl Publication for BpfPublication<'_> {
+    fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), PublisherError> {
+        let Some(site) = self.overlay.take(gpa)? else { return Ok(()) };
+        self.site = Some(site);
+        // Steal counts from the vCPU's first moment on, whether it was published or not, as KVM's does. A switch
+        // between this reading and the hand-over is not lost: the program continues from what is accounted here.
+        self.tell_steal(site, least_ns)?;
+        if !self.rests {
+            self.enrolled.publish(site);
+        }
+        Ok(())
+    }
+
+    fn withdraw(&mut self) {
+        self.enrolled.withdraw();
+        if let Some(site) = self.site.take() {
+            self.overlay.give_back(site);
+        }
+    }
+
+    fn take_init(&mut self) -> bool {
+        let inits = self.enrolled.slot().inits();
+        let is_new = inits != self.inits;
+        if is_new {
+            self.inits = inits;
+            self.withdraw();
+        }
+        is_new
+    }
+
+    fn park(&mut self) {
+        self.parks += 1;
+        self.enrolled.park();
+    }
+
+    fn unpark(&mut self, parked_ns: u64) -> Result<(), PublisherError> {
+        self.enrolled.slot().add_parked(parked_ns);
+        // The switch that brought the thread here knew nothing of it, so it is told as after a rest.
+        self.enrolled.withdraw();
+        self.rise()
+    }
+
+    fn rest(&mut self) {
+        self.rests = true;
+        self.enrolled.withdraw();
+    }
+
+    fn forget_waiting(&mut self, run_delay_ns: u64) -> u64 {
+        self.enrolled.account(run_delay_ns)
+    }
+
+    fn rise(&mut self) -> Result<(), PublisherError> {
+        self.rests = false;
+        if let Some(site) = self.site {
+            self.tell_steal(site, 0)?;
+            self.enrolled.publish(site);
+        }
+        Ok(())
+    }
+
+    fn before_entry(&mut self) {
+        self.cleared_at_entry += u64::from(self.enrolled.clear_byte());
+        // Asked first: as long as it is to tell, it is kicked out of the guest again and again.
+        if self.own_run_delay.is_some()
+            && self.enrolled.slot().is_to_tell()
+            && let Some(site) = self.site
+            && !self.rests
+        {
+            // A thread that cannot read its own run delay any more tells what it has told so far.
+            let _ = self.tell_steal(site, 0);
+        }
+    }
+
+    fn counts(&self) -> Counts {
+        let Self { cleared_at_entry, parks, .. } = *self;
+        Counts { program: self.enrolled.counts(), cleared_at_entry, lost: 0, parks }
+    }
+}
+
+impl Drop for BpfPublication<'_> {
+    fn drop(&mut self) {
+        self.withdraw();
+    }
+}

@@ -1,0 +1,214 @@
+//! The record, as the monitor writes it: single atomic words in a page that guest and BPF program share.
+//!
+//! Order of an update (KVM's `record_steal_time`): version odd, steal, version even, then the byte. x86 keeps stores
+//! in order, so what is said here with `Release` costs nothing but the compiler's freedom. A reader on another vCPU
+//! may see the byte late, never a torn steal.
+//!
+//! One writer at a time: while the BPF program publishes, it alone writes version and steal, and the vCPU's thread
+//! stores single bytes. The thread makes a whole update only before it hands the record to the program.
+
+#![expect(unsafe_code, reason = "sees a record in a page of bytes, or of guest memory")]
+
+use std::ops::Deref;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use protocol::steal_time::{PREEMPTED, StealTime};
+
+use crate::host_vm::{HostVm, PAGE, PAGE_SIZE};
+
+/// Bytes in a record.
+pub const RECORD_SIZE: usize = size_of::<StealTime>();
+
+/// A record in memory that others write too.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Record(StealTime);
+
+impl Record {
+    /// The record at `offset` of a page of the record map; `None` where none can lie.
+    #[expect(clippy::cast_ptr_alignment, reason = "it is looked at before it is used")]
+    pub fn in_page(page: &[AtomicU8; PAGE_SIZE], offset: usize) -> Option<&Self> {
+        let place = page.get(offset..offset.checked_add(size_of::<Self>())?)?.as_ptr().cast::<Self>();
+        if !place.is_aligned() {
+            return None;
+        }
+        // SAFETY: 64 bytes of the page begin there, aligned; they are borrowed as long as the page, and any bytes are
+        // a record, whose fields are atomics, as the page's bytes are.
+        Some(unsafe { &*place })
+    }
+
+    /// Raises steal to `least_ns` if it is less, adds `more_ns`, and clears the byte. The caller is the only writer.
+    ///
+    /// A guest that left the version odd finds it even afterwards, as under KVM.
+    pub fn update(&self, least_ns: u64, more_ns: u64) {
+        self.raise_steal(least_ns, more_ns);
+        self.0.preempted.store(0, Ordering::Release);
+    }
+
+    /// Adds `more_ns` to steal, and leaves the byte as it is. The caller is the only writer.
+    pub fn add_steal(&self, more_ns: u64) {
+        self.raise_steal(0, more_ns);
+    }
+
+    fn raise_steal(&self, least_ns: u64, more_ns: u64) {
+        let before = self.0.version.load(Ordering::Relaxed);
+        let odd = before.wrapping_add(1 + (before & 1));
+        self.0.version.store(odd, Ordering::Relaxed);
+        let steal = self.0.steal.load(Ordering::Relaxed).max(least_ns);
+        self.0.steal.store(steal.wrapping_add(more_ns), Ordering::Release);
+        self.0.version.store(odd.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Steal (ns) as it is; whole where nobody writes.
+    pub fn steal_ns(&self) -> u64 {
+        self.0.steal.load(Ordering::Acquire)
+    }
+
+    /// Steal (ns), whole, if nobody was just writing it.
+    pub fn try_steal_ns(&self) -> Option<u64> {
+        let version = self.0.version.load(Ordering::Acquire);
+        let steal = self.0.steal.load(Ordering::Acquire);
+        let is_whole = version.is_multiple_of(2) && self.0.version.load(Ordering::Relaxed) == version;
+        is_whole.then_some(steal)
+    }
+
+    /// All of it; as it is at one moment where nobody writes.
+    pub fn bytes(&self) -> [u8; RECORD_SIZE] {
+        self.0.bytes()
+    }
+
+    /// Sets the byte.
+    pub fn set_preempted(&self) {
+        self.0.preempted.store(PREEMPTED, Ordering::Release);
+    }
+
+    /// The byte.
+    pub fn preempted(&self) -> u8 {
+        self.0.preempted.load(Ordering::Acquire)
+    }
+
+    /// Clears the byte if it is set, and says whether it was.
+    pub fn clear_preempted(&self) -> bool {
+        // Read first: the line stays shared with the vCPUs that watch it.
+        let was_set = self.0.preempted.load(Ordering::Relaxed) != 0;
+        if was_set {
+            self.0.preempted.store(0, Ordering::Release);
+        }
+        was_set
+    }
+}
+
+/// A record where it lies in guest memory, whoever writes it there.
+#[derive(Debug)]
+pub struct GuestRecord {
+    record: NonNull<Record>,
+    _vm: Arc<dyn HostVm>,
+}
+
+// SAFETY: guest memory belongs to the process, not to a thread, and `_vm` keeps it mapped.
+unsafe impl Send for GuestRecord {}
+
+// SAFETY: it lends out a record, which consists of atomics.
+unsafe impl Sync for GuestRecord {}
+
+impl GuestRecord {
+    /// The record at `gpa` of `vm`'s memory; `None` if `gpa` is misaligned or outside RAM.
+    pub fn at(vm: &Arc<dyn HostVm>, gpa: u64) -> Option<Self> {
+        if !gpa.is_multiple_of(RECORD_SIZE as u64) {
+            return None;
+        }
+        let page = vm.page_hva(gpa & !(PAGE - 1))?;
+        let offset = usize::try_from(gpa % PAGE).ok()?;
+        // SAFETY: the offset lies within the page, which is mapped.
+        let record = unsafe { page.add(offset) };
+        Some(Self { record: record.cast(), _vm: Arc::clone(vm) })
+    }
+}
+
+impl Deref for GuestRecord {
+    type Target = Record;
+
+    fn deref(&self) -> &Record {
+        // SAFETY: 64 aligned bytes of RAM, which `_vm` keeps mapped; any bytes are a record, whose fields are atomics, as
+        // which guest, program and KVM write them.
+        unsafe { self.record.as_ref() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host_vm::tests::Memory;
+
+    fn record(steal: u64, version: u32, preempted: u8) -> Record {
+        Record(StealTime {
+            steal: steal.into(),
+            version: version.into(),
+            flags: 0.into(),
+            preempted: preempted.into(),
+            padding: [const { AtomicU8::new(0xa5) }; 47],
+        })
+    }
+
+    fn parts(record: &Record) -> (u64, u32, u8) {
+        (
+            record.0.steal.load(Ordering::Relaxed),
+            record.0.version.load(Ordering::Relaxed),
+            record.0.preempted.load(Ordering::Relaxed),
+        )
+    }
+
+    #[test]
+    fn update_adds_to_the_guest_s_own_steal_and_clears_the_byte() {
+        let record = record(1000, 4, 1);
+        record.update(0, 50);
+        assert_eq!(parts(&record), (1050, 6, 0));
+        assert_eq!(record.steal_ns(), 1050);
+        assert!(record.0.padding.iter().all(|byte| byte.load(Ordering::Relaxed) == 0xa5));
+        assert_eq!(record.0.flags.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn version_left_odd_by_the_guest_ends_even() {
+        let record = record(0, 7, 0);
+        record.update(0, 0);
+        assert_eq!(parts(&record), (0, 10, 0));
+    }
+
+    #[test]
+    fn version_and_steal_wrap_around() {
+        let record = record(u64::MAX, u32::MAX - 1, 0);
+        record.update(0, 2);
+        assert_eq!(parts(&record), (1, 0, 0));
+    }
+
+    #[test]
+    fn steal_that_was_more_once_is_raised_and_never_lowered() {
+        let record = record(1000, 4, 1);
+        record.update(5000, 7);
+        assert_eq!(parts(&record), (5007, 6, 0));
+        record.update(100, 1);
+        assert_eq!(parts(&record), (5008, 8, 0));
+    }
+
+    #[test]
+    fn record_in_guest_memory_is_found_where_it_can_lie() {
+        let vm: Arc<dyn HostVm> = Memory::mib(1);
+        let record = GuestRecord::at(&vm, 0xf_ffc0).expect("the last 64 bytes");
+        record.update(0, 9);
+        assert_eq!(GuestRecord::at(&vm, 0xf_ffc0).unwrap().steal_ns(), 9);
+        for gpa in [0x10_0000, 0xf_ffc8, !0x3f] {
+            assert!(GuestRecord::at(&vm, gpa).is_none(), "{gpa:#x}");
+        }
+    }
+
+    #[test]
+    fn clearing_touches_only_the_byte() {
+        let record = record(5, 8, 1);
+        assert!(record.clear_preempted());
+        assert!(!record.clear_preempted());
+        assert_eq!(parts(&record), (5, 8, 0));
+    }
+}

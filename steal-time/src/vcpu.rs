@@ -1,0 +1,302 @@
+//! One vCPU's steal time: the emulated MSR, its record, pause and resume, save and restore.
+//!
+//! The MSR follows KVM's `kvm_set_msr_common` and `kvm_get_msr_common` (`arch/x86/kvm/x86.c`):
+//!
+//! - a reserved bit faults; neither the value nor publication changes;
+//! - any other value is stored and reads back as written;
+//! - bit 0 clear stops publication before the write completes and leaves the record as it is;
+//! - bit 0 set moves publication to the new record, which is updated once before the guest goes on;
+//! - an address outside RAM is accepted: nothing is written, nothing faults;
+//! - INIT clears the MSR and stops publication;
+//! - without the feature in CPUID every access faults.
+//!
+//! KVM's own copy of the MSR stays 0 while the library emulates it, so KVM never writes a record: one writer.
+
+use std::sync::Arc;
+
+use kvm_ioctls::VcpuFd;
+use protocol::VcpuId;
+use protocol::steal_time::{MSR_STEAL_TIME, Registration};
+
+use super::host_vm::HostVm;
+use super::kvm_msr;
+use super::saved::SavedVcpu;
+use crate::publisher::record::GuestRecord;
+use crate::publisher::{Counts, MsrOwner, Publication, PublisherError};
+
+/// What becomes of a guest's access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access<T> {
+    /// It completes, with this.
+    Done(T),
+    /// It raises #GP.
+    Fault,
+}
+
+/// One vCPU's steal time. Lives on the vCPU's thread.
+#[derive(Debug)]
+pub struct VcpuStealTime<'p> {
+    vcpu: VcpuId,
+    owner: MsrOwner,
+    vm: Arc<dyn HostVm>,
+    msr: u64,
+    /// `None` unless the monitor owns the MSR.
+    publication: Option<Box<dyn Publication + 'p>>,
+}
+
+impl<'p> VcpuStealTime<'p> {
+    /// The MSR after reset is 0. Without a publication, the monitor does not emulate it.
+    pub(super) fn new(
+        vcpu: VcpuId,
+        owner: MsrOwner,
+        vm: Arc<dyn HostVm>,
+        publication: Option<Box<dyn Publication + 'p>>,
+    ) -> Self {
+        Self { vcpu, owner, vm, msr: 0, publication }
+    }
+
+    /// Emulates RDMSR of `index`.
+    pub fn rdmsr(&mut self, index: u32) -> Access<u64> {
+        self.detect_init();
+        match self.publication {
+            Some(_) if index == MSR_STEAL_TIME => Access::Done(self.msr),
+            _ => Access::Fault,
+        }
+    }
+
+    /// Emulates WRMSR of `value` to `index`. The vCPU is outside the guest.
+    ///
+    /// # Errors
+    /// [`PublisherError`] if the host refuses what registration needs. Publication is off then.
+    pub fn wrmsr(&mut self, index: u32, value: u64) -> Result<Access<()>, PublisherError> {
+        if index == MSR_STEAL_TIME { self.register(value, 0) } else { Ok(Access::Fault) }
+    }
+
+    /// Writes `value` to the MSR. The new record's steal is at least `least_ns`.
+    fn register(&mut self, value: u64, least_ns: u64) -> Result<Access<()>, PublisherError> {
+        self.detect_init();
+        let Some(publication) = &mut self.publication else { return Ok(Access::Fault) };
+        let Ok(registration) = Registration::from_msr(value) else {
+            return Ok(Access::Fault);
+        };
+        self.msr = value;
+        publication.withdraw();
+        if let Registration::At { gpa } = registration {
+            publication.publish(gpa, least_ns)?;
+        }
+        Ok(Access::Done(()))
+    }
+
+    /// Detects INIT and clears `preempted`. Call it last before each `KVM_RUN`.
+    pub fn before_entry(&mut self) {
+        self.detect_init();
+        if let Some(publication) = &mut self.publication {
+            publication.before_entry();
+        }
+    }
+
+    /// Stops writing to the record until [`resume`](Self::resume), and clears `preempted`.
+    pub fn pause(&mut self) {
+        self.detect_init();
+        if let Some(publication) = &mut self.publication {
+            publication.rest();
+        }
+    }
+
+    /// Discards the run delay that the vCPU thread accrued since [`pause`](Self::pause): it is not steal.
+    ///
+    /// `run_delay_ns` is the thread's run delay so far. Returns the discarded time (ns); 0 unless the monitor publishes.
+    pub fn discard_run_delay(&mut self, run_delay_ns: u64) -> u64 {
+        self.publication.as_mut().map_or(0, |publication| publication.forget_waiting(run_delay_ns))
+    }
+
+    /// Updates the record once and publishes again.
+    ///
+    /// # Errors
+    /// [`PublisherError`] if the host refuses. Publication is off then.
+    pub fn resume(&mut self) -> Result<(), PublisherError> {
+        self.publication.as_mut().map_or(Ok(()), |publication| publication.rise())
+    }
+
+    /// Sets `preempted`: the monitor keeps the vCPU from running until [`schedule`](Self::schedule).
+    pub fn deschedule(&mut self) {
+        self.detect_init();
+        if let Some(publication) = &mut self.publication {
+            publication.park();
+        }
+    }
+
+    /// Adds `descheduled_ns` to steal and clears `preempted`: the vCPU may run again.
+    ///
+    /// # Errors
+    /// [`PublisherError`] if the host refuses. Publication is off then.
+    pub fn schedule(&mut self, descheduled_ns: u64) -> Result<(), PublisherError> {
+        self.publication.as_mut().map_or(Ok(()), |publication| publication.unpark(descheduled_ns))
+    }
+
+    /// Returns what the publisher counted for this vCPU; `None` if no publisher counts.
+    pub fn counts(&self) -> Option<Counts> {
+        self.publication.as_ref().map(|publication| publication.counts())
+    }
+
+    /// Returns the MSR as the guest would read it; `None` where the access would fault.
+    pub fn msr(&self, fd: &VcpuFd) -> Option<u64> {
+        match self.owner {
+            MsrOwner::Monitor => self.publication.as_ref().map(|_| self.msr),
+            MsrOwner::Kernel => kvm_msr::read(fd, MSR_STEAL_TIME),
+            MsrOwner::Nobody => None,
+        }
+    }
+
+    /// Returns the registered record; `None` if the guest registered none, or one outside RAM.
+    pub fn record(&self, fd: &VcpuFd) -> Option<GuestRecord> {
+        match Registration::from_msr(self.msr(fd)?) {
+            Ok(Registration::At { gpa }) => GuestRecord::at(&self.vm, gpa),
+            _ => None,
+        }
+    }
+
+    /// Returns what a snapshot must hold of this vCPU. Call it while paused.
+    pub fn save(&self, fd: &VcpuFd) -> SavedVcpu {
+        let steal_ns = self.record(fd).map_or(0, |record| record.steal_ns());
+        SavedVcpu { msr: self.msr(fd).unwrap_or(0), steal_ns }
+    }
+
+    /// Restores `saved`, whose MSR value is one that a guest may write. Call it while paused.
+    ///
+    /// # Errors
+    /// [`PublisherError`] if the host refuses what registration needs, or KVM refuses the value.
+    pub fn restore(&mut self, fd: &VcpuFd, saved: SavedVcpu) -> Result<(), PublisherError> {
+        let SavedVcpu { msr, steal_ns } = saved;
+        match self.owner {
+            MsrOwner::Nobody => {}
+            MsrOwner::Monitor => {
+                self.register(msr, steal_ns)?;
+            }
+            MsrOwner::Kernel => {
+                // KVM adds to what it finds, and writes nothing before the next entry; until then the monitor may.
+                if !kvm_msr::write(fd, MSR_STEAL_TIME, msr) {
+                    return Err(PublisherError::Restore { vcpu: self.vcpu, msr });
+                }
+                if let Some(record) = self.record(fd) {
+                    record.update(steal_ns, 0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// INIT clears the MSR inside `KVM_RUN`; only the publisher can detect it.
+    fn detect_init(&mut self) {
+        if self.publication.as_mut().is_some_and(|publication| publication.take_init()) {
+            self.msr = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::host_vm::tests::Memory;
+
+    /// Notes what it is asked, and is sent INIT when told so.
+    #[derive(Debug, Default, Clone)]
+    struct Notes(Arc<Mutex<Vec<Option<u64>>>>, Arc<AtomicBool>);
+
+    impl Publication for Notes {
+        fn publish(&mut self, gpa: u64, _least_ns: u64) -> Result<(), PublisherError> {
+            self.0.lock().unwrap().push(Some(gpa));
+            Ok(())
+        }
+
+        fn withdraw(&mut self) {
+            self.0.lock().unwrap().push(None);
+        }
+
+        fn take_init(&mut self) -> bool {
+            self.1.swap(false, Ordering::Relaxed)
+        }
+
+        fn park(&mut self) {}
+
+        fn unpark(&mut self, _parked_ns: u64) -> Result<(), PublisherError> {
+            Ok(())
+        }
+
+        fn rest(&mut self) {}
+
+        fn forget_waiting(&mut self, _run_delay_ns: u64) -> u64 {
+            0
+        }
+
+        fn rise(&mut self) -> Result<(), PublisherError> {
+            Ok(())
+        }
+
+        fn before_entry(&mut self) {}
+
+        fn counts(&self) -> Counts {
+            Counts::default()
+        }
+    }
+
+    fn new(publication: Option<Box<dyn Publication>>) -> VcpuStealTime<'static> {
+        VcpuStealTime::new(VcpuId::BOOT, MsrOwner::Monitor, Memory::mib(1), publication)
+    }
+
+    fn msr() -> (VcpuStealTime<'static>, Notes) {
+        let notes = Notes::default();
+        (new(Some(Box::new(notes.clone()))), notes)
+    }
+
+    #[test]
+    fn written_value_reads_back_and_moves_publication() {
+        let (mut msr, notes) = msr();
+        assert_eq!(msr.rdmsr(MSR_STEAL_TIME), Access::Done(0));
+        for value in [0x1041, 0x2081, 0x2080] {
+            assert_eq!(msr.wrmsr(MSR_STEAL_TIME, value).unwrap(), Access::Done(()));
+            assert_eq!(msr.rdmsr(MSR_STEAL_TIME), Access::Done(value));
+        }
+        assert_eq!(*notes.0.lock().unwrap(), [None, Some(0x1040), None, Some(0x2080), None]);
+    }
+
+    #[test]
+    fn reserved_bit_faults_and_changes_nothing() {
+        let (mut msr, notes) = msr();
+        assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x1041).unwrap(), Access::Done(()));
+        let before = notes.0.lock().unwrap().len();
+        assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x3f).unwrap(), Access::Fault);
+        assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x1002).unwrap(), Access::Fault);
+        assert_eq!(msr.rdmsr(MSR_STEAL_TIME), Access::Done(0x1041));
+        assert_eq!(notes.0.lock().unwrap().len(), before);
+    }
+
+    #[test]
+    fn init_clears_the_value_before_it_is_read_written_or_the_guest_entered() {
+        let (mut msr, notes) = msr();
+        assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x1041).unwrap(), Access::Done(()));
+        notes.1.store(true, Ordering::Relaxed);
+        assert_eq!(msr.rdmsr(MSR_STEAL_TIME), Access::Done(0));
+        assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x2041).unwrap(), Access::Done(()));
+        notes.1.store(true, Ordering::Relaxed);
+        msr.before_entry();
+        assert_eq!(msr.msr, 0);
+        notes.1.store(true, Ordering::Relaxed);
+        assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x3041).unwrap(), Access::Done(()));
+        assert_eq!(msr.msr, 0x3041);
+    }
+
+    #[test]
+    fn without_the_feature_and_for_other_msrs_every_access_faults() {
+        let mut absent = new(None);
+        absent.before_entry();
+        assert_eq!(absent.rdmsr(MSR_STEAL_TIME), Access::Fault);
+        assert_eq!(absent.wrmsr(MSR_STEAL_TIME, 0).unwrap(), Access::Fault);
+        let (mut msr, _) = msr();
+        assert_eq!(msr.rdmsr(MSR_STEAL_TIME - 1), Access::Fault);
+        assert_eq!(msr.wrmsr(MSR_STEAL_TIME + 1, 0x1041).unwrap(), Access::Fault);
+    }
+}

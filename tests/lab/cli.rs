@@ -1,0 +1,297 @@
+//! Bad input: each mistake costs one line that names the thing and the cure, status 1 or 2, and leaves nothing behind.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so and fails"
+)]
+
+#[path = "../support/lab.rs"]
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use support::elf::{Segment, executable};
+use support::{Ended, Fixture, end_of, has_bpf, has_kvm, has_program, skip, vmm_lab};
+
+/// The monitor must refuse these arguments with this status, and say all of `words` in one line.
+fn refuses(args: &[&str], status: i32, words: &[&str]) {
+    complains(&end_of(&mut vmm_lab(with_command(args))), status, words);
+}
+
+/// `args`, behind the command `run` if they begin with options of a guest.
+fn with_command<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    let is_guest = args.first().is_some_and(|first| first.starts_with("--") && *first != "--json");
+    is_guest.then_some("run").into_iter().chain(args.iter().copied()).collect()
+}
+
+fn complains(ended: &Ended, status: i32, words: &[&str]) {
+    assert_eq!(ended.status, Some(status), "{ended:?}");
+    assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+    assert_eq!(ended.stdout, "", "{ended:?}");
+    for word in words {
+        assert!(ended.stderr.contains(word), "{word:?} is not in {ended:?}");
+    }
+}
+
+/// The monitor must refuse this payload.
+fn refuses_payload(payload: &[u8], words: &[&str]) {
+    let file = Fixture::file("payload.bin", payload);
+    if has_kvm() {
+        refuses(&["--vcpus", "1", "--publisher", "off", "--payload", file.arg()], 1, words);
+    }
+}
+
+#[test]
+fn vcpus_out_of_range_are_refused_with_the_range() {
+    refuses(&["--vcpus", "0"], 2, &["1 to 255", "0"]);
+    refuses(&["--vcpus", "256"], 2, &["1 to 255", "256"]);
+    refuses(&["--vcpus", "99999999999999999999"], 2, &["--vcpus"]);
+    refuses(&["--vcpus", "two"], 2, &["--vcpus", "two"]);
+}
+
+#[test]
+fn unknown_option_and_unknown_value_are_named() {
+    refuses(&["--vcpu", "1"], 2, &["--vcpu"]);
+    refuses(&["--lock", "spin"], 2, &["--lock", "spin"]);
+    refuses(&["--publisher", "magic"], 2, &["--publisher", "magic", "auto"]);
+    refuses(&["--timeout", "0"], 2, &["--timeout"]);
+    refuses(&["bench", "everything"], 2, &["everything"]);
+    refuses(&["bench", "locks", "--rounds", "10001"], 2, &["--rounds", "1..=10000"]);
+    refuses(&["bench", "locks", "--rounds", "18446744073709551615"], 2, &["--rounds"]);
+    refuses(&["bench", "startup", "--rounds", "0"], 2, &["--rounds", "1..=10000"]);
+    refuses(&["bench", "locks", "--wait", "byte/0"], 2, &["byte/0", "turns"]);
+    refuses(&["bench", "locks", "--wait", "hope"], 2, &["hope", "ignore, threshold"]);
+    refuses(&["bench", "locks", "--load", "0"], 2, &["--load", "1..=255"]);
+    refuses(&["--vcpus", "1", "--readers", "101"], 2, &["--readers"]);
+}
+
+#[test]
+fn cpu_that_does_not_exist_is_named_with_those_that_do() {
+    refuses(&["--vcpus", "1", "--cpus", "900"], 2, &["CPU 900", &support::cpus().to_string()]);
+    refuses(&["--vcpus", "1", "--cpus", "1-"], 2, &["--cpus", "0,2-3"]);
+    refuses(&["bench", "byte", "--cpus", "900"], 2, &["CPU 900"]);
+}
+
+#[test]
+fn word_that_the_payload_does_not_know_is_named() {
+    if has_kvm() {
+        refuses(&["--vcpus", "1", "--cmdline", "lock=spin"], 2, &["lock=spin", "malthusian or cull"]);
+        refuses(&["--vcpus", "1", "--cmdline", "quiet"], 2, &["quiet"]);
+    }
+}
+
+#[test]
+fn results_file_that_cannot_be_written_is_refused_before_anything_runs() {
+    refuses(&["--json", "/nowhere/results.json"], 1, &["/nowhere/results.json", "No such file"]);
+    refuses(&["--vcpus", "1", "--json", "/"], 1, &["Cannot write /"]);
+    let endless = ["bench", "locks", "--rounds", "10000", "--json", "/nowhere/results.json"];
+    refuses(&endless, 1, &["/nowhere/results.json"]);
+}
+
+#[test]
+fn run_that_fails_leaves_no_results_file() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("results.json");
+    refuses(
+        &["--vcpus", "1", "--payload", "/nowhere/x", "--json", json.to_str().unwrap()],
+        1,
+        &["/nowhere/x"],
+    );
+    assert!(!json.exists());
+}
+
+#[test]
+fn payload_that_is_not_there_is_named() {
+    if has_kvm() {
+        refuses(
+            &["--vcpus", "1", "--payload", "/nowhere/guest.bin"],
+            1,
+            &["/nowhere/guest.bin", "No such file"],
+        );
+        refuses(&["--vcpus", "1", "--payload", "/dev/zero"], 1, &["/dev/zero", "no plain file", "256 MiB"]);
+        refuses(&["--vcpus", "1", "--payload", "/dev"], 1, &["/dev", "directory"]);
+        refuses(&["--vcpus", "1", "--initrd", "/nowhere/initrd"], 1, &["/nowhere/initrd", "No such file"]);
+    }
+}
+
+#[test]
+fn payload_that_is_no_kernel_is_refused() {
+    refuses_payload(b"", &["payload.bin", "empty"]);
+    refuses_payload(b"#!/bin/sh\n", &["payload.bin", "neither an ELF file nor a bzImage", "--flat"]);
+    refuses_payload(b"\x7fELF", &["payload.bin", "cut short"]);
+    let whole = executable(0x10_0000, &[Segment::of(0x10_0000, &[0xf4; 64])]);
+    refuses_payload(&whole[..whole.len() - 1], &["payload.bin", "segment 0", "past the end of the file"]);
+    refuses_payload(&executable(0x10_0000, &[]), &["no segment"]);
+    let mut shared = whole.clone();
+    shared[16] = 3;
+    refuses_payload(&shared, &["shared object"]);
+    let mut foreign = whole;
+    foreign[18] = 183;
+    refuses_payload(&foreign, &["another processor"]);
+}
+
+#[test]
+fn payload_that_does_not_fit_is_refused_with_a_size_that_does() {
+    let high = executable(0x0fff_0000, &[Segment::of(0x0fff_0000, &[0xf4])]);
+    refuses_payload(&high, &["segment 0", "0xfff0000", "128 MiB", "--memory 256"]);
+    let wild = executable(u64::MAX - 1, &[Segment::of(u64::MAX - 1, &[0xf4])]);
+    refuses_payload(&wild, &["segment 0"]);
+    let wrapping = [Segment { address: u64::MAX - 1, bytes: vec![0xf4], memory_size: 4096 }];
+    refuses_payload(&executable(u64::MAX - 1, &wrapping), &["segment 0", "wraps around"]);
+}
+
+#[test]
+fn segments_that_overlap_and_entries_outside_are_refused() {
+    let two = [Segment::of(0x10_0000, &[0xf4; 16]), Segment::of(0x10_000f, &[0xf4; 16])];
+    refuses_payload(&executable(0x10_0000, &two), &["segments 0 and 1 overlap"]);
+    let one = [Segment::of(0x10_0000, &[0xf4; 16])];
+    refuses_payload(&executable(0x10_0010, &one), &["entry 0x100010"]);
+    let low = [Segment::of(0x7c00, &[0xf4; 16])];
+    refuses_payload(&executable(0x7c00, &low), &["segment 0", "boot structures"]);
+}
+
+#[test]
+fn memory_too_small_or_too_large_is_refused() {
+    if has_kvm() {
+        refuses(&["--vcpus", "1", "--memory", "0"], 2, &["--memory"]);
+        refuses(&["--vcpus", "1", "--memory", "2"], 1, &["segment", "2 MiB", "--memory"]);
+        refuses(&["--vcpus", "1", "--memory", "999999999999"], 2, &["999999999999", "--memory"]);
+        refuses(&["--vcpus", "1", "--memory", "18446744073709551615"], 2, &["--memory"]);
+        // What no mistake in counting explains, and the host does not have all the same.
+        let ended = end_of(&mut vmm_lab([
+            "run",
+            "--vcpus",
+            "1",
+            "--memory",
+            "33554432",
+            "--job",
+            "reset",
+            "--publisher",
+            "off",
+        ]));
+        assert!(ended.status == Some(0) || ended.stderr.contains("try a smaller --memory"), "{ended:?}");
+    }
+}
+
+#[test]
+fn workload_options_with_a_foreign_payload_are_refused() {
+    let payload = Fixture::file("other.elf", &executable(0x10_0000, &[Segment::of(0x10_0000, &[0xf4])]));
+    if has_kvm() {
+        let args = ["--vcpus", "1", "--payload", payload.arg(), "--lock", "mutex"];
+        refuses(&args, 2, &["lock=mutex", "is not"]);
+    }
+}
+
+#[test]
+fn payload_cannot_be_written_into_a_folder_that_is_not_there() {
+    refuses(&["write-payload", "/nowhere/guest.bin"], 1, &["/nowhere/guest.bin", "No such file"]);
+}
+
+/// `vmm` in a mount namespace of its own, where `/dev` is empty.
+#[test]
+fn without_dev_kvm_the_cure_is_named() {
+    if !has_program("unshare") {
+        return;
+    }
+    let script = r#"mount -t tmpfs none /dev && exec "$0" run --vcpus 1 --publisher off"#;
+    let ended =
+        end_of(Command::new("unshare").args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_vmm-lab")]));
+    if ended.stderr.contains("unshare") || ended.stderr.contains("mount") {
+        return skip("a mount namespace takes root");
+    }
+    complains(&ended, 1, &["/dev/kvm", "does not exist", "module"]);
+}
+
+/// The binary where anybody may run it, and how to become nobody.
+fn as_nobody(args: &[&str]) -> Option<Ended> {
+    if !has_program("setpriv") {
+        return None;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let copy = folder.path().join("vmm");
+    std::fs::copy(env!("CARGO_BIN_EXE_vmm-lab"), &copy).unwrap();
+    let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let ended = end_of(Command::new("setpriv").args(nobody).arg(&copy).args(with_command(args)));
+    if ended.stderr.contains("setpriv") {
+        skip("becoming nobody takes root");
+        return None;
+    }
+    Some(ended)
+}
+
+#[test]
+fn without_permission_for_dev_kvm_the_cure_is_named() {
+    let mode = Path::new("/dev/kvm").metadata().map(|metadata| metadata.permissions().mode());
+    match mode {
+        Ok(mode) if mode & 0o006 != 0 => return skip("/dev/kvm is open to everybody here"),
+        Ok(_) => {}
+        Err(_) => return skip("there is no /dev/kvm"),
+    }
+    if let Some(ended) = as_nobody(&["--vcpus", "1", "--publisher", "off"]) {
+        complains(&ended, 1, &["/dev/kvm", "permission denied", "group"]);
+    }
+}
+
+/// Root, but without the capabilities that BPF takes.
+fn without_bpf(args: &[&str]) -> Option<Ended> {
+    if !has_bpf() || !has_program("setpriv") {
+        return None;
+    }
+    let drop = ["--bounding-set", "-bpf,-perfmon,-sys_admin"];
+    let ended = end_of(
+        Command::new("setpriv").args(drop).arg(env!("CARGO_BIN_EXE_vmm-lab")).args(with_command(args)),
+    );
+    if ended.stderr.contains("setpriv") {
+        skip("dropping capabilities takes root");
+        return None;
+    }
+    Some(ended)
+}
+
+#[test]
+fn without_bpf_rights_the_cure_is_named() {
+    if let Some(ended) = without_bpf(&["--vcpus", "1", "--publisher", "bpf", "--job", "reset"]) {
+        complains(&ended, 1, &["BPF", "not permitted", "CAP_BPF", "CAP_PERFMON"]);
+    }
+}
+
+#[test]
+fn without_bpf_rights_auto_takes_the_next_best_and_says_why() {
+    if let Some(ended) = without_bpf(&["--vcpus", "1", "--job", "reset"]) {
+        assert_eq!(ended.status, Some(0), "{ended:?}");
+        assert!(
+            ["publisher perf", "publisher park"].iter().any(|found| ended.stdout.contains(found)),
+            "{ended:?}"
+        );
+        assert!(ended.stdout.contains("CAP_BPF"), "{ended:?}");
+    }
+}
+
+#[test]
+fn without_bpf_rights_the_suite_judges_what_it_can_and_says_why_not_the_rest() {
+    if let Some(ended) = without_bpf(&["conformance", "--publishers", "bpf,kernel"]) {
+        assert_eq!(ended.status, Some(0), "{ended:?}");
+        let row = ended.stdout.lines().find(|line| line.contains("starts-at-zero")).expect("a table");
+        let cells: Vec<_> = row.split_ascii_whitespace().collect();
+        assert_eq!(cells, ["3", "starts-at-zero", "-", "1"], "KVM's own is judged");
+        let why = ended.stdout.lines().find(|line| line.starts_with("bpf 1-31 ")).expect("bpf is not");
+        assert!(why.contains("not judged") && why.contains("CAP_BPF"), "{why}");
+    }
+}
+
+#[test]
+fn help_and_version_go_to_standard_output() {
+    for flag in ["--help", "--version"] {
+        let ended = end_of(&mut vmm_lab([flag]));
+        assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""));
+        assert!(ended.stdout.contains("vmm"));
+    }
+}

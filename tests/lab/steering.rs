@@ -1,0 +1,362 @@
+//! Guests under a policy: what is decided happens, by either mechanism; and whatever a policy does, the run ends cleanly and says
+//! what it has.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so and fails"
+)]
+
+#[path = "../support/lab.rs"]
+mod support;
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use host::facts::HostFacts;
+use host::thread::{Class, set_own_class};
+use lab::fleet::{self, FleetConfig, FleetResult, FleetRun};
+use lab::guest::LabConfig;
+use lab::policy::catalogue::PolicyChoice;
+use lab::policy::{Decision, Event, Lines, Policy, Scene};
+use lab::steer::SteerConfig;
+use lab::steer::desk::End;
+use lab::steer::mechanism::{MechanismChoice, MechanismKind};
+use steal_time::publisher::PublisherKind;
+use support::{
+    alone, cpus, end_of, has_kvm, has_perf, has_two_cpus, kill, skip, start, vmm_lab, vmm_run,
+    wait_for_cpu_time,
+};
+use vmm::supervise::Outcome;
+
+const MS: u64 = 1_000_000;
+
+/// The mechanisms that this host allows.
+fn mechanisms() -> Vec<MechanismKind> {
+    if !has_kvm() {
+        return Vec::new();
+    }
+    let allowed = thread::spawn(|| set_own_class(Class::Fifo(1)).is_ok()).join().unwrap();
+    if !allowed {
+        skip("the class mechanism: no real-time class here");
+        return vec![MechanismKind::Park];
+    }
+    vec![MechanismKind::Park, MechanismKind::Class]
+}
+
+/// Runs `guests` guests of two vCPUs a CPU each.
+fn steer(
+    policy: PolicyChoice,
+    mechanism: MechanismKind,
+    guests: usize,
+    words: &str,
+) -> (FleetRun, FleetResult) {
+    let vcpus = 2 * cpus().count();
+    let timeout = Duration::from_secs(40);
+    let guest = LabConfig::embedded(vcpus, cpus(), PublisherKind::Park, words.to_owned(), timeout);
+    let config = FleetConfig {
+        guest,
+        guests,
+        steer: Some(SteerConfig {
+            policy,
+            mechanism: MechanismChoice::Only(mechanism),
+            seed: 7,
+            starvation: Duration::from_secs(1),
+            traces: false,
+        }),
+        antagonist: None,
+    };
+    let run = alone(|| fleet::run(&config, io::sink, Instant::now())).expect("the guests can be run");
+    let result = run.result(&HostFacts::probe(), None);
+    (run, result)
+}
+
+fn catalogued(text: &str) -> PolicyChoice {
+    text.parse().expect("a policy of the catalogue")
+}
+
+const CONTEND: &str = "job=contend lock=tas wait=ignore warmup_ms=50 duration_ms=300";
+
+#[test]
+fn round_robin_happens_as_it_is_rehearsed_and_everybody_gets_on() {
+    for mechanism in mechanisms() {
+        let (run, result) = steer(catalogued("rr:quantum=2ms"), mechanism, 1, CONTEND);
+        assert!(
+            matches!(run.guests[0].monitor.outcome, Outcome::Reset),
+            "{:?}",
+            run.guests[0].monitor.outcome
+        );
+        let steering = result.steering.expect("it was steered");
+        assert_eq!((steering.mechanism, steering.ended.as_deref()), (mechanism, None));
+        assert!(steering.decisions > 50, "{steering:?}");
+        assert_eq!(steering.preemptions + cpus().count() as u64, steering.decisions);
+        // The rehearsal ends with the run, which may have lost a turn to the host; what was decided is in its order.
+        assert!(
+            steering.drift.same + 4 >= steering.decisions.min(steering.drift.rehearsed),
+            "{:?}",
+            steering.drift
+        );
+        let figures = &result.guests[0].vcpus;
+        assert!(figures.iter().all(|vcpu| vcpu.acquisitions > 0), "{figures:?}");
+    }
+}
+
+#[test]
+fn parked_vcpu_says_so_and_its_time_is_steal() {
+    if !has_kvm() {
+        return;
+    }
+    let (run, result) = steer(catalogued("rr:quantum=2ms"), MechanismKind::Park, 1, CONTEND);
+    let steering = result.steering.as_ref().expect("it was steered");
+    assert!(steering.byte.count > 0);
+    let held: u64 =
+        run.guests[0].vcpus.iter().flat_map(|vcpu| &vcpu.descheduled).map(|held| held.descheduled_ns).sum();
+    assert!(held > 0);
+    let window = result.guests[0].window.as_ref().expect("a window");
+    // Half of the vCPUs are parked at any time.
+    assert!(
+        window.guest_steal_ns > window.length_ns / 2,
+        "{} of {}",
+        window.guest_steal_ns,
+        window.length_ns
+    );
+    assert!(run.guests[0].vcpus.iter().all(|vcpu| vcpu.stats.counts.is_some_and(|counts| counts.parks > 0)));
+}
+
+#[test]
+fn kernels_own_record_shows_one_vcpu_a_cpu_in_its_turn() {
+    if !has_perf() || !has_two_cpus() {
+        return;
+    }
+    for mechanism in mechanisms() {
+        let (_, result) =
+            steer(catalogued("rr:quantum=5ms"), mechanism, 1, "job=watch warmup_ms=50 duration_ms=300");
+        let fact = result.steering.and_then(|steering| steering.fact).expect("perf tells");
+        // Nothing here ever sleeps: what ran out of turn was a switch under way.
+        assert!(fact.fidelity > 0.5, "{mechanism}: {fact:?}");
+        assert!(fact.on.count > 20 && fact.planned > 0.9, "{mechanism}: {fact:?}");
+    }
+}
+
+#[test]
+fn every_policy_of_the_catalogue_lets_a_guest_end() {
+    for mechanism in mechanisms() {
+        for entry in lab::policy::catalogue::CATALOGUE {
+            if entry.name == "replay" {
+                continue; // needs a file, and has a test of its own
+            }
+            let words = "job=contend lock=mutex wait=byte warmup_ms=30 duration_ms=60";
+            let (run, result) = steer(catalogued(entry.name), mechanism, 1, words);
+            assert!(
+                matches!(run.guests[0].monitor.outcome, Outcome::Reset),
+                "{} by {mechanism}: {:?}, {:?}",
+                entry.name,
+                run.guests[0].monitor.outcome,
+                result.steering
+            );
+        }
+    }
+}
+
+#[test]
+fn trace_is_replayed_in_its_order() {
+    if !has_kvm() {
+        return;
+    }
+    let rows: String = (0..40)
+        .map(|turn: u64| format!("{},{},{},4000000\n", turn / 2 * 4 * MS, turn % 2, turn % 4))
+        .fold(String::new(), |all, row| all + &row);
+    let trace = support::Fixture::file("trace.csv", rows.as_bytes());
+    let (run, result) =
+        steer(catalogued(&format!("replay:file={}", trace.arg())), MechanismKind::Park, 1, CONTEND);
+    assert!(matches!(run.guests[0].monitor.outcome, Outcome::Reset));
+    assert!(result.steering.expect("it was steered").decisions > 20);
+}
+
+#[test]
+fn several_guests_are_steered_together_and_each_has_its_figures() {
+    for mechanism in mechanisms() {
+        let (run, result) = steer(catalogued("gang:quantum=2ms"), mechanism, 2, CONTEND);
+        assert_eq!(run.guests.len(), 2);
+        for (guest, figures) in run.guests.iter().zip(&result.guests) {
+            assert!(matches!(guest.monitor.outcome, Outcome::Reset), "{:?}", guest.monitor.outcome);
+            let lock = figures.window.as_ref().and_then(|window| window.lock.as_ref()).expect("a lock");
+            assert!(lock.acquisitions > 0);
+        }
+        let steering = run.steering.expect("they were steered");
+        let of_second = |vcpu: Option<usize>| vcpu.is_some_and(|vcpu| vcpu >= steering.vcpus[0]);
+        assert!(steering.log.chosen.iter().any(|chosen| of_second(chosen.to)));
+        assert!(steering.log.chosen.iter().any(|chosen| chosen.to.is_some() && !of_second(chosen.to)));
+    }
+}
+
+/// Round robin, and something else now and then.
+#[derive(Debug)]
+struct Odd {
+    lines: Lines,
+    ticks: u32,
+    now_and_then: fn(u32, &Scene, &mut Vec<Decision>),
+    /// Who is never let run.
+    forgotten: Option<usize>,
+}
+
+impl Odd {
+    fn choice(
+        name: &str,
+        odd: fn(u32, &Scene, &mut Vec<Decision>),
+        forgotten: Option<usize>,
+    ) -> PolicyChoice {
+        PolicyChoice::own(name, move |_| Self {
+            lines: Lines::default(),
+            ticks: 0,
+            now_and_then: odd,
+            forgotten,
+        })
+    }
+
+    fn give(&mut self, cpu: usize, scene: &Scene, out: &mut Vec<Decision>) {
+        let until = scene.now + 2 * MS;
+        let forgotten = self.forgotten;
+        out.push(match self.lines.next(cpu, |vcpu| scene.may_run_on(cpu, vcpu) && Some(vcpu) != forgotten) {
+            Some(vcpu) => Decision::Run { cpu, vcpu, until },
+            None => Decision::Idle { cpu, until },
+        });
+    }
+}
+
+impl Policy for Odd {
+    fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {
+        match event {
+            Event::Begin => {
+                self.lines = Lines::by_home(scene);
+                (0..scene.cpus.len()).for_each(|cpu| self.give(cpu, scene, out));
+            }
+            Event::Tick { cpu, .. } => {
+                self.ticks += 1;
+                self.give(cpu, scene, out);
+                (self.now_and_then)(self.ticks, scene, out);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn decisions_that_make_no_sense_are_refused_whole_and_counted_and_the_guest_goes_on() {
+    let odd = |ticks: u32, scene: &Scene, out: &mut Vec<Decision>| match ticks % 8 {
+        1 => out.push(Decision::Run { cpu: 99, vcpu: 0, until: scene.now + MS }),
+        3 => out.push(Decision::Idle { cpu: 0, until: scene.now }),
+        5 => out.extend([Decision::Park { vcpu: 0 }, Decision::Resume { vcpu: 0 }]),
+        _ => {}
+    };
+    for mechanism in mechanisms() {
+        let (run, result) = steer(Odd::choice("odd", odd, None), mechanism, 1, CONTEND);
+        assert!(
+            matches!(run.guests[0].monitor.outcome, Outcome::Reset),
+            "{:?}",
+            run.guests[0].monitor.outcome
+        );
+        let steering = result.steering.expect("it was steered");
+        let refused = steering.refused;
+        assert!(refused.impossible > 0 && refused.contradictory > 0, "{refused:?}");
+        assert!(steering.unanswered > 0);
+        assert!(run.steering.expect("it was steered").log.stopped.is_empty(), "none was obeyed by half");
+    }
+}
+
+#[test]
+fn policy_that_panics_ends_the_run_cleanly_and_says_why() {
+    for mechanism in mechanisms() {
+        let odd = |ticks: u32, _: &Scene, _: &mut Vec<Decision>| assert!(ticks < 200, "no idea what to do");
+        let words = "job=contend lock=tas wait=ignore warmup_ms=10 duration_ms=30000";
+        let (run, result) = steer(Odd::choice("nervous", odd, None), mechanism, 1, words);
+        assert!(
+            matches!(run.guests[0].monitor.outcome, Outcome::Stopped),
+            "{:?}",
+            run.guests[0].monitor.outcome
+        );
+        let end = run.steering.as_ref().and_then(|steering| steering.end.clone());
+        assert_eq!(end, Some(End::Panicked("no idea what to do".to_owned())));
+        assert_eq!(result.status(), 5);
+        let lock =
+            result.guests[0].window.as_ref().and_then(|window| window.lock.as_ref()).expect("figures so far");
+        assert!(lock.acquisitions > 0);
+    }
+}
+
+#[test]
+fn policy_that_never_lets_a_vcpu_run_ends_the_run_cleanly_and_says_which() {
+    for mechanism in mechanisms() {
+        // No lock: the one that is forgotten might hold it.
+        let words = "job=watch warmup_ms=10 duration_ms=30000";
+        let (run, result) = steer(Odd::choice("forgetful", |_, _, _| {}, Some(2)), mechanism, 1, words);
+        let end = run.steering.as_ref().and_then(|steering| steering.end.clone());
+        assert!(matches!(end, Some(End::Starved { guest: 0, vcpu: 2, .. })), "{end:?}");
+        assert!(matches!(run.guests[0].monitor.outcome, Outcome::Stopped));
+        let byte = result.guests[0].window.as_ref().and_then(|window| window.byte).expect("figures so far");
+        assert!(byte.own_samples > 0);
+    }
+}
+
+#[test]
+fn guest_tells_what_it_holds_and_rings_only_where_the_policy_asks() {
+    if !has_kvm() {
+        return;
+    }
+    let told = |run: &FleetRun| {
+        let report = run.guests[0].report.as_ref().expect("our payload reports");
+        let page = &report.exchange[0];
+        let turn = page.heard.turn_ends.load(Ordering::Relaxed);
+        (run.guests[0].workload.expect("it is ours").tell, turn)
+    };
+    let (run, result) = steer(catalogued("rr"), MechanismKind::Park, 1, CONTEND);
+    assert_eq!((told(&run), result.steering.map(|steering| steering.rings)), ((false, 0), Some(0)));
+    let (run, _) = steer(catalogued("slice-left"), MechanismKind::Park, 1, CONTEND);
+    assert!(told(&run).1 > 0, "it was told when its turn ends");
+    let words = "job=contend lock=ticket wait=yield warmup_ms=50 duration_ms=300";
+    let (run, result) = steer(catalogued("yield:target=next"), MechanismKind::Park, 1, words);
+    assert!(told(&run).0);
+    let steering = result.steering.expect("it was steered");
+    assert!(steering.rings > 0 && steering.decisions > 300, "{steering:?}");
+    assert_eq!(
+        result.guests[0].vcpus.iter().map(|vcpu| vcpu.directed_yields).sum::<u64>(),
+        0,
+        "nobody else was asked"
+    );
+}
+
+#[test]
+fn ctrl_c_ends_a_steered_run_with_its_figures() {
+    if !has_kvm() {
+        return;
+    }
+    let args = ["--vcpus", "4", "--duration-ms", "60000", "--policy", "rr", "--mechanism", "park"];
+    let mut running = start(vmm_run(args).stdout(std::process::Stdio::piped()));
+    let stdout = running.take_stdout().expect("it is piped");
+    wait_for_cpu_time(&running, Duration::from_millis(500));
+    kill(running.id(), "INT");
+    assert_eq!(support::wait_for(running), Some(130));
+    let printed = io::read_to_string(stdout).expect("it prints text");
+    assert!(printed.contains("Policy rr (seed 1) by park"), "{printed}");
+    assert!(printed.contains("interrupted"), "{printed}");
+}
+
+#[test]
+fn policies_and_mechanisms_that_make_no_sense_are_refused_in_one_line() {
+    for (args, message) in [
+        (["--policy", "rr:quantum=never"], "quantum=never cannot be read"),
+        (["--policy", "prayer"], "there is no policy \"prayer\""),
+        (["--mechanism", "magic"], "mechanisms are class and park"),
+        (["--antagonist", "duty=7"], "duty=7 cannot be read"),
+        (["--guests", "0"], "0 is not in 1..=64"),
+    ] {
+        let ended = end_of(&mut vmm_run(args));
+        assert_eq!(ended.status, Some(2), "{args:?}");
+        assert!(ended.stderr.contains(message) && ended.stderr.lines().count() == 1, "{}", ended.stderr);
+    }
+    let ended = end_of(&mut vmm_lab(["policies"]));
+    assert!(ended.stdout.lines().count() == lab::policy::catalogue::CATALOGUE.len(), "{}", ended.stdout);
+}

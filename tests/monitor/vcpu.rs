@@ -1,0 +1,112 @@
+//! A vCPU's run loop, on the real KVM, with a publisher that only counts what it is asked.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on says so and fails"
+)]
+
+#[path = "../support/monitor.rs"]
+mod support;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+
+use devices::{ExitPort, PortBus};
+use protocol::VcpuId;
+use protocol::machine::EXIT_PORT;
+use steal_time::publisher::{Counts, Publication, Publisher, PublisherError, PublisherKind};
+use steal_time::vm::StealTime;
+use support::has_kvm;
+use vmm::boot::{self, Entry};
+use vmm::cpuid::Supported;
+use vmm::hooks::NoHooks;
+use vmm::memory::Ram;
+use vmm::vcpu::control::Gate;
+use vmm::vcpu::run::Vcpu;
+use vmm::vcpu::{Ending, Message, Outbox, Shared};
+use vmm::vm::host_vm::GuestVm;
+use vmm::vm::machine::{self, Interrupts, Machine};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Counts entries.
+#[derive(Debug)]
+struct Entries(Arc<AtomicU64>);
+
+impl Publisher for Entries {
+    fn kind(&self) -> PublisherKind {
+        PublisherKind::Park
+    }
+
+    fn attach(&self, _vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
+        Ok(Some(Box::new(Self(Arc::clone(&self.0)))))
+    }
+}
+
+impl Publication for Entries {
+    fn publish(&mut self, _gpa: u64, _least_ns: u64) -> Result<(), PublisherError> {
+        Ok(())
+    }
+    fn withdraw(&mut self) {}
+    fn take_init(&mut self) -> bool {
+        false
+    }
+    fn park(&mut self) {}
+
+    fn unpark(&mut self, _parked_ns: u64) -> Result<(), PublisherError> {
+        Ok(())
+    }
+
+    fn rest(&mut self) {}
+    fn forget_waiting(&mut self, _run_delay_ns: u64) -> u64 {
+        0
+    }
+    fn rise(&mut self) -> Result<(), PublisherError> {
+        Ok(())
+    }
+    fn before_entry(&mut self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+    fn counts(&self) -> Counts {
+        Counts::default()
+    }
+}
+
+#[test]
+fn publisher_is_told_before_each_entry() {
+    const START: u64 = 0x10_0000;
+    // in $0x70, %al; in $0x70, %al; mov $7, %al; out %al, $0xf4
+    const CODE: [u8; 8] = [0xe4, 0x70, 0xe4, 0x70, 0xb0, 7, 0xe6, 0xf4];
+    if !has_kvm() {
+        return;
+    }
+    let kvm = machine::open_kvm().unwrap();
+    let vm = Machine::new(&kvm, Ram::new(2).unwrap(), 1).unwrap();
+    vm.add_interrupt_controllers(Interrupts::LocalOnly).unwrap();
+    boot::write_tables(vm.ram(), 1).unwrap();
+    vm.ram().write(START, &CODE).unwrap();
+    let fd = vm.create_vcpu(VcpuId::BOOT).unwrap();
+    fd.set_cpuid2(&Supported::read(&kvm).unwrap().of_vcpu(VcpuId::BOOT)).unwrap();
+    boot::set_registers(&fd, VcpuId::BOOT, Entry::Long(START)).unwrap();
+
+    let mut ports = PortBus::new();
+    ports.attach(EXIT_PORT, 1, ExitPort).unwrap();
+    let control = Arc::new(Gate::new());
+    let shared =
+        Shared { ports, gate: Arc::clone(&control), cpus: support::cpus(), hooks: Arc::new(NoHooks) };
+    let (sender, told) = mpsc::channel();
+    let outbox = Outbox::new(sender, EventFd::new(0).unwrap());
+    let entries = Arc::new(AtomicU64::new(0));
+    let host_vm = Arc::new(GuestVm::new(vm.ram().clone(), control));
+    let steal_time = StealTime::with_publisher(Arc::new(Entries(Arc::clone(&entries))), host_vm);
+    let attached = steal_time.attach(VcpuId::BOOT).unwrap();
+    let (_errands, inbox) = mpsc::channel();
+    let remains = Vcpu::new(VcpuId::BOOT, fd, Arc::new(shared), attached, outbox, inbox).run();
+
+    let message = told.recv().expect("the vCPU tells how it ended");
+    assert!(matches!(message, Message::Ended { ending: Ending::Exit(7), .. }), "{message:?}");
+    assert_eq!(remains.exits.port, 3);
+    // Each exit but the last is followed by an entry, and one came before the first.
+    assert_eq!(entries.load(Ordering::Relaxed), remains.exits.port + remains.exits.interrupted);
+}

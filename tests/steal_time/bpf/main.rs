@@ -1,0 +1,59 @@
+//! The BPF publisher and the kernel, without a guest: threads stand in for vCPUs, and read records as a guest would.
+//!
+//! Every count is compared with one that the kernel keeps on its own: `status` and `schedstat` of the thread. Without
+//! the right to use BPF, the tests that need it say so and pass.
+#![expect(clippy::expect_used, clippy::panic, reason = "a test that cannot go on says so and fails")]
+
+mod contention;
+mod object;
+mod record;
+mod single_thread;
+
+use std::time::{Duration, Instant};
+
+use protocol::VcpuId;
+use steal_time::bpf::{BpfError, KernelBtfError, Program};
+
+/// Far longer than anything here takes, on any host.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The program for `vcpus` vCPUs, or `None`, said aloud, without the right to load it.
+fn load(vcpus: usize) -> Option<Program> {
+    match Program::load(vcpus, vcpus) {
+        Ok(program) => Some(program),
+        Err(
+            error @ (BpfError::NotPermitted { .. }
+            | BpfError::KernelBtf(KernelBtfError::Unreadable(_))
+            | BpfError::NoThreadPidfd(_)),
+        ) => {
+            skip(&error.to_string());
+            None
+        }
+        Err(error) => panic!("{}", chain(&error)),
+    }
+}
+
+/// Says that the calling test skips, and why.
+fn skip(why: &str) {
+    eprintln!("SKIPPED {}: {why}", std::thread::current().name().unwrap_or("a test"));
+}
+
+/// Spins until `condition` holds. One that never comes true fails the test.
+fn spin_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < PATIENCE, "in vain until {what}");
+    }
+}
+
+/// An error and its sources, as the monitor prints them.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+fn vcpu(index: usize) -> VcpuId {
+    VcpuId::new(index).expect("a small index")
+}

@@ -1,0 +1,97 @@
+//! A record as a guest has it, and a moment at which it can be compared with the kernel's own figures.
+#![expect(unsafe_code, reason = "maps an element of the page map as guest memory is mapped")]
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use steal_time::bpf::{Counts, Program, Site, Slot};
+
+use super::spin_until;
+
+/// One record, through a mapping of its own, as a guest has one.
+pub(super) struct Record {
+    pub(super) words: &'static [AtomicU64; 8],
+}
+
+impl Record {
+    /// The mapping lives as long as the process: some hundred bytes of page table.
+    pub(super) fn map(program: &Program, site: Site) -> Self {
+        let (pages, offset) =
+            (program.pages().as_fd(), libc::off_t::try_from(site.page() * 4096).expect("small"));
+        // SAFETY: the kernel chooses the address, so that no other mapping is touched.
+        let page = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                4096,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                pages.as_raw_fd(),
+                offset,
+            )
+        };
+        assert_ne!(page, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
+        // SAFETY: a page is mapped there for good; any bytes are atomics, and atomics allow for other writers.
+        let page = unsafe { &*page.cast::<[[AtomicU64; 8]; 64]>() };
+        Self { words: &page[site.offset() / 64] }
+    }
+
+    pub(super) fn steal(&self) -> u64 {
+        self.words[0].load(Ordering::Relaxed)
+    }
+
+    pub(super) fn version(&self) -> u32 {
+        (self.words[1].load(Ordering::Relaxed) & 0xffff_ffff) as u32
+    }
+
+    pub(super) fn preempted(&self) -> u8 {
+        (self.words[2].load(Ordering::Relaxed) & 0xff) as u8
+    }
+
+    pub(super) fn words(&self) -> [u64; 8] {
+        self.words.each_ref().map(|word| word.load(Ordering::Relaxed))
+    }
+}
+
+/// What this thread's slot and record, and the kernel's own accounting, say between two switches.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Snapshot {
+    pub(super) counts: Counts,
+    /// Switches that the kernel counts as preemptions, and as sleeps (`status`).
+    pub(super) preemptions: u64,
+    pub(super) sleeps: u64,
+    /// Nanoseconds spent waiting for a CPU, and how often it got one (`schedstat`).
+    pub(super) run_delay: u64,
+    pub(super) arrivals: u64,
+    pub(super) steal: u64,
+}
+
+impl Snapshot {
+    /// Reads until no switch has come in between, and none is unpublished.
+    pub(super) fn take(slot: &Slot, record: &Record) -> Self {
+        let mut read = None;
+        spin_until("nothing is unpublished", || {
+            let counts = slot.counts();
+            let status = fs::read_to_string("/proc/thread-self/status").expect("status");
+            let schedstat = fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
+            let steal = record.steal();
+            read = Some((counts, status, schedstat, steal));
+            record.preempted() == 0 && slot.counts() == counts
+        });
+        let (counts, status, schedstat, steal) = read.expect("read at least once");
+        let status = |name| {
+            let value = status.lines().find_map(|line| line.strip_prefix(name)).expect("in status");
+            value.trim().parse().expect("a number")
+        };
+        let schedstat: Vec<u64> =
+            schedstat.split_whitespace().map(|field| field.parse().expect("a number")).collect();
+        Self {
+            counts,
+            preemptions: status("nonvoluntary_ctxt_switches:"),
+            sleeps: status("voluntary_ctxt_switches:"),
+            run_delay: schedstat[1],
+            arrivals: schedstat[2],
+            steal,
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The command line of a guest: what `vmm` takes, and what a program built on this monitor takes as well.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser};
+use host::cpus::{CpuError, Cpus};
+use protocol::words::Start;
+use steal_time::publisher::{Choice, PublisherKind};
+
+use crate::guest::{GuestConfig, PayloadSource};
+
+/// Memory of a guest, unless it is given (MiB).
+const DEFAULT_MEMORY_MIB: u64 = 128;
+
+/// The longest run that can be asked for: a year.
+const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// A small KVM monitor: boots a guest and gives it correct steal time.
+#[derive(Debug, Parser)]
+#[command(version, mut_arg("payload", |arg| arg.required(true)))]
+pub struct Cli {
+    /// The guest.
+    #[command(flatten)]
+    pub guest: GuestArgs,
+}
+
+/// Options of one guest.
+#[derive(Debug, Args)]
+pub struct GuestArgs {
+    /// Number of vCPUs, 1 to 255 [default: 1]
+    #[arg(long, value_name = "N")]
+    pub vcpus: Option<usize>,
+    /// File to boot: an ELF kernel (PVH or 64-bit), or a bzImage
+    #[arg(long, value_name = "FILE")]
+    pub payload: Option<PathBuf>,
+    /// The payload is a flat binary for 1 MiB
+    #[arg(long, requires = "payload")]
+    pub flat: bool,
+    /// Guest memory [default: 128]
+    #[arg(long, value_name = "MIB")]
+    pub memory: Option<u64>,
+    /// Host CPUs that the vCPU threads may use, as in 0,2-3 [default: all that this process may use]
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<Cpus>,
+    /// Publisher of the steal-time records: auto, bpf, perf, park, kernel or off
+    #[arg(long, value_name = "PUBLISHER", default_value = "auto", value_parser = choice)]
+    pub publisher: Choice,
+    /// Kernel command line
+    #[arg(long, value_name = "TEXT")]
+    pub cmdline: Option<String>,
+    /// Initial RAM disk
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Print nothing but what the guest sends on COM1
+    #[arg(long)]
+    pub quiet: bool,
+    /// End the run after this time, with status 4
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+    /// Print where the time went
+    #[arg(long)]
+    pub timings: bool,
+}
+
+impl GuestArgs {
+    /// Whether any option says what to boot.
+    pub fn is_given(&self) -> bool {
+        self.vcpus.is_some()
+            || self.payload.is_some()
+            || self.memory.is_some()
+            || self.cmdline.is_some()
+            || self.initrd.is_some()
+            || self.timeout.is_some()
+            || self.timings
+    }
+
+    /// Makes the configuration of the guest, which boots `embedded` unless the options name a file.
+    ///
+    /// # Errors
+    /// [`CpuError`] if this process may not use the CPUs.
+    pub fn config(&self, embedded: &'static [u8]) -> Result<GuestConfig, CpuError> {
+        Ok(GuestConfig {
+            vcpus: self.vcpus.unwrap_or(1),
+            memory_mib: self.memory.unwrap_or(DEFAULT_MEMORY_MIB),
+            cpus: usable_cpus(self.cpus.as_ref())?,
+            publisher: self.publisher,
+            payload: match &self.payload {
+                None => PayloadSource::Embedded(embedded),
+                Some(path) => PayloadSource::File { path: path.clone(), flat: self.flat },
+            },
+            start: Start::Direct,
+            cmdline: self.cmdline.clone().unwrap_or_default(),
+            initrd: self.initrd.clone(),
+            stdin: true,
+            port_events: Vec::new(),
+            timeout: self.timeout,
+        })
+    }
+}
+
+/// Prints a refused command line in one line, or the help that was asked for. `program` is the name to ask for help.
+pub fn refuse(error: &clap::Error, program: &str) -> ExitCode {
+    if !error.use_stderr() {
+        return match error.print() {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+            _ => ExitCode::SUCCESS,
+        };
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let is_hint = |line: &&str| !line.starts_with("Usage:") && !line.starts_with("For more information");
+    let lines = text.lines().take_while(is_hint).map(str::trim).filter(|line| !line.is_empty());
+    eprintln!("{} (see `{program} --help`)", lines.collect::<Vec<_>>().join(" "));
+    ExitCode::from(2)
+}
+
+/// Returns the CPUs in `asked` if this process may use them; all that it may use for `None`.
+///
+/// # Errors
+/// [`CpuError`].
+pub fn usable_cpus(asked: Option<&Cpus>) -> Result<Cpus, CpuError> {
+    let allowed = Cpus::allowed()?;
+    match asked {
+        Some(cpus) => cpus.clone().within(&allowed),
+        None => Ok(allowed),
+    }
+}
+
+/// Parses a publisher, or `auto`.
+///
+/// # Errors
+/// The names there are.
+pub fn choice(text: &str) -> Result<Choice, String> {
+    if text == Choice::Auto.to_string() {
+        return Ok(Choice::Auto);
+    }
+    publisher(text).map(Choice::Only).map_err(|what| format!("{what}; auto takes the best that can be had"))
+}
+
+/// Parses a publisher.
+///
+/// # Errors
+/// The names there are.
+pub fn publisher(text: &str) -> Result<PublisherKind, String> {
+    let kind = PublisherKind::ALL.into_iter().find(|kind| kind.to_string() == text);
+    kind.ok_or_else(|| "publishers are bpf, bpf-classic, perf, park, kernel and off".to_owned())
+}
+
+/// Parses a time in seconds, more than 0 and at most a year.
+///
+/// # Errors
+/// What is expected.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "seconds are a number, as in 2.5".to_owned())?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(timeout) if !timeout.is_zero() && timeout <= MAX_TIMEOUT => Ok(timeout),
+        _ => Err(format!("seconds are more than 0, and at most {}", MAX_TIMEOUT.as_secs())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use clap::CommandFactory;
+    use steal_time::bpf::{BpfError, KernelBtfError};
+    use steal_time::publisher::PublisherError;
+
+    use super::*;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn publishers_that_errors_suggest_can_be_chosen() {
+        let refused = || io::Error::from_raw_os_error(libc::EPERM);
+        let what = "load the BPF program";
+        let errors: [&dyn Error; 8] = [
+            &BpfError::KernelBtf(KernelBtfError::Unreadable(refused())),
+            &BpfError::KernelBtf(KernelBtfError::Unfit("no task_struct".into())),
+            &BpfError::Object("no map".into()),
+            &BpfError::NotPermitted { what, source: refused() },
+            &BpfError::Verifier { program: "switch".into(), log: String::new(), source: refused() },
+            &BpfError::NoThreadPidfd(refused()),
+            &PublisherError::KernelLacksStealTime,
+            &PublisherError::MsrFilterMissing("KVM_CAP_X86_MSR_FILTER"),
+        ];
+        for message in errors.map(ToString::to_string) {
+            let suggested = message.split("--publisher ").nth(1).expect("a way out is named");
+            let name: String =
+                suggested.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+            assert!(choice(&name).is_ok(), "{name:?}: {message}");
+        }
+    }
+
+    #[test]
+    fn publishers_and_seconds_that_make_no_sense_are_refused() {
+        assert_eq!(choice("bpf"), Ok(Choice::Only(PublisherKind::Bpf)));
+        assert!(choice("perfect").is_err());
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for text in ["0", "-1", "inf", "NaN", "soon", "1e-12", "1e9", "18446744073709551615"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+}
