@@ -3,7 +3,7 @@
 use std::env;
 use std::path::PathBuf;
 
-use protocol::payload::{SUPERVISOR, TABLES};
+use protocol::payload::machine::{SUPERVISOR, TABLES};
 
 fn main() {
     println!("cargo::rerun-if-changed=link.ld");
@@ -37,8 +37,9 @@ fn main() {
     {
         println!("cargo::rustc-link-arg-bins={argument}");
     }
-    // The check addresses its tables absolutely, as the kernel's does: its host tests must lie below 2 GiB, too. This
-    // takes back the compiler's own `-static-pie`, and all that it means with it.
+    // The check addresses its tables absolutely, as the kernel's does: its host tests must lie
+    // below 2 GiB, too. This takes back the compiler's own `-static-pie`, and all that it means
+    // with it.
     println!("cargo::rustc-link-arg=-no-pie");
     if env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|features| features.contains("crt-static")) {
         println!("cargo::rustc-link-arg=-static");

@@ -1,37 +1,49 @@
-//! The port bus: who answers where.
+//! The port bus: dispatches each byte of a port access to the device that claims it.
 //!
-//! Port space is made of bytes. A wider access is what it is on the ISA bus, one access to each byte in turn, so a
-//! device never sees a width. It ends early when a device makes a [`Request`].
+//! Port space is byte addressed. A wider access becomes one access per byte in ascending order, as
+//! on the ISA bus, so a device sees no width. A [`Request`] ends the access early.
 
 use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
-use crate::{Device, Request};
+use crate::{Device, Request, lock};
 
-/// What a byte reads that no device answers for.
+/// The value of a byte that no device drives.
 const FLOATING: u8 = 0xff;
 
-/// Two devices want the same port.
+/// Two devices claim the same port.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("Ports {new:#x?} overlap ports {old:#x?}, which have a device already")]
+#[error("Cannot attach a device to ports {new:#x?}: ports {old:#x?} have a device already")]
 pub struct BusError {
-    /// The ports that were asked for.
+    /// The ports of the new device.
     pub new: Range<u32>,
-    /// The ports that are taken.
+    /// The ports of the attached device.
     pub old: Range<u32>,
 }
 
-/// How often the guest touched bytes that no device answers for.
+/// Accesses that neither a device nor the monitor handled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Unclaimed {
-    /// Bytes read, as all ones.
+    /// Bytes read as all ones.
     pub reads: u64,
-    /// Bytes written, into nothing.
+    /// Bytes written without effect.
     pub writes: u64,
 }
 
-/// The port bus. All vCPUs share it; each device is locked for the length of one byte.
+/// The result of a port write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// At least one byte reached a device, and no device has a request.
+    Handled,
+    /// No byte reached a device. The caller handles the write, or drops it with
+    /// [`PortBus::ignore_write`].
+    Unclaimed,
+    /// A device has a request. Later bytes of the write are dropped.
+    Request(Request),
+}
+
+/// The port bus, shared by all vCPUs. A device is locked for the access to one byte.
 #[derive(Default)]
 pub struct PortBus {
     claims: Vec<Claim>,
@@ -45,15 +57,15 @@ struct Claim {
 }
 
 impl PortBus {
-    /// A bus without devices.
+    /// Creates a bus without devices.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Lets `device` answer for `count` ports from `first`.
+    /// Attaches `device` to `count` ports from `first`.
     ///
     /// # Errors
-    /// [`BusError`] when a port of these is taken; nothing has changed then.
+    /// [`BusError`] when another device claims one of the ports. The bus is then unchanged.
     pub fn attach(&mut self, first: u16, count: u16, device: impl Device + 'static) -> Result<(), BusError> {
         let new = u32::from(first)..u32::from(first) + u32::from(count);
         if let Some(claim) = self.claims.iter().find(|c| c.ports.start < new.end && new.start < c.ports.end) {
@@ -63,31 +75,46 @@ impl PortBus {
         Ok(())
     }
 
-    /// One read of `data.len()` bytes at `port`.
+    /// Reads `data.len()` bytes from `port`. Bytes without a device read as all ones and are
+    /// counted.
     pub fn read(&self, port: u16, data: &mut [u8]) {
         for (port, byte) in (u32::from(port)..).zip(data) {
-            *byte = self.at(port, |device, offset| device.read(offset)).unwrap_or_else(|| {
+            *byte = self.access(port, |device, offset| device.read(offset)).unwrap_or_else(|| {
                 self.unclaimed_reads.fetch_add(1, Ordering::Relaxed);
                 FLOATING
             });
         }
     }
 
-    /// One write of `data` at `port`, up to the first request that a device makes of it.
-    pub fn write(&self, port: u16, data: &[u8]) -> Option<Request> {
+    /// Writes `data` to `port`, up to the first request of a device.
+    ///
+    /// Bytes without a device are counted only when another byte of the same write has one;
+    /// otherwise the caller decides (see [`Written::Unclaimed`]).
+    pub fn write(&self, port: u16, data: &[u8]) -> Written {
+        let (mut claimed, mut unclaimed) = (0, 0);
         for (port, byte) in (u32::from(port)..).zip(data) {
-            match self.at(port, |device, offset| device.write(offset, *byte)) {
-                Some(Some(request)) => return Some(request),
-                Some(None) => {}
-                None => {
-                    self.unclaimed_writes.fetch_add(1, Ordering::Relaxed);
+            match self.access(port, |device, offset| device.write(offset, *byte)) {
+                Some(Some(request)) => {
+                    self.ignore_write(unclaimed);
+                    return Written::Request(request);
                 }
+                Some(None) => claimed += 1,
+                None => unclaimed += 1,
             }
         }
-        None
+        if claimed == 0 && unclaimed > 0 {
+            return Written::Unclaimed;
+        }
+        self.ignore_write(unclaimed);
+        Written::Handled
     }
 
-    /// What nobody answered for so far.
+    /// Counts `bytes` written without effect.
+    pub fn ignore_write(&self, bytes: usize) {
+        self.unclaimed_writes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Returns the number of bytes that neither a device nor the caller handled so far.
     pub fn unclaimed(&self) -> Unclaimed {
         Unclaimed {
             reads: self.unclaimed_reads.load(Ordering::Relaxed),
@@ -95,12 +122,10 @@ impl PortBus {
         }
     }
 
-    fn at<R>(&self, port: u32, access: impl FnOnce(&mut dyn Device, u16) -> R) -> Option<R> {
+    fn access<R>(&self, port: u32, access: impl FnOnce(&mut dyn Device, u16) -> R) -> Option<R> {
         let claim = self.claims.iter().find(|claim| claim.ports.contains(&port))?;
         let offset = u16::try_from(port - claim.ports.start).ok()?;
-        // A device that panicked on another thread is still a device: its next byte is worth no less than an abort.
-        let mut device = claim.device.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(access(device.as_mut(), offset))
+        Some(access(lock(&claim.device).as_mut(), offset))
     }
 }
 
@@ -114,7 +139,7 @@ impl std::fmt::Debug for PortBus {
 mod tests {
     use super::*;
 
-    /// Reads back what was written last, plus the offset; asks for an exit on 0xee.
+    /// Returns the byte written last plus the offset. 0xee requests an exit.
     struct Echo(u8);
 
     impl Device for Echo {
@@ -129,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn wide_access_reaches_each_byte_in_turn() {
+    fn wide_access_reaches_each_byte_in_order() {
         let mut bus = PortBus::new();
         bus.attach(0x10, 2, Echo(5)).unwrap();
         let mut data = [0; 4];
@@ -142,8 +167,17 @@ mod tests {
     fn write_ends_at_the_first_request() {
         let mut bus = PortBus::new();
         bus.attach(0x10, 1, Echo(0)).unwrap();
-        assert_eq!(bus.write(0x10, &[0xee, 1, 2]), Some(Request::Exit(1)));
-        assert_eq!(bus.write(0x10, &[1, 2, 3]), None);
+        assert_eq!(bus.write(0x10, &[0xee, 1, 2]), Written::Request(Request::Exit(1)));
+        assert_eq!(bus.write(0x10, &[1, 2, 3]), Written::Handled);
+        assert_eq!(bus.unclaimed(), Unclaimed { reads: 0, writes: 2 });
+    }
+
+    #[test]
+    fn write_without_a_device_is_counted_only_when_the_caller_ignores_it() {
+        let bus = PortBus::new();
+        assert_eq!(bus.write(0xf8, &[1, 2]), Written::Unclaimed);
+        assert_eq!(bus.unclaimed(), Unclaimed::default());
+        bus.ignore_write(2);
         assert_eq!(bus.unclaimed(), Unclaimed { reads: 0, writes: 2 });
     }
 

@@ -1,8 +1,8 @@
-//! The exit port: what the guest writes there becomes the exit status of the run.
+//! The exit port: the byte that the guest writes becomes the exit status of the run.
 
 use crate::{Device, Request};
 
-/// One port, write only.
+/// One port. A write ends the run; a read returns 0.
 #[derive(Debug, Default)]
 pub struct ExitPort;
 

@@ -1,48 +1,62 @@
-//! The devices of the guest machine.
+//! Port I/O devices for a small x86 virtual machine: a 16550 UART, the i8042 reset line, an exit
+//! port, and the bus that dispatches accesses to them.
 //!
-//! A device is a few bytes of port space and what it does when one of them is read or written. It knows nothing of
-//! KVM and nothing of vCPUs: it is called with an offset and a byte, and where the whole machine must act it answers
-//! with a [`Request`], which the monitor carries out.
+//! A device sees one byte at an offset into its own ports. It knows neither KVM nor vCPUs. Where a
+//! write concerns the whole machine, the device returns a [`Request`] for the monitor.
 //!
-//! - [`bus`]: who answers at a port; unknown ports read all ones, and a counter remembers them.
-//! - [`serial`], which is COM1.
-//! - [`reset`]: the i8042 keyboard controller, of which only the reset line exists.
-//! - [`exit`]: the exit port, whose value becomes the exit status.
-//! - [`milestone`]: marks in time that the guest sets.
-//! - [`doorbell`]: a vCPU offers its CPU to another.
+//! - [`bus`]: dispatches port accesses, and counts those without a device.
+//! - [`serial`]: COM1, a 16550 UART.
+//! - [`reset`]: the i8042 keyboard controller, reduced to its reset line.
+//! - [`exit`]: the exit port, which ends the run with a status.
+//!
+//! A monitor attaches its devices once and passes each port exit to the bus:
+//!
+//! ```
+//! use devices::{ExitPort, I8042, PortBus, Request, Written};
+//!
+//! let mut bus = PortBus::new();
+//! bus.attach(0x60, 5, I8042::new())?;
+//! bus.attach(0xf4, 1, ExitPort)?;
+//!
+//! assert_eq!(bus.write(0xf4, &[3]), Written::Request(Request::Exit(3)));
+//! assert_eq!(bus.write(0x64, &[0xfe]), Written::Request(Request::Reset));
+//! // No device claims port 0x80. The monitor may handle the write itself, or ignore and count it.
+//! assert_eq!(bus.write(0x80, &[0]), Written::Unclaimed);
+//! # Ok::<(), devices::BusError>(())
+//! ```
 
 pub mod bus;
-pub mod doorbell;
 pub mod exit;
-pub mod milestone;
 pub mod reset;
 pub mod serial;
 
-pub use bus::{BusError, PortBus, Unclaimed};
-pub use doorbell::Doorbell;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use bus::{BusError, PortBus, Unclaimed, Written};
 pub use exit::ExitPort;
-pub use milestone::MilestonePort;
 pub use reset::I8042;
 pub use serial::{Serial, SerialInput};
 
-/// A device in port space, one byte at a time.
+/// A device in port space, accessed one byte at a time.
 pub trait Device: Send {
-    /// The guest reads the byte at `offset` from the device's first port.
+    /// Returns the byte at `offset` from the device's first port.
     fn read(&mut self, offset: u16) -> u8;
 
-    /// The guest writes `value` at `offset` from the device's first port.
+    /// Writes `value` at `offset` from the device's first port. Returns what the monitor must do.
     fn write(&mut self, offset: u16, value: u8) -> Option<Request>;
 }
 
-/// What a device asks of the whole machine.
+/// A device's request to the monitor, which concerns the whole machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// The guest pulsed the reset line: it ended well.
+    /// Reset: the guest pulsed the reset line.
     Reset,
-    /// The guest wrote this status to the exit port.
+    /// End the run with this status, which the guest wrote to the exit port.
     Exit(u8),
-    /// The guest set this mark.
-    Milestone(u8),
-    /// The vCPU that wrote offers its CPU to the one with this number.
-    YieldTo(u8),
+}
+
+/// Locks `mutex`, poisoned or not. A panic on one vCPU thread must not take the device from the
+/// others.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,4 @@
-//! The i8042 keyboard controller, of which only the reset line exists.
+//! The i8042 keyboard controller, reduced to its reset line.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -7,10 +7,10 @@ use vm_superio::{I8042Device, Trigger};
 
 use crate::{Device, Request};
 
-/// Ports 0x60 to 0x64: command 0xfe at offset 4 pulses the reset line, everything else does nothing.
+/// Five ports. Command 0xfe at offset 4 pulses the reset line; other commands have no effect.
 pub struct I8042(I8042Device<ResetLine>);
 
-/// Remembers, for the length of one write, that the line was pulsed.
+/// Whether the current write pulsed the line.
 #[derive(Default)]
 struct ResetLine(Cell<bool>);
 
@@ -24,7 +24,7 @@ impl Trigger for ResetLine {
 }
 
 impl I8042 {
-    /// A controller with its line at rest.
+    /// Creates a controller with its reset line idle.
     pub fn new() -> Self {
         Self(I8042Device::new(ResetLine::default()))
     }

@@ -1,20 +1,20 @@
-//! COM1: a 16550 whose transmitter is a writer, and whose receiver takes what somebody sends.
+//! COM1: a 16550 UART. Its transmitter feeds a writer; its receiver is fed by a [`SerialInput`].
 
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use vm_superio::Trigger;
 use vm_superio::serial::SerialEvents;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{Device, Request};
+use crate::{Device, Request, lock};
 
-/// The modem control register, which can close the line in a loop: then nothing is received.
+/// The modem control register. Its loopback bit disconnects the receiver from the line.
 const MODEM_CONTROL: u16 = 4;
 
 type Uart<W> = vm_superio::Serial<InterruptLine, Room, W>;
 
-/// A 16550 UART. What the guest sends goes to a writer, byte by byte; its interrupt line is an eventfd.
+/// A 16550 UART. It writes each transmitted byte to `W`, and signals interrupts through an eventfd.
 pub struct Serial<W: Write>(Arc<Mutex<Uart<W>>>);
 
 struct InterruptLine(EventFd);
@@ -27,7 +27,7 @@ impl Trigger for InterruptLine {
     }
 }
 
-/// Tells that there is room for more in the receiver.
+/// Signals that the receive FIFO is empty.
 struct Room(EventFd);
 
 impl SerialEvents for Room {
@@ -38,23 +38,23 @@ impl SerialEvents for Room {
     fn tx_lost_byte(&self) {}
 
     fn in_buffer_empty(&self) {
-        // An eventfd whose counter is full has been told often enough.
+        // The write fails only when the counter is full: the event is already pending.
         let _ = self.0.write(1);
     }
 }
 
-/// The other end of the line: sends to the guest.
+/// The host's end of the line: feeds the guest's receiver.
 pub struct SerialInput(Arc<Mutex<dyn Receive + Send>>);
 
-/// A receiver with room for a few bytes.
+/// A receiver with a bounded FIFO.
 trait Receive {
-    /// Takes as many of `bytes` as there is room for, and gives how many.
+    /// Queues the bytes that fit, from the first, and returns their number.
     fn receive(&mut self, bytes: &[u8]) -> usize;
 }
 
 impl<W: Write> Receive for Uart<W> {
     fn receive(&mut self, bytes: &[u8]) -> usize {
-        // An interrupt that could not be raised is one that is raised already.
+        // A failed trigger means a full eventfd counter: the interrupt is already pending.
         let room = self.fifo_capacity().min(bytes.len());
         match self.enqueue_raw_bytes(bytes) {
             Ok(taken) => taken,
@@ -65,8 +65,9 @@ impl<W: Write> Receive for Uart<W> {
 }
 
 impl<W: Write + Send + 'static> Serial<W> {
-    /// A UART that sends to `out` and raises `interrupt`, and the way to send to the guest. `room` is raised whenever there
-    /// is room again.
+    /// Creates a UART that transmits to `out` and signals `interrupt`, and the input that feeds it.
+    ///
+    /// The UART signals `room` whenever its receive FIFO becomes empty.
     pub fn new(interrupt: EventFd, room: EventFd, out: W) -> (Self, SerialInput) {
         let uart = Uart::with_events(InterruptLine(interrupt), Room(room), out);
         let uart = Arc::new(Mutex::new(uart));
@@ -75,7 +76,7 @@ impl<W: Write + Send + 'static> Serial<W> {
 }
 
 impl SerialInput {
-    /// Sends as many of `bytes` as the receiver has room for, and gives how many.
+    /// Sends the bytes that fit into the receive FIFO, from the first, and returns their number.
     pub fn send(&self, bytes: &[u8]) -> usize {
         lock(&self.0).receive(bytes)
     }
@@ -94,18 +95,14 @@ impl<W: Write + Send> Device for Serial<W> {
 
     fn write(&mut self, offset: u16, value: u8) -> Option<Request> {
         let mut uart = lock(&self.0);
-        // A reader that has gone away (`vmm ... | head`) is no business of the guest's: what it sends is lost, as
-        // on a line with nothing at its end.
+        // The reader of `out` may have gone (`vmm ... | head`). The guest must not see that: its
+        // bytes are lost, as on an unconnected line.
         let _ = uart.write(u8::try_from(offset).ok()?, value);
         if offset == MODEM_CONTROL {
             uart.events().in_buffer_empty();
         }
         None
     }
-}
-
-fn lock<T: ?Sized>(uart: &Mutex<T>) -> MutexGuard<'_, T> {
-    uart.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -145,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_received_are_read_in_order_and_none_is_dropped_where_there_is_no_room() {
+    fn received_bytes_are_read_in_order_and_a_full_fifo_drops_none() {
         let room = EventFd::new(libc_nonblock()).unwrap();
         let (mut serial, input) =
             Serial::new(EventFd::new(0).unwrap(), room.try_clone().unwrap(), Captured::default());
@@ -158,7 +155,7 @@ mod tests {
             while serial.read(5) & 1 != 0 {
                 read.push(serial.read(0));
             }
-            assert!(room.read().is_ok(), "the empty receiver tells of it");
+            assert!(room.read().is_ok(), "an empty FIFO signals room");
             sent += input.send(&bytes[sent..]);
         }
         assert_eq!(read, bytes);
@@ -176,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_received_in_a_loop_and_the_end_of_the_loop_is_told() {
+    fn loopback_receives_nothing_and_its_end_signals_room() {
         let room = EventFd::new(libc_nonblock()).unwrap();
         let (mut serial, input) =
             Serial::new(EventFd::new(0).unwrap(), room.try_clone().unwrap(), Captured::default());
@@ -188,13 +185,13 @@ mod tests {
         assert_eq!(input.send(b"x"), 1);
     }
 
-    /// `EFD_NONBLOCK`, by its number on x86: this crate needs nothing else of the C library.
+    /// `EFD_NONBLOCK` on x86, which spares this crate a dependency on libc.
     fn libc_nonblock() -> i32 {
         0o4000
     }
 
     #[test]
-    fn bytes_sent_reach_the_writer_and_the_line_is_always_ready() {
+    fn transmitted_bytes_reach_the_writer_and_the_transmitter_is_always_ready() {
         let out = Captured::default();
         let (mut serial, _) = serial(EventFd::new(0).unwrap(), out.clone());
         for byte in *b"ok\n" {
@@ -213,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn writer_that_has_gone_away_costs_the_guest_nothing() {
+    fn failing_writer_is_invisible_to_the_guest() {
         let (mut serial, _) = serial(EventFd::new(0).unwrap(), Gone);
         assert_eq!(serial.write(0, b'x'), None);
         assert_eq!(serial.read(5) & 0x60, 0x60);

@@ -1,45 +1,46 @@
-//! Parking: how a waiter halts, and who wakes it.
+//! Parking: how a waiter halts, and how it is woken.
 //!
-//! Each vCPU has a spot with one word: 1 while it is parked, or about to be. Each lock has a set of those who are parked
-//! for it. Why no wake-up is lost:
+//! Each vCPU has a slot with one word: 1 while it is parked, or about to be. Each lock has a set of
+//! the vCPUs that are parked for it. No wake-up is lost:
 //!
-//! - The waiter sets its word, enters the set, and then looks at the lock once more. Whoever releases first lets the lock
-//!   go, then looks at the set. All four are sequentially consistent, so at least one of the two sees the other: either
-//!   the waiter does not halt, or it is woken.
-//! - Whoever wakes takes the word from 1 to 0 by an exchange, and kicks only if it was 1. The halt tests the word
+//! - The waiter sets its word, enters the set, and then looks at the lock once more. The releasing
+//!   vCPU first releases the lock, then looks at the set. All four accesses are sequentially
+//!   consistent, so at least one of the two sees the other: either the waiter does not halt, or it
+//!   is woken.
+//! - The waker exchanges the word from 1 to 0, and kicks only if it was 1. The halt tests the word
 //!   again with interrupts off, so a kick between test and halt ends the halt.
-//! - A kick is sent after the lock is released, never inside: it may cost its sender the CPU.
+//! - A kick is sent after the release, never under the lock: it may cost its sender the CPU.
 //!
-//! **Off-line.** A vCPU that was woken but has no CPU yet is invisible to the byte: it slept, so the byte says 0. A lock
-//! that passes its turn on must know, so the vCPU itself keeps a second word: set before it halts, cleared when it
-//! runs again.
+//! **Blocked.** `preempted` does not show a vCPU that was woken and has no CPU yet: it was not
+//! preempted, it slept. A lock that hands over must know. So the vCPU keeps a second word,
+//! `blocked`: set before it halts, cleared when it runs again.
 
 use protocol::VcpuId;
 
 use crate::cpu::Cpu;
-use crate::patience::{Patience, Strategy, Tally, is_absence};
-use crate::sync::{AtomicU32, AtomicU64, Ordering, PLACES, each, maker};
+use crate::spin_wait::{SpinWait, WaitPolicy, WaitStats, is_absence};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, SLOTS, const_array, const_new};
 
-/// A vCPU's spot, on cache lines of its own.
+/// The slot of one vCPU, on cache lines of its own.
 #[repr(align(128))]
-struct Spot {
+struct Slot {
     parked: AtomicU32,
-    off_line: AtomicU32,
-    /// When it was last parked (cycles).
+    blocked: AtomicU32,
+    /// When the vCPU last prepared to park (cycles).
     since: AtomicU64,
-    /// When it was last kicked (cycles).
+    /// When the vCPU was last kicked (cycles).
     kicked: AtomicU64,
 }
 
-/// Everybody's spot.
-pub struct Lot([Spot; PLACES]);
+/// The slots of all vCPUs.
+pub struct ParkingLot([Slot; SLOTS]);
 
-impl Spot {
-    maker! {
+impl Slot {
+    const_new! {
         fn new() -> Self {
             Self {
                 parked: AtomicU32::new(0),
-                off_line: AtomicU32::new(0),
+                blocked: AtomicU32::new(0),
                 since: AtomicU64::new(0),
                 kicked: AtomicU64::new(0),
             }
@@ -47,72 +48,73 @@ impl Spot {
     }
 }
 
-impl Lot {
-    maker! {
-        /// Nobody is parked.
+impl ParkingLot {
+    const_new! {
+        /// Returns a lot in which no vCPU is parked.
         pub fn new() -> Self {
-            Self(each![Spot::new(); PLACES])
+            Self(const_array![Slot::new(); SLOTS])
         }
     }
 
-    /// Whether `vcpu` is parked, or about to be.
+    /// Returns whether `vcpu` is parked, or about to be.
     pub fn is_parked(&self, vcpu: VcpuId) -> bool {
-        self.spot(vcpu).parked.load(Ordering::SeqCst) != 0
+        self.slot(vcpu).parked.load(Ordering::SeqCst) != 0
     }
 
-    /// Whether `vcpu` has halted and does not run again yet, woken or not.
-    pub fn is_off_line(&self, vcpu: VcpuId) -> bool {
-        self.spot(vcpu).off_line.load(Ordering::SeqCst) != 0
+    /// Returns whether `vcpu` has halted and does not run again yet, woken or not.
+    pub fn is_blocked(&self, vcpu: VcpuId) -> bool {
+        self.slot(vcpu).blocked.load(Ordering::SeqCst) != 0
     }
 
-    fn spot(&self, vcpu: VcpuId) -> &Spot {
+    fn slot(&self, vcpu: VcpuId) -> &Slot {
         &self.0[vcpu.index()]
     }
 }
 
-impl Default for Lot {
+impl Default for ParkingLot {
     fn default() -> Self {
         Self::new()
     }
 }
 
-/// Who is parked for one lock.
+/// The set of vCPUs that are parked for one lock.
 #[repr(align(64))]
-pub struct Waiters([AtomicU64; PLACES.div_ceil(64)]);
+pub struct WaiterSet([AtomicU64; SLOTS.div_ceil(64)]);
 
-impl Waiters {
-    maker! {
-        /// Nobody.
+impl WaiterSet {
+    const_new! {
+        /// Returns an empty set.
         pub fn new() -> Self {
-            Self(each![AtomicU64::new(0); PLACES.div_ceil(64)])
+            Self(const_array![AtomicU64::new(0); SLOTS.div_ceil(64)])
         }
     }
 
-    /// Adds `vcpu`.
+    /// Adds `vcpu` to the set.
     pub fn add(&self, vcpu: VcpuId) {
         let (word, bit) = Self::place(vcpu);
         self.0[word].fetch_or(bit, Ordering::SeqCst);
     }
 
-    /// Takes `vcpu` out, and says whether it was in. Of several who try, one does it.
+    /// Removes `vcpu`. Returns whether it was in the set; of several concurrent calls, one returns
+    /// `true`.
     pub fn remove(&self, vcpu: VcpuId) -> bool {
         let (word, bit) = Self::place(vcpu);
         self.0[word].fetch_and(!bit, Ordering::SeqCst) & bit != 0
     }
 
-    /// The one that has been parked for longest.
-    pub fn longest(&self, lot: &Lot) -> Option<VcpuId> {
-        self.iter().min_by_key(|vcpu| lot.spot(*vcpu).since.load(Ordering::Relaxed))
+    /// Returns the vCPU that has been parked longest.
+    pub fn longest(&self, lot: &ParkingLot) -> Option<VcpuId> {
+        self.iter().min_by_key(|vcpu| lot.slot(*vcpu).since.load(Ordering::Relaxed))
     }
 
-    /// Whether there is nobody.
+    /// Returns whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|bits| bits.load(Ordering::SeqCst) == 0)
     }
 
-    /// One for whom `is_it` holds.
-    pub fn find(&self, is_it: impl Fn(VcpuId) -> bool) -> Option<VcpuId> {
-        self.iter().find(|vcpu| is_it(*vcpu))
+    /// Returns a vCPU for which `predicate` holds.
+    pub fn find(&self, predicate: impl Fn(VcpuId) -> bool) -> Option<VcpuId> {
+        self.iter().find(|vcpu| predicate(*vcpu))
     }
 
     fn iter(&self) -> impl Iterator<Item = VcpuId> {
@@ -132,148 +134,153 @@ impl Waiters {
     }
 }
 
-impl Default for Waiters {
+impl Default for WaiterSet {
     fn default() -> Self {
         Self::new()
     }
 }
 
-/// A vCPU that takes locks: its machine, its way to wait, its spot, what waiting has cost it.
-pub struct Me<'l, C> {
-    /// The machine.
+/// The context of one vCPU in all lock operations: its CPU, its wait policy, its statistics.
+pub struct LockCtx<'l, C> {
+    /// The CPU that the vCPU runs on.
     pub cpu: C,
-    /// The way to wait.
-    pub strategy: Strategy,
+    /// The policy of all waits.
+    pub policy: WaitPolicy,
     /// Everybody's spots.
-    pub lot: &'l Lot,
-    /// What waiting has cost.
-    pub tally: Tally,
+    pub lot: &'l ParkingLot,
+    /// Statistics of all waits so far.
+    pub stats: WaitStats,
 }
 
-impl<'l, C: Cpu> Me<'l, C> {
-    /// A vCPU that has not waited yet.
-    pub fn new(cpu: C, strategy: Strategy, lot: &'l Lot) -> Self {
-        Self { cpu, strategy, lot, tally: Tally::default() }
+impl<'l, C: Cpu> LockCtx<'l, C> {
+    /// Returns the context of a vCPU that has not waited yet.
+    pub fn new(cpu: C, policy: WaitPolicy, lot: &'l ParkingLot) -> Self {
+        Self { cpu, policy, lot, stats: WaitStats::default() }
     }
 
-    /// Which vCPU this is.
+    /// Returns the vCPU of this context.
     pub fn id(&self) -> VcpuId {
         self.cpu.id()
     }
 
-    /// A wait begins.
-    pub fn patience(&self) -> Patience {
-        Patience::new(self.strategy, &self.cpu)
+    /// Starts a wait.
+    pub fn start_wait(&self) -> SpinWait {
+        SpinWait::new(self.policy, &self.cpu)
     }
 
-    /// Spins once.
+    /// Spins for one iteration.
     #[inline]
-    pub fn spin(&mut self, patience: &mut Patience) {
-        patience.spin(&self.cpu, &mut self.tally);
+    pub fn spin(&mut self, wait: &mut SpinWait) {
+        wait.spin(&self.cpu, &mut self.stats);
     }
 
-    /// Whether to stop spinning for `awaited`, or for somebody whom nobody can name.
+    /// Returns whether to stop spinning for `awaited`, or for a vCPU that cannot be named.
     #[inline]
-    pub fn gives_up_on(&mut self, awaited: Option<VcpuId>, patience: &mut Patience) -> bool {
-        patience.is_lost_on(awaited, &self.cpu, &mut self.tally)
+    pub fn should_stop_spinning(&mut self, awaited: Option<VcpuId>, wait: &mut SpinWait) -> bool {
+        wait.should_stop_spinning(awaited, &self.cpu, &mut self.stats)
     }
 
-    /// Whether to stop spinning for a neighbour in a queue, behind whom the turn does not come while he is preempted, or
-    /// halted.
+    /// Returns whether to stop spinning for the predecessor in a queue. The turn does not come
+    /// while it is preempted or halted.
     #[inline]
-    pub fn gives_up_behind(&mut self, neighbour: Option<VcpuId>, patience: &mut Patience) -> bool {
-        let is_early = matches!(self.strategy, Strategy::Byte { .. })
-            && neighbour.is_some_and(|neighbour| self.lot.is_off_line(neighbour));
-        self.tally.early_waits += u64::from(is_early);
-        is_early || self.gives_up_on(neighbour, patience)
+    pub fn should_stop_spinning_behind(&mut self, neighbour: Option<VcpuId>, wait: &mut SpinWait) -> bool {
+        let is_early = matches!(self.policy, WaitPolicy::Preempted { .. })
+            && neighbour.is_some_and(|neighbour| self.lot.is_blocked(neighbour));
+        self.stats.early_waits += u64::from(is_early);
+        is_early || self.should_stop_spinning(neighbour, wait)
     }
 
-    /// Does what leaves this vCPU, while it lasts, to be waited for by others who cannot name it; counts absences.
+    /// Runs `operation`, during which other vCPUs may wait for this one and cannot name it. Counts
+    /// it as unnamed if this vCPU was off its CPU meanwhile.
     #[inline]
-    pub fn unnamed<R>(&mut self, deed: impl FnOnce(&mut Self) -> R) -> R {
+    pub fn count_unnamed<R>(&mut self, operation: impl FnOnce(&mut Self) -> R) -> R {
         let began = self.cpu.cycles();
-        let result = deed(self);
+        let result = operation(self);
         let took = self.cpu.cycles().wrapping_sub(began);
         if is_absence(took, &self.cpu) {
-            self.tally.unnamed += 1;
-            self.tally.unnamed_cycles += took;
+            self.stats.unnamed += 1;
+            self.stats.unnamed_cycles += took;
         }
         result
     }
 
-    /// Whether `vcpu` cannot do anything now: preempted, or halted and not running again yet.
+    /// Returns whether `vcpu` is off its CPU: preempted, or halted and not running again yet.
     pub fn is_off_cpu(&self, vcpu: VcpuId) -> bool {
-        self.cpu.is_preempted(vcpu) || self.lot.is_off_line(vcpu)
+        self.cpu.is_preempted(vcpu) || self.lot.is_blocked(vcpu)
     }
 
-    /// Parks for a lock whose waiters are `waiters`, unless `is_hopeless` finds, once everybody can see that we are
-    /// about to, that it is not (any more). On return we are parked no more, and not in the set.
-    pub fn park_if(&mut self, waiters: &Waiters, is_hopeless: impl FnOnce(&Self) -> bool) {
-        self.announce();
+    /// Parks for a lock whose parked vCPUs are `waiters`, if `must_wait` still holds once other
+    /// vCPUs can see that this one is about to park. On return this vCPU is not parked, and not in
+    /// the set.
+    pub fn park_if(&mut self, waiters: &WaiterSet, must_wait: impl FnOnce(&Self) -> bool) {
+        self.prepare_to_park();
         waiters.add(self.id());
-        if is_hopeless(self) {
-            self.halt();
+        if must_wait(self) {
+            self.park();
         } else {
-            self.cancel();
+            self.cancel_park();
         }
         waiters.remove(self.id());
     }
 
-    /// Says that we are about to halt. What we then find in the lock decides whether we do.
-    pub fn announce(&self) {
-        let spot = self.lot.spot(self.id());
-        spot.since.store(self.cpu.cycles(), Ordering::Relaxed);
-        spot.parked.store(1, Ordering::SeqCst);
+    /// Marks this vCPU as about to park. The caller then looks at the lock once more, and either
+    /// parks or calls [`LockCtx::cancel_park`].
+    pub fn prepare_to_park(&self) {
+        let slot = self.lot.slot(self.id());
+        slot.since.store(self.cpu.cycles(), Ordering::Relaxed);
+        slot.parked.store(1, Ordering::SeqCst);
     }
 
-    /// Takes [`Me::announce`] back. `false` if somebody was quicker and has woken us.
-    pub fn cancel(&self) -> bool {
-        self.lot.spot(self.id()).parked.swap(0, Ordering::SeqCst) == 1
+    /// Undoes [`LockCtx::prepare_to_park`]. Returns `false` if another vCPU has already woken this
+    /// one.
+    pub fn cancel_park(&self) -> bool {
+        self.lot.slot(self.id()).parked.swap(0, Ordering::SeqCst) == 1
     }
 
-    /// Halts until somebody wakes us.
-    pub fn halt(&mut self) {
-        let spot = self.lot.spot(self.id());
+    /// Halts until another vCPU wakes this one.
+    pub fn park(&mut self) {
+        let slot = self.lot.slot(self.id());
         let began = self.cpu.cycles();
-        spot.off_line.store(1, Ordering::SeqCst);
-        while spot.parked.load(Ordering::SeqCst) == 1 {
-            self.tally.halts += 1;
-            self.cpu.halt_while(&spot.parked, 1);
-            self.tally.spurious_wakes += u64::from(spot.parked.load(Ordering::Relaxed) == 1);
+        slot.blocked.store(1, Ordering::SeqCst);
+        while slot.parked.load(Ordering::SeqCst) == 1 {
+            self.stats.halts += 1;
+            self.cpu.halt_while(&slot.parked, 1);
+            self.stats.spurious_wakes += u64::from(slot.parked.load(Ordering::Relaxed) == 1);
         }
-        spot.off_line.store(0, Ordering::SeqCst);
+        slot.blocked.store(0, Ordering::SeqCst);
         let now = self.cpu.cycles();
-        self.tally.halt_cycles += now.wrapping_sub(began);
-        let kicked = spot.kicked.load(Ordering::Relaxed);
+        self.stats.halt_cycles += now.wrapping_sub(began);
+        let kicked = slot.kicked.load(Ordering::Relaxed);
         if kicked > began {
             self.cpu.record_wake(now.saturating_sub(kicked));
         }
     }
 
-    /// Wakes `vcpu` if it is parked, and says whether it was. The lock is released.
+    /// Wakes `vcpu` if it is parked. Returns whether it was. The caller must have released the
+    /// lock.
     pub fn wake(&mut self, vcpu: VcpuId) -> bool {
-        let spot = self.lot.spot(vcpu);
-        // Most are not parked, and need no write to say so.
-        let is_ours = spot.parked.load(Ordering::SeqCst) == 1 && spot.parked.swap(0, Ordering::SeqCst) == 1;
+        let slot = self.lot.slot(vcpu);
+        // Most vCPUs are not parked. Finding that out needs no write.
+        let is_ours = slot.parked.load(Ordering::SeqCst) == 1 && slot.parked.swap(0, Ordering::SeqCst) == 1;
         if is_ours {
             let began = self.own_cycles();
-            spot.kicked.store(self.cpu.cycles(), Ordering::Relaxed);
+            slot.kicked.store(self.cpu.cycles(), Ordering::Relaxed);
             self.cpu.kick(vcpu);
-            self.tally.kicks += 1;
-            self.tally.kick_cycles += self.own_cycles().saturating_sub(began);
+            self.stats.kicks += 1;
+            self.stats.kick_cycles += self.own_cycles().saturating_sub(began);
         }
         is_ours
     }
 
-    /// The clock, without the time for which this vCPU was kept from running: a kick may cost its sender the CPU, and
-    /// that the woken one runs meanwhile is no cost.
+    /// Returns the time (cycles) without steal. A kick may cost its sender the CPU, and the time in
+    /// which the woken vCPU then runs is not a cost of the kick.
     fn own_cycles(&self) -> u64 {
         self.cpu.cycles().saturating_sub(self.cpu.stolen())
     }
 
-    /// Wakes the one of `waiters` that has been parked for longest, and takes it out; says whether there was one. The lock
-    /// is released.
-    pub fn wake_longest(&mut self, waiters: &Waiters) -> bool {
+    /// Wakes the vCPU of `waiters` that has been parked longest, and removes it. Returns whether
+    /// there was one. The caller must have released the lock.
+    pub fn wake_longest(&mut self, waiters: &WaiterSet) -> bool {
         let longest = waiters.longest(self.lot);
         if let Some(vcpu) = longest {
             waiters.remove(vcpu);
@@ -282,14 +289,14 @@ impl<'l, C: Cpu> Me<'l, C> {
         longest.is_some()
     }
 
-    /// Halts unless `is_over` finds, once everybody can see that we are about to, that there is no need (any more). Whoever
-    /// makes it so wakes us by name.
-    pub fn halt_unless(&mut self, is_over: impl FnOnce(&Self) -> bool) {
-        self.announce();
+    /// Parks, unless `is_over` holds once other vCPUs can see that this one is about to park. The
+    /// vCPU that makes it so must wake this one by name.
+    pub fn park_unless(&mut self, is_over: impl FnOnce(&Self) -> bool) {
+        self.prepare_to_park();
         if is_over(self) {
-            self.cancel();
+            self.cancel_park();
         } else {
-            self.halt();
+            self.park();
         }
     }
 }
@@ -307,9 +314,9 @@ mod tests {
 
     #[test]
     fn longest_is_the_one_parked_first_wherever_its_bit_lies() {
-        let (lot, waiters) = (Lot::new(), Waiters::new());
+        let (lot, waiters) = (ParkingLot::new(), WaiterSet::new());
         for (index, since) in [(0, 30), (63, 20), (64, 10), (254, 40)] {
-            lot.spot(vcpu(index)).since.store(since, Ordering::Relaxed);
+            lot.slot(vcpu(index)).since.store(since, Ordering::Relaxed);
             waiters.add(vcpu(index));
         }
         for expected in [64, 63, 0, 254] {
@@ -320,7 +327,8 @@ mod tests {
         assert_eq!(waiters.longest(&lot), None);
     }
 
-    /// A CPU that loses its CPU with each kick: sending one takes 10 cycles, and then it waits for 1000.
+    /// A vCPU that loses its CPU with each kick: sending takes 10 cycles, and the wait for a CPU
+    /// 1,000.
     #[derive(Default)]
     struct Kicker {
         now: Cell<u64>,
@@ -353,11 +361,11 @@ mod tests {
 
     #[test]
     fn kick_that_costs_its_sender_the_cpu_counts_what_sending_took() {
-        let lot = Lot::new();
-        let mut me = Me::new(Kicker::default(), Strategy::Ignore, &lot);
-        lot.spot(vcpu(1)).parked.store(1, Ordering::Relaxed);
-        me.wake(vcpu(1));
-        me.wake(vcpu(1));
-        assert_eq!((me.tally.kicks, me.tally.kick_cycles), (1, 10));
+        let lot = ParkingLot::new();
+        let mut ctx = LockCtx::new(Kicker::default(), WaitPolicy::Spin, &lot);
+        lot.slot(vcpu(1)).parked.store(1, Ordering::Relaxed);
+        ctx.wake(vcpu(1));
+        ctx.wake(vcpu(1));
+        assert_eq!((ctx.stats.kicks, ctx.stats.kick_cycles), (1, 10));
     }
 }

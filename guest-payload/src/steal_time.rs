@@ -1,24 +1,25 @@
 //! The records: where they lie, and how a guest reads one.
 //!
-//! One array, a record per vCPU, on pages that hold nothing else: the host lays its own pages over them, and 64
-//! records share one. A vCPU's record is found as Linux finds per-CPU data, by an offset from that of vCPU 0.
+//! All records lie in one array, on pages that hold nothing else: the host lays its own pages over
+//! them, and 64 records share one. The record of a vCPU is found as Linux finds per-CPU data, by an
+//! offset from that of vCPU 0.
 
 use core::mem::size_of;
 use core::sync::atomic::{Ordering, fence};
 
-use protocol::steal_time::StealTime;
+use protocol::kvm::StealTime;
 use protocol::{MAX_VCPUS, VcpuId};
 
-/// A record as this end touches it.
+/// A record, as the guest accesses it.
 #[derive(Default)]
 #[repr(transparent)]
 pub struct Record(StealTime);
 
-/// Pages of records, and nothing else.
+/// Pages of records. They hold nothing else.
 #[repr(C, align(4096))]
 pub struct Records([Record; MAX_VCPUS + 1]);
 
-/// All vCPUs' records. One more than there can be vCPUs fills the last page.
+/// The records of all vCPUs. One extra record fills the last page.
 pub static RECORDS: Records = Records([const { Record::new() }; MAX_VCPUS + 1]);
 
 /// Offset of each vCPU's record from that of vCPU 0 (bytes).
@@ -32,18 +33,18 @@ pub static PER_VCPU_OFFSET: [usize; MAX_VCPUS] = {
     offsets
 };
 
-/// Reads of a record before its last good value is taken: the host may be preempted in the middle of an update.
-const PATIENCE: u32 = 1024;
+/// Attempts to read a record. The host may be preempted in the middle of an update.
+const MAX_ATTEMPTS: u32 = 1024;
 
 impl Record {
-    /// A record as it must be handed to the host: all zero.
+    /// Returns a record of zeros, as the guest must register it.
     pub const fn new() -> Self {
         Self(StealTime::new())
     }
 
-    /// Steal (ns), or `None` if the host kept writing, or stopped in the middle, for a thousand reads.
+    /// Reads steal (ns). Returns `None` if the host was updating the record in 1,024 attempts.
     pub fn steal_ns(&self) -> Option<u64> {
-        for _ in 0..PATIENCE {
+        for _ in 0..MAX_ATTEMPTS {
             if let Some(steal) = self.try_steal_ns() {
                 return Some(steal);
             }
@@ -52,7 +53,7 @@ impl Record {
         None
     }
 
-    /// Steal (ns), or `None` if the host is writing it.
+    /// Reads steal (ns) in one attempt. Returns `None` if the host is updating the record.
     pub fn try_steal_ns(&self) -> Option<u64> {
         let before = self.0.version.load(Ordering::Acquire);
         let steal = self.0.steal.load(Ordering::Relaxed);
@@ -61,33 +62,34 @@ impl Record {
         is_whole.then_some(steal)
     }
 
-    /// The version word as it is.
+    /// Reads the version, odd or even.
     pub fn version(&self) -> u32 {
         self.0.version.load(Ordering::Acquire)
     }
 
-    /// The flags word as it is.
+    /// Reads the flags.
     pub fn flags(&self) -> u32 {
         self.0.flags.load(Ordering::Acquire)
     }
 
-    /// The byte as it is.
+    /// Reads `preempted`.
     pub fn preempted(&self) -> u8 {
         self.0.preempted.load(Ordering::Relaxed)
     }
 
-    /// Adds `bits` to the byte if it is `expected`, as a guest does that wants something done before the vCPU runs again.
-    pub fn add_to_byte(&self, expected: u8, bits: u8) -> bool {
+    /// Adds `bits` to `preempted` if it is `expected`, as a guest does that wants a TLB flush.
+    /// Returns whether it was.
+    pub fn add_preempted_bits(&self, expected: u8, bits: u8) -> bool {
         let added = expected | bits;
         self.0.preempted.compare_exchange(expected, added, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Sets the byte, as a host would. For records that no host writes.
+    /// Stores `preempted`, as a host would. Only for records that no host writes.
     pub fn set_preempted(&self, value: u8) {
         self.0.preempted.store(value, Ordering::Relaxed);
     }
 
-    /// Leaves the version at `version`, as a guest that took the record over from another might find it.
+    /// Stores the version, as a guest may leave it before it registers the record.
     pub fn set_version(&self, version: u32) {
         self.0.version.store(version, Ordering::Release);
     }
@@ -99,19 +101,19 @@ impl Record {
         }
     }
 
-    /// All of it, as [`StealTime::bytes`].
+    /// Copies the record. See [`StealTime::bytes`].
     pub fn bytes(&self) -> [u8; size_of::<StealTime>()] {
         self.0.bytes()
     }
 
-    /// Whether all of the padding is `value`.
+    /// Returns whether all padding bytes are `value`.
     pub fn padding_is(&self, value: u8) -> bool {
         self.0.padding.iter().all(|byte| byte.load(Ordering::Relaxed) == value)
     }
 }
 
 impl Records {
-    /// All of them, those of vCPUs that do not exist too.
+    /// Iterates over all records, those of absent vCPUs included.
     pub fn iter(&self) -> core::slice::Iter<'_, Record> {
         self.0.iter()
     }
@@ -126,12 +128,12 @@ impl<'a> IntoIterator for &'a Records {
     }
 }
 
-/// The record of `vcpu`.
+/// Returns the record of `vcpu`.
 pub fn record_of(vcpu: VcpuId) -> &'static Record {
     &RECORDS.0[vcpu.index()]
 }
 
-/// For tests that play the host.
+/// Support for tests that play the host.
 #[cfg(test)]
 #[cfg(not(modelled))]
 pub(crate) mod testing {
@@ -139,7 +141,7 @@ pub(crate) mod testing {
 
     use super::*;
 
-    /// The records are one for all tests: one test at a time sets bytes in them.
+    /// Runs `test` alone. The records are global, so one test at a time may set bytes in them.
     pub(crate) fn exclusively<R>(test: impl FnOnce() -> R) -> R {
         static LOCK: Mutex<()> = Mutex::new(());
         let _guard = LOCK.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,7 +188,7 @@ mod tests {
                     let version = record.0.version.load(Ordering::Relaxed);
                     record.0.version.store(version.wrapping_add(1), Ordering::Relaxed);
                     fence(Ordering::Release);
-                    // Garbage in between must never be seen.
+                    // A reader must never see this intermediate value.
                     record.0.steal.store(u64::MAX, Ordering::Relaxed);
                     record.0.steal.store(round, Ordering::Relaxed);
                     record.0.version.store(version.wrapping_add(2), Ordering::Release);

@@ -1,11 +1,16 @@
-//! Atomics, named in one place: the processor's on the metal, a model checker's off it.
+//! Atomics: the processor's own, or those of a model checker.
 //!
-//! Parking and the locks take their atomics from here. In the payload and in ordinary tests these are those of `core`. With
-//! the feature `loom` or `shuttle` they are that checker's, which sees every access and chooses who goes on: so the sources
-//! that run on the metal are the sources that are checked.
+//! Parking and the locks take their atomics from here. In the payload and in ordinary tests they
+//! are those of `core`. With the feature `loom` or `shuttle` they are the checker's, which observes
+//! every access and chooses the next thread. The checked sources are thus the sources that run in
+//! the guest.
 //!
-//! Two things differ in a model. Its atomics cannot be made at compile time, so what makes a lock is a `const fn` only on
-//! the metal (`maker!`); and there are places for four vCPUs, not for 255 (`each!`), since a checker follows each atomic.
+//! Two things differ in a model:
+//!
+//! - Its atomics cannot be created at compile time. `const_new!` defines constructors that are
+//!   `const` outside of models only.
+//! - The checker follows each atomic, so there are 4 vCPUs and not 255. `const_array!` builds
+//!   arrays of either size.
 
 #[cfg(not(modelled))]
 pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -15,48 +20,50 @@ pub use in_loom::{AtomicU32, AtomicU64, Ordering};
 #[cfg(feature = "shuttle")]
 pub use shuttle::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// vCPUs that there is place for.
+/// Number of vCPUs that locks have room for.
 #[cfg(not(modelled))]
-pub const PLACES: usize = protocol::MAX_VCPUS;
-/// vCPUs that there is place for.
+pub const SLOTS: usize = protocol::MAX_VCPUS;
+/// Number of vCPUs that locks have room for.
 #[cfg(modelled)]
-pub const PLACES: usize = 4;
+pub const SLOTS: usize = 4;
 
-/// Defines a function that makes something of atomics: `const` on the metal.
+/// Defines a constructor of a type that holds atomics: a `const fn`.
 #[cfg(not(modelled))]
-macro_rules! maker {
+macro_rules! const_new {
     ($(#[$doc:meta])* $visible:vis fn $name:ident($($argument:ident: $type:ty),*) -> $made:ty $body:block) => {
         $(#[$doc])* $visible const fn $name($($argument: $type),*) -> $made $body
     };
 }
-/// Defines a function that makes something of atomics.
+/// Defines a constructor of a type that holds atomics: not `const` in a model.
 #[cfg(modelled)]
-macro_rules! maker {
+macro_rules! const_new {
     ($(#[$doc:meta])* $visible:vis fn $name:ident($($argument:ident: $type:ty),*) -> $made:ty $body:block) => {
         $(#[$doc])* $visible fn $name($($argument: $type),*) -> $made $body
     };
 }
 
-/// An array of what `$make` gives, each made anew.
+/// Builds an array of `$count` values of the expression `$make`.
 #[cfg(not(modelled))]
-macro_rules! each {
+macro_rules! const_array {
     ($make:expr; $count:expr) => {
         [const { $make }; $count]
     };
 }
-/// An array of what `$make` gives, each made anew.
+/// Builds an array of `$count` values of the expression `$make`.
 #[cfg(modelled)]
-macro_rules! each {
+macro_rules! const_array {
     ($make:expr; $count:expr) => {
         core::array::from_fn::<_, { $count }, _>(|_| $make)
     };
 }
-pub(crate) use {each, maker};
+pub(crate) use {const_array, const_new};
 
-/// Loom takes a sequentially consistent access for an acquiring or releasing one, and only a sequentially consistent fence
-/// for what it is. So each such access gets a fence on either side: what our stores and loads promise each other, and
-/// what x86 does. A store becomes an exchange, as on x86: loom does not order a plain store after an exchange that it follows
-/// in time, and would have the exchange's value come back.
+/// Loom's atomics with the guarantees of x86.
+///
+/// Loom treats a sequentially consistent access as acquire or release; only fences are sequentially
+/// consistent. So each such access gets a fence on either side. A store becomes an exchange: loom
+/// does not order a plain store after an earlier exchange, and would let the exchange's value come
+/// back.
 #[cfg(feature = "loom")]
 mod in_loom {
     pub use loom::sync::atomic::Ordering;
@@ -74,7 +81,7 @@ mod in_loom {
 
     macro_rules! atomic {
         ($name:ident, $word:ty) => {
-            /// Loom's, with fences.
+            /// Loom's atomic, with fences.
             #[derive(Debug)]
             pub struct $name(loom::sync::atomic::$name);
 

@@ -1,15 +1,15 @@
-//! Work: CPU time spent, in a section and between two.
+//! Work: CPU time spent in a section, and between two.
 //!
-//! Work is a number of cycles that this vCPU must run for. It is not a deadline: with one, time off the CPU would count
-//! as work done, and overcommitment would look free. So the clock is read again and again, and steps that are too long to
-//! be ours do not count.
+//! Work is a number of cycles for which this vCPU must run. It is not a deadline: with a deadline,
+//! time off the CPU would count as work, and overcommitment would look free. So the loop reads the
+//! clock, and does not count steps that are longer than [`Cpu::longest_step`].
 
 use protocol::VcpuId;
-use protocol::words::Spread;
+use protocol::payload::params::Spread;
 
 use crate::cpu::Cpu;
 
-/// Uses `cycles` of CPU time.
+/// Runs for `cycles` of CPU time.
 pub fn work(cpu: &impl Cpu, cycles: u64) {
     if cycles == 0 {
         return;
@@ -25,14 +25,15 @@ pub fn work(cpu: &impl Cpu, cycles: u64) {
     }
 }
 
-/// Numbers drawn from a seed (xorshift64).
+/// Random numbers from a seed (xorshift64).
 #[derive(Clone, Debug)]
-pub struct Draw(u64);
+pub struct Random(u64);
 
-impl Draw {
-    /// What one vCPU draws for one purpose. Different ones with the same seed draw differently.
+impl Random {
+    /// Returns the generator of one vCPU for one purpose. Each pair has its own sequence for a
+    /// seed.
     pub fn new(seed: u64, vcpu: VcpuId, purpose: u64) -> Self {
-        // Spread what lies close together; xorshift must not start at 0.
+        // Spread neighbouring seeds apart. The state of xorshift must not be 0.
         let spread = seed.wrapping_add(1 + vcpu.index() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         Self((spread ^ purpose.wrapping_mul(0xd134_2543_de82_ef95)) | 1)
     }
@@ -44,17 +45,17 @@ impl Draw {
         self.0
     }
 
-    /// One of 0 to `count` - 1; 0 if there is none.
+    /// Returns a number below `count`; 0 if `count` is 0.
     pub fn below(&mut self, count: u32) -> u32 {
         let high = self.next() >> 32;
         u32::try_from((high * u64::from(count)) >> 32).unwrap_or(0)
     }
 
-    /// From an exponential distribution whose mean is 1 << 32.
+    /// Returns a number from an exponential distribution with mean 1 << 32.
     ///
-    /// By comparisons alone, since there is no logarithm without `std`: draw as long as the numbers fall. If an odd number
-    /// of them did, the first is the fraction; if not, it is one whole more, and again. (von Neumann, "Various techniques
-    /// used in connection with random digits", 1951.)
+    /// It needs no logarithm, which `core` does not have. Draw while the numbers fall. If an odd
+    /// number of them fell, the first is the fraction. If not, add one to the integer part and
+    /// repeat. (von Neumann, "Various techniques used in connection with random digits", 1951.)
     fn exponential(&mut self) -> u64 {
         let mut whole = 0;
         loop {
@@ -67,7 +68,7 @@ impl Draw {
                 }
                 (last, is_odd) = (next, !is_odd);
             }
-            // A run of sixty-three is a defect of the seed.
+            // A run of 63 occurs only with a defective seed.
             if is_odd || whole == 63 {
                 return (whole << 32) | first;
             }
@@ -76,22 +77,22 @@ impl Draw {
     }
 }
 
-/// Times of sections, or between them, from a seed.
+/// Random durations of sections, or between them.
 #[derive(Clone, Debug)]
-pub struct Times {
-    draw: Draw,
+pub struct Durations {
+    draw: Random,
     mean: u64,
     spread: Spread,
 }
 
-impl Times {
-    /// Times with this `mean`.
-    pub fn new(draw: Draw, mean: u64, spread: Spread) -> Self {
+impl Durations {
+    /// Returns durations with this `mean`, in any unit.
+    pub fn new(draw: Random, mean: u64, spread: Spread) -> Self {
         Self { draw, mean, spread }
     }
 
-    /// The next one, in the unit of the mean.
-    pub fn next_time(&mut self) -> u64 {
+    /// Returns the next duration, in the unit of the mean.
+    pub fn next_duration(&mut self) -> u64 {
         match self.spread {
             Spread::Fixed => self.mean,
             Spread::Uniform => self.mean / 2 + self.draw.next() % (self.mean + 1),
@@ -110,7 +111,7 @@ mod tests {
     use crate::sync::AtomicU32;
     use core::cell::Cell;
 
-    /// A clock that steps by 10, and now and then by a lot.
+    /// A clock that advances by 10 with each read, and by 1,000,000 with each seventh.
     struct Clock {
         now: Cell<u64>,
         reads: Cell<u64>,
@@ -143,29 +144,29 @@ mod tests {
     fn time_off_the_cpu_is_no_work() {
         let clock = Clock { now: Cell::new(0), reads: Cell::new(0) };
         work(&clock, 600);
-        // 60 steps of ours, the others in between, and the first reading.
+        // 60 counted steps, the long steps in between, and the first read.
         assert_eq!(clock.reads.get(), 1 + 60 + clock.reads.get() / 7);
     }
 
-    fn draw(vcpu: usize) -> Draw {
-        Draw::new(7, VcpuId::new(vcpu).unwrap(), 0)
+    fn draw(vcpu: usize) -> Random {
+        Random::new(7, VcpuId::new(vcpu).unwrap(), 0)
     }
 
     #[test]
     fn times_keep_their_mean_and_spread_and_differ_between_vcpus() {
-        let times = |vcpu, spread| Times::new(draw(vcpu), 1000, spread);
-        assert_ne!(times(0, Spread::Uniform).next_time(), times(1, Spread::Uniform).next_time());
-        // The second moment over the square of the mean: 1, 1 + 1/12, 2.
+        let times = |vcpu, spread| Durations::new(draw(vcpu), 1000, spread);
+        assert_ne!(times(0, Spread::Uniform).next_duration(), times(1, Spread::Uniform).next_duration());
+        // Second moment over the square of the mean: 1, 1 + 1/12, 2.
         for (spread, second) in [(Spread::Fixed, 1.0), (Spread::Uniform, 1.0833), (Spread::Exponential, 2.0)]
         {
             let mut times = times(0, spread);
-            let drawn: Vec<f64> = (0..200_000).map(|_| times.next_time() as f64).collect();
+            let drawn: Vec<f64> = (0..200_000).map(|_| times.next_duration() as f64).collect();
             let mean = drawn.iter().sum::<f64>() / drawn.len() as f64;
             let square = drawn.iter().map(|time| time * time).sum::<f64>() / drawn.len() as f64;
             assert!((990.0..=1010.0).contains(&mean), "{spread}: {mean}");
             assert!((square / (mean * mean) - second).abs() < 0.02 * second, "{spread}: {square}");
         }
-        assert_eq!(Times::new(draw(0), 0, Spread::Uniform).next_time(), 0);
+        assert_eq!(Durations::new(draw(0), 0, Spread::Uniform).next_duration(), 0);
     }
 
     #[test]
@@ -175,7 +176,7 @@ mod tests {
         (0..80_000).for_each(|_| counts[draw.below(8) as usize] += 1);
         assert!(counts.iter().all(|count| (9_500..=10_500).contains(count)), "{counts:?}");
         assert_eq!(draw.below(0), 0);
-        let (mut one, mut other) = (Draw::new(7, VcpuId::BOOT, 1), Draw::new(7, VcpuId::BOOT, 2));
+        let (mut one, mut other) = (Random::new(7, VcpuId::BOOT, 1), Random::new(7, VcpuId::BOOT, 2));
         assert_ne!(one.next(), other.next());
     }
 }

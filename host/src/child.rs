@@ -1,4 +1,4 @@
-//! Children: waiting for one, and what it used.
+//! Waiting for a child process, and its peak memory use.
 
 #![expect(unsafe_code, reason = "wait4, which the standard library does not have")]
 
@@ -7,25 +7,25 @@ use std::mem::MaybeUninit;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus};
 
-/// A child that has ended.
+/// The exit of a child process.
 #[derive(Clone, Copy, Debug)]
-pub struct Ended {
-    /// How.
+pub struct ChildExit {
+    /// Exit code or signal.
     pub status: ExitStatus,
-    /// Its peak resident size (KiB).
-    pub peak_kib: u64,
+    /// Peak resident set size (KiB).
+    pub peak_rss_kib: u64,
 }
 
-/// Waits for `child`, which nobody else waits for.
+/// Waits for `child` to exit, and reaps it. Nothing else may wait for it, before or after.
 ///
 /// # Errors
-/// The host's reason.
-pub fn wait(child: &Child) -> io::Result<Ended> {
+/// wait4(2) failed, for instance because the child was already reaped.
+pub fn wait(child: &Child) -> io::Result<ChildExit> {
     let pid = libc::pid_t::try_from(child.id()).map_err(io::Error::other)?;
     let mut status = 0;
     let mut usage = MaybeUninit::<libc::rusage>::uninit();
     loop {
-        // SAFETY: both places are valid to write to, and the kernel fills them when it returns a process.
+        // SAFETY: `status` and `usage` are valid for writes of the types that wait4 stores there.
         let waited = unsafe { libc::wait4(pid, &raw mut status, 0, usage.as_mut_ptr()) };
         if waited == pid {
             break;
@@ -35,7 +35,10 @@ pub fn wait(child: &Child) -> io::Result<Ended> {
             return Err(error);
         }
     }
-    // SAFETY: wait4 returned a process, so it has written the usage.
+    // SAFETY: wait4 returned a process, and then it has written the whole structure.
     let usage = unsafe { usage.assume_init() };
-    Ok(Ended { status: ExitStatus::from_raw(status), peak_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0) })
+    Ok(ChildExit {
+        status: ExitStatus::from_raw(status),
+        peak_rss_kib: u64::try_from(usage.ru_maxrss).unwrap_or(0),
+    })
 }

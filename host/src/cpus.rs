@@ -1,4 +1,4 @@
-//! Host CPUs, as users write them: `0,2-3`.
+//! Sets of host CPUs, written as `0,2-3`, and CPU affinity.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,57 +7,57 @@ use std::str::FromStr;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-/// A list of CPUs cannot be read, or cannot be had.
+/// A CPU list is malformed or not allowed, or the host refuses an affinity.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CpuError {
-    /// Not a list.
+    /// The text is not a CPU list.
     #[error("{0:?} is not a list of CPUs (write numbers and ranges, as in 0,2-3)")]
     NotAList(String),
-    /// A list that names CPUs which this process may not use.
-    #[error("CPU {cpu} does not exist or is not open to this process (those that are: {allowed})")]
+    /// The list contains a CPU that this process may not use.
+    #[error("CPU {cpu} does not exist or is not allowed for this process (allowed: {allowed})")]
     NotAllowed {
         /// The first such CPU.
         cpu: usize,
-        /// What could have been asked for.
+        /// The CPUs that this process may use.
         allowed: Cpus,
     },
-    /// The host would not say, or not do it.
-    #[error("Cannot {what} the CPUs of a thread: {}", errno.desc())]
+    /// `sched_getaffinity(2)` or `sched_setaffinity(2)` failed.
+    #[error("Cannot {what} the CPU affinity of a thread: {}", errno.desc())]
     Affinity {
         /// `read` or `set`.
         what: &'static str,
-        /// The host's reason.
+        /// The error of the system call.
         errno: nix::Error,
     },
 }
 
 impl CpuError {
-    /// Whether the user asked for something that makes no sense, rather than the host refusing it.
+    /// Whether the caller's CPU list is at fault, and not the host.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::NotAList(_) | Self::NotAllowed { .. })
     }
 }
 
-/// A set of host CPUs. Not empty.
+/// A set of host CPUs, never empty.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(transparent)]
 pub struct Cpus(BTreeSet<usize>);
 
 impl Cpus {
-    /// Those that this process may use.
+    /// Returns the CPUs that the calling thread may use.
     ///
     /// # Errors
-    /// [`CpuError::Affinity`] with the host's reason.
+    /// [`CpuError::Affinity`] if `sched_getaffinity(2)` fails.
     pub fn allowed() -> Result<Self, CpuError> {
         let set = sched_getaffinity(Pid::from_raw(0))
             .map_err(|errno| CpuError::Affinity { what: "read", errno })?;
         Ok(Self((0..CpuSet::count()).filter(|cpu| set.is_set(*cpu) == Ok(true)).collect()))
     }
 
-    /// These CPUs, if this process may use each of them.
+    /// Returns `self` if it is a subset of `allowed`.
     ///
     /// # Errors
-    /// [`CpuError::NotAllowed`] for the first that it may not.
+    /// [`CpuError::NotAllowed`] with the first CPU that is not in `allowed`.
     pub fn within(self, allowed: &Self) -> Result<Self, CpuError> {
         match self.0.difference(&allowed.0).next() {
             Some(cpu) => Err(CpuError::NotAllowed { cpu: *cpu, allowed: allowed.clone() }),
@@ -65,51 +65,52 @@ impl Cpus {
         }
     }
 
-    /// This CPU alone.
+    /// Returns the set of one CPU.
     pub fn single(cpu: usize) -> Self {
         Self(BTreeSet::from([cpu]))
     }
 
-    /// Those that are not among `others`; `None` where there are none.
+    /// Returns the CPUs that are not in `others`, or `None` if there are none.
     pub fn without(&self, others: &Self) -> Option<Self> {
-        let rest: BTreeSet<_> = self.0.difference(&others.0).copied().collect();
-        (!rest.is_empty()).then_some(Self(rest))
+        let left: BTreeSet<_> = self.0.difference(&others.0).copied().collect();
+        (!left.is_empty()).then_some(Self(left))
     }
 
-    /// How many.
+    /// Returns the number of CPUs.
     pub fn count(&self) -> usize {
         self.0.len()
     }
 
-    /// The first `count` of them, at least one.
+    /// Returns the first `count` CPUs, at least one.
     #[must_use]
     pub fn first(&self, count: usize) -> Self {
         Self(self.0.iter().copied().take(count.max(1)).collect())
     }
 
-    /// Each of them, ascending.
+    /// Iterates over the CPUs in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
         self.0.iter().copied()
     }
 
-    /// Each of them as a set of its own, ascending.
+    /// Iterates over the CPUs in ascending order, each as a set of its own.
     pub fn each(&self) -> impl Iterator<Item = Self> + '_ {
         self.iter().map(Self::single)
     }
 
-    /// Confines the calling thread to these CPUs.
+    /// Pins the calling thread to these CPUs.
     ///
     /// # Errors
-    /// [`CpuError::Affinity`] with the host's reason.
-    pub fn confine_this_thread(&self) -> Result<(), CpuError> {
-        self.confine_thread(0)
+    /// [`CpuError::Affinity`] if `sched_setaffinity(2)` fails.
+    pub fn pin_this_thread(&self) -> Result<(), CpuError> {
+        self.pin_thread(0)
     }
 
-    /// Confines thread `tid` of this process, or the calling one (0), to these CPUs.
+    /// Pins thread `tid` of this process to these CPUs; 0 is the calling thread.
     ///
     /// # Errors
-    /// [`CpuError::Affinity`] with the host's reason.
-    pub fn confine_thread(&self, tid: libc::pid_t) -> Result<(), CpuError> {
+    /// [`CpuError::Affinity`] if `sched_setaffinity(2)` fails, for instance because the thread has
+    /// ended.
+    pub fn pin_thread(&self, tid: libc::pid_t) -> Result<(), CpuError> {
         let failed = |errno| CpuError::Affinity { what: "set", errno };
         let mut set = CpuSet::new();
         for cpu in self.iter() {
@@ -174,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_list_is_refused() {
+    fn malformed_list_is_refused() {
         for list in ["", "a", "1-", "3-1", "-1", "0,,1", "0-99999999", "18446744073709551616"] {
             assert_eq!(list.parse::<Cpus>(), Err(CpuError::NotAList(list.to_owned())), "{list}");
         }

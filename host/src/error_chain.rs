@@ -1,9 +1,12 @@
-//! An error and its causes, as one line.
+//! Formats an error and its sources as one line.
 
 use std::error::Error;
 
-/// `error`, and what it was caused by, down to the last. What a layer repeats of the one below is said once.
-pub fn in_one_line(error: &dyn Error) -> String {
+/// Joins `error` and its chain of sources by `: `, in one line.
+///
+/// A source whose text the line already contains is left out: a layer may repeat the text of the
+/// one below.
+pub fn one_line(error: &dyn Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -1,25 +1,25 @@
-//! What kind of host this is: every result names it.
+//! Identity of the host: kernel, processor and KVM backend. Each result records it.
 
 use std::fs;
 use std::path::Path;
 
 use super::cpus::Cpus;
 
-/// The host, as results name it.
+/// Kernel, processor and KVM backend of the host, as a result records them.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct HostFacts {
-    /// Kernel release.
+    /// The kernel release, as `uname -r` prints it.
     pub kernel: String,
-    /// Processor, as it calls itself.
+    /// The processor's model name, from `/proc/cpuinfo`.
     pub processor: String,
-    /// What KVM is built on here: `vmx`, `svm`, `pvm`, or `unknown`.
+    /// The virtualization that KVM uses: `vmx`, `svm`, `pvm` or `unknown`.
     pub kvm_backend: &'static str,
-    /// CPUs that this process may use.
+    /// The CPUs that this process may use; `None` if the host does not report them.
     pub cpus: Option<Cpus>,
 }
 
 impl HostFacts {
-    /// Looks around. What cannot be found out is said to be unknown.
+    /// Reads the facts of this host. A fact that cannot be read is `unknown`.
     pub fn probe() -> Self {
         let kernel = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
         Self {
@@ -38,7 +38,7 @@ fn processor() -> String {
     model.unwrap_or_else(|| "unknown".to_owned())
 }
 
-/// By the module that drives KVM, built in or loaded.
+/// Returns the backend by the KVM module that is built in or loaded.
 fn kvm_backend() -> &'static str {
     let backends = [("kvm_intel", "vmx"), ("kvm_amd", "svm"), ("kvm_pvm", "pvm")];
     let here = |module: &str| Path::new("/sys/module").join(module).exists();

@@ -88,10 +88,11 @@ impl KickHandle {
     }
 }
 
-/// Sends `signal` to thread `tid` of this process. The error of a thread that has ended is ignored: it needs no signal.
+/// Sends `signal` to thread `tid` of this process, which blocks or handles it. The error of a
+/// thread that has ended is ignored: it needs no signal.
 pub fn signal_thread(tid: pid_t, signal: c_int) {
     let process = std::process::id();
-    // SAFETY: tgkill(2) takes no pointers. The signal goes to a thread of this process, which blocks or handles it.
+    // SAFETY: tgkill(2) takes no pointers. The signal goes to a thread of this process only.
     unsafe { libc::syscall(libc::SYS_tgkill, process, tid, signal) };
 }
 

@@ -1,15 +1,46 @@
-//! What Linux reports about CPUs, threads, clocks and context switches, and kicks between threads.
+//! What Linux reports about CPUs, threads and context switches, and how to influence them.
+//!
+//! Measurements of scheduling need exact figures of single threads: their run delay, their context
+//! switches with timestamps, their CPU affinity and class. This crate reads and sets them through
+//! `/proc`, `perf_event_open(2)` and the scheduler's system calls. It knows no KVM guest: a vCPU is
+//! a thread here.
+//!
+//! | module | task |
+//! |---|---|
+//! | [`stats`] | run time, run delay and switch counts of a thread; busy time of CPUs |
+//! | [`perf`] | each context switch of a thread, with its time; a timer interrupt on a CPU |
+//! | [`cpus`], [`thread`], [`placement`] | affinity, scheduling classes, placement of helpers |
+//! | [`clock`], [`timer`], [`ticker`] | timestamps, signals at a time, periodic threads |
+//! | [`cpu_hog`] | load that competes for CPUs |
+//! | [`child`], [`tracefs`], [`facts`] | child processes, tracepoints, identity of the host |
+//!
+//! How long does the calling thread wait for a CPU?
+//!
+//! ```
+//! use host::stats::RunDelay;
+//!
+//! let run_delay = RunDelay::of_this_thread()?;
+//! let before_ns = run_delay.read_ns()?;
+//! std::thread::yield_now();
+//! let waited_ns = run_delay.read_ns()? - before_ns;
+//! println!("runnable, but not running, for {waited_ns} ns");
+//! # Ok::<(), std::io::Error>(())
+//! ```
 
-pub mod account;
-pub mod aside;
 pub mod child;
 pub mod clock;
+pub mod cpu_hog;
 pub mod cpus;
 pub mod error_chain;
 pub mod facts;
 pub mod kick;
 pub mod perf;
+pub mod placement;
+pub mod stats;
 pub mod thread;
 pub mod ticker;
 pub mod timer;
 pub mod tracefs;
+
+/// The size of a page of memory (bytes).
+pub const PAGE_SIZE: usize = 4096;

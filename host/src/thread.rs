@@ -1,72 +1,76 @@
-//! Threads, by the name that the kernel gives them.
+//! Thread IDs and scheduling classes.
 
-#![expect(unsafe_code, reason = "gettid, by its number; sched_setattr, which nix does not have")]
+#![expect(unsafe_code, reason = "gettid by its number, and sched_setattr, which nix does not have")]
 
 use std::io;
 
 use libc::pid_t;
 
-/// The calling thread's id, as in `/proc/self/task`.
+/// Returns the calling thread's ID, as in `/proc/self/task`.
 ///
-/// It is asked for by number. The standard library refers to the C library's `gettid` weakly, for those that lack it; a
-/// static binary for which that is the only reference left has none, and a call would go to address 0.
+/// It calls gettid(2) by number. The standard library refers to the C library's `gettid` weakly; in
+/// a static binary without any other reference the symbol is absent, and a call would jump to
+/// address 0.
 pub fn own_tid() -> pid_t {
-    // SAFETY: the call takes nothing, touches nothing, and cannot fail.
+    // SAFETY: gettid takes no argument, accesses no memory of ours, and cannot fail.
     let tid = unsafe { libc::syscall(libc::SYS_gettid) };
     pid_t::try_from(tid).unwrap_or(0)
 }
 
-/// How a thread is scheduled.
+/// A scheduling class with its parameters (sched(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// As most are.
+    /// `SCHED_OTHER` with nice 0 and the host's slice: the default.
     Fair,
-    /// As most are, but it preempts nobody when it wakes.
+    /// `SCHED_BATCH`: like `SCHED_OTHER`, but a thread that wakes preempts no other.
     Batch,
-    /// Before all of the fair class, with this priority.
+    /// `SCHED_FIFO` with this priority (1 to 99): preempts all fair tasks.
     Fifo(u8),
-    /// Before everybody: so much CPU time in each period (ns).
+    /// `SCHED_DEADLINE`: preempts all other classes, within a budget.
     Deadline {
-        /// CPU time.
-        runtime: u64,
-        /// In which.
-        period: u64,
+        /// CPU time in each period (ns).
+        runtime_ns: u64,
+        /// Length of a period, and deadline in it (ns).
+        period_ns: u64,
     },
-    /// As most are, with this niceness and this slice (ns; 0 for the host's own).
+    /// `SCHED_OTHER` with a nice value and a slice.
     Tuned {
-        /// As nice(2).
+        /// The nice value, -20 to 19; see nice(2).
         nice: i8,
-        /// The slice.
-        slice: u64,
+        /// The slice (ns); 0 for the host's default. Linux before 6.12 ignores it.
+        slice_ns: u64,
     },
 }
 
-/// The size of what says how a thread is scheduled.
+/// The size of `struct sched_attr`, which the kernel reads from its first field.
 #[expect(clippy::cast_possible_truncation, reason = "56")]
-const ATTRIBUTES: u32 = size_of::<libc::sched_attr>() as u32;
+const ATTRIBUTES_SIZE: u32 = size_of::<libc::sched_attr>() as u32;
 
-/// Changes the calling thread's class.
+/// Sets the calling thread's scheduling class.
 ///
 /// # Errors
-/// As [`set_class`].
+/// See [`set_class`].
 pub fn set_own_class(class: Class) -> io::Result<()> {
     set_class(0, class)
 }
 
-/// Changes the class of thread `tid`; 0 is the calling thread.
+/// Sets the scheduling class of thread `tid`; 0 is the calling thread.
 ///
 /// # Errors
-/// The host's reason: it takes `CAP_SYS_NICE`, or a resource limit (`RLIMIT_RTPRIO`) of that priority.
+/// `sched_setattr(2)` failed. `EPERM`: a real-time class or a negative nice value needs
+/// `CAP_SYS_NICE` or a sufficient `RLIMIT_RTPRIO` or `RLIMIT_NICE`; a deadline needs
+/// `CAP_SYS_NICE`.
 pub fn set_class(tid: pid_t, class: Class) -> io::Result<()> {
     let (policy, nice, priority, runtime, period) = match class {
         Class::Fair => (libc::SCHED_OTHER, 0, 0, 0, 0),
         Class::Batch => (libc::SCHED_BATCH, 0, 0, 0, 0),
         Class::Fifo(priority) => (libc::SCHED_FIFO, 0, u32::from(priority), 0, 0),
-        Class::Deadline { runtime, period } => (libc::SCHED_DEADLINE, 0, 0, runtime, period),
-        Class::Tuned { nice, slice } => (libc::SCHED_OTHER, i32::from(nice), 0, slice, 0),
+        Class::Deadline { runtime_ns, period_ns } => (libc::SCHED_DEADLINE, 0, 0, runtime_ns, period_ns),
+        // A fair thread's slice goes in the field of the runtime
+        Class::Tuned { nice, slice_ns } => (libc::SCHED_OTHER, i32::from(nice), 0, slice_ns, 0),
     };
     let attributes = libc::sched_attr {
-        size: ATTRIBUTES,
+        size: ATTRIBUTES_SIZE,
         sched_policy: policy.cast_unsigned(),
         sched_flags: 0,
         sched_nice: nice,
@@ -75,7 +79,8 @@ pub fn set_class(tid: pid_t, class: Class) -> io::Result<()> {
         sched_deadline: period,
         sched_period: period,
     };
-    // SAFETY: the call reads the attributes, whose size they say, and touches no other memory.
+    // SAFETY: sched_setattr reads `size` bytes at `attributes`, which is as long, and accesses no
+    // other memory.
     match unsafe { libc::syscall(libc::SYS_sched_setattr, tid, &raw const attributes, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -87,10 +92,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_tid_names_a_task_of_this_process_another_in_each_thread() {
-        let task = |tid: pid_t| std::path::Path::new(&format!("/proc/self/task/{tid}")).exists();
+    fn own_tid_is_a_task_of_this_process_and_differs_between_threads() {
+        let is_task = |tid: pid_t| std::path::Path::new(&format!("/proc/self/task/{tid}")).exists();
         let tid = own_tid();
-        assert!(task(tid));
+        assert!(is_task(tid));
         let other = std::thread::spawn(own_tid).join().unwrap();
         assert_ne!(tid, other);
     }

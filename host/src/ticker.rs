@@ -1,4 +1,4 @@
-//! A thread that does the same thing again and again, until it is dropped.
+//! A thread that calls a function periodically.
 
 use std::io;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// See the module. When the drop returns the thread is gone.
+/// A thread that calls a function periodically. Dropping it ends the thread and joins it.
 #[derive(Debug)]
 pub struct Ticker {
     is_over: Arc<AtomicBool>,
@@ -14,10 +14,13 @@ pub struct Ticker {
 }
 
 impl Ticker {
-    /// Starts a thread of this name, which does `begin` once, and `tick` with `period` between.
+    /// Starts a thread called `name`. It calls `begin` once, then `tick` again and again.
+    ///
+    /// Between two calls of `tick` it sleeps for `period`, so the rate also depends on the run time
+    /// of `tick`.
     ///
     /// # Errors
-    /// The host gives no thread.
+    /// The host cannot create a thread.
     pub fn start(
         name: &str,
         period: Duration,
@@ -26,14 +29,14 @@ impl Ticker {
     ) -> io::Result<Self> {
         let is_over = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&is_over);
-        let live = move || {
+        let run = move || {
             begin();
             while !ends.load(Ordering::Relaxed) {
                 tick();
                 thread::park_timeout(period);
             }
         };
-        let thread = thread::Builder::new().name(name.to_owned()).spawn(live)?;
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(run)?;
         Ok(Self { is_over, thread: Some(thread) })
     }
 }
@@ -55,28 +58,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ticker_ticks_until_it_is_dropped_and_not_once_more() {
-        let (tell, told) = mpsc::channel();
-        let tell_begin = tell.clone();
+    fn ticker_ticks_until_it_is_dropped() {
+        let (sender, ticks) = mpsc::channel();
+        let begin_sender = sender.clone();
         let ticker = Ticker::start(
             "test",
             Duration::from_micros(50),
-            move || tell_begin.send(0).unwrap(),
-            move || tell.send(1).unwrap(),
+            move || begin_sender.send(0).unwrap(),
+            move || sender.send(1).unwrap(),
         );
-        assert_eq!(told.iter().take(4).collect::<Vec<_>>(), [0, 1, 1, 1]);
+        assert_eq!(ticks.iter().take(4).collect::<Vec<_>>(), [0, 1, 1, 1]);
         drop(ticker.unwrap());
-        // Both senders are gone, so this ends.
-        assert!(told.iter().all(|tick| tick == 1));
+        // Both senders are dropped, so this ends
+        assert!(ticks.iter().all(|tick| tick == 1));
     }
 
     #[test]
-    fn ticker_that_is_asleep_for_long_is_dropped_at_once() {
-        let (tell, told) = mpsc::channel();
+    fn ticker_with_a_long_period_is_dropped_at_once() {
+        let (sender, ticks) = mpsc::channel();
         let hour = Duration::from_secs(3600);
-        let ticker = Ticker::start("test", hour, || {}, move || tell.send(()).unwrap());
-        told.recv().unwrap();
+        let ticker = Ticker::start("test", hour, || {}, move || sender.send(()).unwrap());
+        ticks.recv().unwrap();
         drop(ticker.unwrap());
-        assert!(told.recv().is_err());
+        assert!(ticks.recv().is_err());
     }
 }

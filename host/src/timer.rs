@@ -1,4 +1,4 @@
-//! Timers that send a signal to one thread.
+//! One-shot timers that send a signal to one thread (`timer_create(2)`, `SIGEV_THREAD_ID`).
 
 #![expect(
     unsafe_code,
@@ -14,30 +14,36 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 
-/// A timer for one thread, on the monotonic clock. Any thread may set it.
+/// A timer on `CLOCK_MONOTONIC` that signals one thread. Any thread may set it; dropping it deletes
+/// it.
 #[derive(Debug)]
 pub struct ThreadTimer(Timer);
 
-// SAFETY: the pointer is the kernel's number of the timer in disguise, and POSIX lets every thread of the process use it.
+// SAFETY: `timer_t` is declared as a pointer, but holds the kernel's ID of the timer, which nothing
+// dereferences. POSIX lets any thread of the process set or delete a timer. `set` takes `&mut
+// self`, so that two calls never run at once.
 unsafe impl Send for ThreadTimer {}
 
 impl ThreadTimer {
-    /// A timer that sends `signal` to thread `tid` of this process. It is not set yet.
+    /// Creates a timer that sends `signal` to thread `tid` of this process. It is not armed yet.
     ///
     /// # Errors
-    /// The host's reason.
+    /// `signal` is not a standard signal, or `timer_create(2)` failed.
     pub fn new(tid: pid_t, signal: libc::c_int) -> io::Result<Self> {
         let signal = Signal::try_from(signal)?;
         let notify = SigevNotify::SigevThreadId { signal, thread_id: tid, si_value: 0 };
         Ok(Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify)).map(Self)?)
     }
 
-    /// Sends the signal at `at_ns` of the monotonic clock, and not when it was to be sent so far. A moment that is past is now.
+    /// Arms the timer for the time `at_ns` of the monotonic clock (ns), in place of any earlier
+    /// setting.
+    ///
+    /// A time in the past fires at once.
     ///
     /// # Errors
-    /// The host's reason.
+    /// `timer_settime(2)` failed.
     pub fn set(&mut self, at_ns: u64) -> io::Result<()> {
-        // A time of 0 would switch it off.
+        // 0 would disarm the timer
         let at = TimeSpec::from_duration(Duration::from_nanos(at_ns.max(1)));
         Ok(self.0.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME)?)
     }
@@ -54,7 +60,7 @@ mod tests {
     use crate::thread::own_tid;
 
     #[test]
-    fn timer_that_another_thread_sets_signals_its_own_thread_and_not_too_early() {
+    fn timer_set_by_another_thread_signals_its_own_thread_and_not_too_early() {
         std::thread::spawn(|| {
             let set = SigSet::from_iter([Signal::SIGUSR2]);
             pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&set), None).unwrap();
@@ -68,7 +74,7 @@ mod tests {
             assert!(began.elapsed() >= Duration::from_millis(2));
             let mut timer = other.join().unwrap();
             timer.set(0).unwrap();
-            assert_eq!(set.wait().unwrap(), Signal::SIGUSR2, "long past is now");
+            assert_eq!(set.wait().unwrap(), Signal::SIGUSR2, "a time in the past fires at once");
         })
         .join()
         .unwrap();

@@ -1,4 +1,6 @@
-//! A policy of your own, beside round robin: on each CPU, of those who wait for a turn, whoever holds a lock comes first.
+//! A policy of your own, compared with round robin: on each CPU, lock holders run first.
+//!
+//! `src/policy/README.md` explains it.
 //!
 //! `cargo run --release --example own_policy -- --lock tas,mutex --load 1,4`
 
@@ -8,23 +10,25 @@ use clap::Parser;
 use lab::bench::policies;
 use lab::cli::PoliciesCli;
 use lab::policy::catalogue::PolicyChoice;
-use lab::policy::{Cpu, Decision, Event, Lines, Ns, Policy, Scene, Vcpu, Wants};
+use lab::policy::{Cpu, Decision, Event, Needs, Ns, Policy, RunQueues, SchedState, Vcpu};
 
-/// The longest turn (ns).
-const TURN: Ns = 3_000_000;
+/// Length of a slice (ns).
+const SLICE: Ns = 3_000_000;
 
+/// Round robin that prefers lock holders.
 #[derive(Debug, Default)]
 struct HolderFirst {
-    lines: Lines,
+    queues: RunQueues,
 }
 
 impl HolderFirst {
-    /// Gives `cpu` to the first of its line who holds a lock; if nobody does, to the first.
-    fn give(&mut self, cpu: Cpu, due: Ns, scene: &Scene, out: &mut Vec<Decision>) {
-        let can = |vcpu: Vcpu| scene.may_run_on(cpu, vcpu);
-        let holds = |vcpu: Vcpu| can(vcpu) && scene.told(vcpu).holds > 0;
-        let until = scene.after(due, TURN);
-        out.push(match self.lines.next(cpu, holds).or_else(|| self.lines.next(cpu, can)) {
+    /// Assigns `cpu` to the first lock holder of its queue, or else to the first vCPU.
+    fn dispatch(&mut self, cpu: Cpu, due: Ns, state: &SchedState, out: &mut Vec<Decision>) {
+        let may_run = |vcpu: Vcpu| state.may_run_on(cpu, vcpu);
+        let is_holder = |vcpu: Vcpu| may_run(vcpu) && state.hints(vcpu).locks_held > 0;
+        let holder = self.queues.pick_next(cpu, is_holder);
+        let until = state.forward(due, SLICE);
+        out.push(match holder.or_else(|| self.queues.pick_next(cpu, may_run)) {
             Some(vcpu) => Decision::Run { cpu, vcpu, until },
             None => Decision::Idle { cpu, until },
         });
@@ -32,17 +36,17 @@ impl HolderFirst {
 }
 
 impl Policy for HolderFirst {
-    fn wants(&self) -> Wants {
-        Wants { told: true, ..Wants::default() } // have the guest say who holds what
+    fn needs(&self) -> Needs {
+        Needs { guest_hints: true, ..Needs::default() } // the guest publishes lock holders
     }
 
-    fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {
+    fn decide(&mut self, event: Event, state: &SchedState, out: &mut Vec<Decision>) {
         match event {
             Event::Begin => {
-                self.lines = Lines::by_home(scene);
-                (0..scene.cpus.len()).for_each(|cpu| self.give(cpu, scene.now, scene, out));
+                self.queues = RunQueues::by_home(state);
+                (0..state.cpus.len()).for_each(|cpu| self.dispatch(cpu, state.now, state, out));
             }
-            Event::Tick { cpu, due } => self.give(cpu, due, scene, out),
+            Event::Tick { cpu, due } => self.dispatch(cpu, due, state, out),
             _ => {}
         }
     }

@@ -7,10 +7,10 @@ use std::fmt::{self, Display};
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use protocol::words::{Check, Lock, Wait, Workload};
+use protocol::payload::params::{Check, Lock, Wait, Workload};
 use serde::Serialize;
 
-use crate::experiment::{Experiment, ExperimentError, Point, Way, lock_of};
+use crate::experiment::{Experiment, ExperimentError, Point, WaitMode, lock_of};
 use crate::guest::LabGuestError;
 use crate::render::lock_cells;
 use crate::results::{RunResult, SCHEMA};
@@ -25,7 +25,8 @@ use vmm::vm::machine::{self, MachineError};
 /// vCPUs for each CPU: what is compared with, and what is compared.
 const OVERCOMMITS: [usize; 2] = [1, 4];
 const LOCKS: [Lock; 2] = [Lock::Tas, Lock::Mutex];
-const WAITS: [Way; 3] = [Way::new(Wait::Ignore), Way::new(Wait::Threshold), Way::new(Wait::Byte)];
+const WAITS: [WaitMode; 3] =
+    [WaitMode::new(Wait::Spin), WaitMode::new(Wait::Threshold), WaitMode::new(Wait::Preempted)];
 
 /// Together with start and end of a guest, 24 points take about 15 s.
 const WARMUP_MS: u32 = 100;
@@ -212,10 +213,11 @@ impl Demo {
         let mut parts = Vec::new();
         for lock in LOCKS {
             let kept = |wait| {
-                let wait = Way::new(wait);
+                let wait = WaitMode::new(wait);
                 self.retention(Point { lock, wait, check: Check::Save0, publisher, overcommit: 4 })
             };
-            let (ignored, threshold, used) = (kept(Wait::Ignore)?, kept(Wait::Threshold)?, kept(Wait::Byte)?);
+            let (ignored, threshold, used) =
+                (kept(Wait::Spin)?, kept(Wait::Threshold)?, kept(Wait::Preempted)?);
             let factor = used / ignored.max(f64::MIN_POSITIVE);
             let change = match factor {
                 factor if factor >= 1.05 => format!("{factor:.1} times as much"),
@@ -235,7 +237,7 @@ impl Demo {
     fn what_another_publisher_does(&self, publisher: PublisherKind) -> Option<String> {
         let (mut seen, mut preemptions, mut kept) = (0, 0, Vec::new());
         for lock in LOCKS {
-            let wait = Way::new(Wait::Byte);
+            let wait = WaitMode::new(Wait::Preempted);
             let point = Point { lock, wait, check: Check::Save0, publisher, overcommit: 4 };
             let (window, figures) = lock_of(self.find(point)?)?;
             seen += figures.preempted_seen;

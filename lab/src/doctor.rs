@@ -9,18 +9,18 @@ use std::time::Duration;
 
 use kvm_bindings::KVM_CAP_HALT_POLL;
 use kvm_ioctls::{Cap, Kvm};
-use protocol::words::{Job, Workload};
+use protocol::payload::params::{Job, Workload};
 
 use crate::cli::QualityArgs;
 use crate::experiment::Experiment;
 use crate::quality::{self, QualityError};
-use crate::results::{RunResult, SightFigures};
+use crate::results::RunResult;
 use crate::steer::choice::class_is_refused;
 use crate::table::figure;
-use host::account;
 use host::cpus::Cpus;
 use host::error_chain;
 use host::facts::HostFacts;
+use host::stats;
 use steal_time::bpf::Program;
 use steal_time::publisher::PublisherKind;
 use vmm::cpuid::Supported;
@@ -121,7 +121,7 @@ impl Diagnosis {
         match Program::load(1, 1) {
             Ok(program) => {
                 self.good("BPF", took(&program));
-                if program.notices_init() {
+                if program.detects_init() {
                     self.good(
                         "INIT",
                         "KVM's local APICs tell of it: it clears the MSR, as it must".to_owned(),
@@ -137,13 +137,13 @@ impl Diagnosis {
             Err(error) => {
                 self.bad(
                     "BPF",
-                    format!("{}: steal and byte come later, or not at all", error_chain::in_one_line(&error)),
+                    format!("{}: steal and byte come later, or not at all", error_chain::one_line(&error)),
                 );
             }
         }
         match Program::load_classic(1, 1) {
             Ok(program) => self.good("BPF without BTF", took(&program)),
-            Err(error) => self.bad("BPF without BTF", error_chain::in_one_line(&error)),
+            Err(error) => self.bad("BPF without BTF", error_chain::one_line(&error)),
         }
     }
 
@@ -152,7 +152,7 @@ impl Diagnosis {
             None => self.good("policies", "--mechanism class works, and park does anywhere".to_owned()),
             Some(why) => self.bad("policies", format!("{why}: --mechanism park it is")),
         }
-        match account::own_run_delay_ns() {
+        match stats::own_run_delay_ns() {
             Ok(_) => {
                 self.good("run delay", "the scheduler tells how long a thread waited for a CPU".to_owned());
             }
@@ -179,20 +179,15 @@ impl Diagnosis {
         match quality::run(&args, |_| {}) {
             Ok(quality) => {
                 for ((what, _), row) in PUBLISHERS.iter().zip(&quality.rows) {
-                    self.judge(what, &row.finding, row.sight.as_ref().ok());
+                    self.judge(what, &row.finding);
                 }
             }
             Err(QualityError::TooFewCpus(_)) => self.sample_publishers(host, &cpus),
-            Err(error) => self.bad("byte", error_chain::in_one_line(&error)),
+            Err(error) => self.bad("byte", error_chain::one_line(&error)),
         }
     }
 
-    fn judge(
-        &mut self,
-        what: &'static str,
-        finding: &Result<quality::Finding, String>,
-        sight: Option<&SightFigures>,
-    ) {
+    fn judge(&mut self, what: &'static str, finding: &Result<quality::Finding, String>) {
         let finding = match finding {
             Ok(finding) => finding,
             Err(why) => return self.bad(what, why.clone()),
@@ -200,16 +195,12 @@ impl Diagnosis {
         if let Some(doubt) = finding.tally.doubts.first() {
             return self.bad(what, format!("how true it is cannot be said: {doubt}"));
         }
-        let edge = &finding.byte.outs;
+        let edge = &finding.byte.sched_out;
         let wrong = finding.byte.wrongly_set.longest_ns.max(finding.byte.wrongly_clear.longest_ns);
-        let sight = sight.filter(|sight| sight.clocks_apart_ns.is_none());
-        let by_guest = sight.map_or_else(String::new, |sight| {
-            format!("; a vCPU beside it missed it {} of {} times", sight.unmarked, sight.stalls)
-        });
         match edge.quantile_ns(0.5) {
             Some(late) if edge.missed * 100 <= edge.happened => {
                 let text = format!(
-                    "set for all but {} of {} preemptions, after {} us in the median; wrong for {} ms at most{by_guest}",
+                    "set for all but {} of {} preemptions, after {} us in the median; wrong for {} ms at most",
                     edge.missed,
                     edge.happened,
                     figure(late as f64 / 1e3),
@@ -220,7 +211,7 @@ impl Diagnosis {
             _ => self.bad(
                 what,
                 format!(
-                    "not set for {} of {} preemptions; wrong for up to {} ms{by_guest}",
+                    "not set for {} of {} preemptions; wrong for up to {} ms",
                     edge.missed,
                     edge.happened,
                     figure(wrong as f64 / 1e6)

@@ -71,6 +71,6 @@ impl Error {
 
     /// The error and what caused it, in one line.
     pub fn line(&self) -> String {
-        error_chain::in_one_line(self)
+        error_chain::one_line(self)
     }
 }

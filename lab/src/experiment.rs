@@ -7,7 +7,7 @@ use std::fmt::{self, Display};
 use std::io;
 use std::time::{Duration, Instant};
 
-use protocol::words::{Check, Job, Lock, Wait, Workload};
+use protocol::payload::params::{Check, Job, Lock, Wait, Workload};
 use serde::{Serialize, Serializer};
 
 use crate::guest::{self, LabConfig, LabGuestError};
@@ -34,21 +34,21 @@ pub struct Experiment {
 
 /// A way to wait, with how often it checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Way {
+pub struct WaitMode {
     /// The way.
     pub wait: Wait,
     /// Turns of the loop between two checks.
     pub every: u32,
 }
 
-impl Way {
+impl WaitMode {
     /// One that checks each time around.
     pub const fn new(wait: Wait) -> Self {
         Self { wait, every: 1 }
     }
 }
 
-impl Display for Way {
+impl Display for WaitMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.every {
             1 => write!(f, "{}", self.wait),
@@ -57,7 +57,7 @@ impl Display for Way {
     }
 }
 
-impl Serialize for Way {
+impl Serialize for WaitMode {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -70,7 +70,7 @@ pub struct Point {
     #[serde(serialize_with = "as_word")]
     pub lock: Lock,
     /// Its way to wait.
-    pub wait: Way,
+    pub wait: WaitMode,
     /// The form of the check.
     #[serde(serialize_with = "as_word")]
     pub check: Check,
@@ -152,7 +152,7 @@ impl Experiment {
     /// # Errors
     /// [`ExperimentError`].
     pub fn measure(&self, point: Point) -> Result<RunResult, ExperimentError> {
-        let Point { lock, wait: Way { wait, every }, check, publisher, overcommit } = point;
+        let Point { lock, wait: WaitMode { wait, every }, check, publisher, overcommit } = point;
         let workload = Workload { job: Job::Contend, lock, wait, check, check_every: every, ..self.workload };
         self.run(self.cpus.count() * overcommit, publisher, workload)
     }

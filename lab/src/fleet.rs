@@ -93,9 +93,9 @@ pub fn run<C: Write + Send + 'static>(
 ) -> Result<FleetRun, FleetError> {
     let mut guest = config.guest.clone();
     if let Some(steer) = &config.steer {
-        let wants = steer.wants().map_err(FleetError::from_policy)?;
-        guest.hints = steer::words(wants, steer.traces);
-        guest.doorbell = wants.rings;
+        let needs = steer.needs().map_err(FleetError::from_policy)?;
+        guest.hints = steer::words(needs, steer.traces);
+        guest.doorbell = needs.doorbell;
     }
     let start = |_| LabGuest::start(&guest, console(), Timings::since(began));
     let guests: Vec<LabGuest> = (0..config.guests.max(1)).map(start).collect::<Result<_, _>>()?;

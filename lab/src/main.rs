@@ -25,7 +25,7 @@ use lab::quality;
 use lab::render::{self, Summary};
 use lab::render_steering::FleetSummary;
 use lab::results::RunResult;
-use lab::steer::desk;
+use lab::steer::dispatcher;
 use lab::trace::perfetto;
 use vmm::supervise::Outcome;
 use vmm::timings::Timings;
@@ -51,7 +51,7 @@ fn abort_on_panic() {
     let tell = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         tell(info);
-        if !desk::is_asking() {
+        if !dispatcher::is_asking() {
             std::process::abort();
         }
     }));

@@ -29,17 +29,6 @@ impl Display for Summary<'_> {
                     figure(byte.own_samples as f64),
                 )?;
             }
-            if let Some(sight) = &window.sight {
-                writeln!(
-                    f,
-                    "vCPU 0 stood still {} times, {} without its byte set (out {} us in the median, {} at most); false {} times",
-                    count(sight.stalls),
-                    count(sight.unmarked),
-                    figure(sight.out_latency.p50_ns as f64 / 1e3),
-                    figure(sight.out_latency.longest_ns as f64 / 1e3),
-                    count(sight.falsely_set),
-                )?;
-            }
             if window.host.disturbed {
                 writeln!(f, "{}", Disturbed(window))?;
             }

@@ -116,7 +116,7 @@ impl Display for SteeringSummary<'_> {
         if !refused.is_empty() {
             writeln!(f, "  refused: {}", refused.join(", "))?;
         }
-        if s.drift.rehearsed > 0 {
+        if s.drift.dry_run > 0 {
             writeln!(
                 f,
                 "  as rehearsed: the first {} of {} decisions, apart by {}",

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
 
-use host::account::{MachineAccount, ThreadAccount};
 use host::cpus::Cpus;
+use host::stats::{CpuStats, ThreadStats};
 use vmm::vcpu::control::Gate;
 
 /// More than this much of a CPU used by others, or taken by an outer hypervisor, and a point is disturbed.
@@ -21,8 +21,8 @@ const COUNTING: Duration = Duration::from_millis(25);
 #[derive(Debug)]
 pub struct Snapshot {
     at: Instant,
-    machine: MachineAccount,
-    vcpus: Vec<(VcpuId, ThreadAccount)>,
+    machine: CpuStats,
+    vcpus: Vec<(VcpuId, ThreadStats)>,
 }
 
 impl Snapshot {
@@ -30,8 +30,8 @@ impl Snapshot {
     pub fn take(gate: &Gate, cpus: &Cpus) -> Self {
         let at = Instant::now();
         // An account that cannot be read belongs to a thread that has just ended, or to a host without /proc.
-        let machine = MachineAccount::read(cpus).unwrap_or_default();
-        let read = |vcpu, tid| (vcpu, ThreadAccount::read(tid).unwrap_or_default());
+        let machine = CpuStats::read(cpus).unwrap_or_default();
+        let read = |vcpu, tid| (vcpu, ThreadStats::read(tid).unwrap_or_default());
         let vcpus = gate.threads().into_iter().map(|(vcpu, thread)| read(vcpu, thread.tid())).collect();
         Self { at, machine, vcpus }
     }
@@ -60,9 +60,9 @@ pub struct Window {
     /// Its length.
     pub length: Duration,
     /// What the CPUs did.
-    pub machine: MachineAccount,
+    pub machine: CpuStats,
     /// What each vCPU thread did.
-    pub vcpus: Vec<(VcpuId, ThreadAccount)>,
+    pub vcpus: Vec<(VcpuId, ThreadStats)>,
 }
 
 impl Window {
@@ -81,7 +81,7 @@ impl Window {
 
     /// CPUs' worth of time that other processes used.
     pub fn strangers(&self) -> f64 {
-        self.machine.strangers().as_secs_f64() / self.length.as_secs_f64().max(f64::MIN_POSITIVE)
+        self.machine.other_tasks().as_secs_f64() / self.length.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 
     /// CPUs' worth of time that an outer hypervisor took.
@@ -92,7 +92,7 @@ impl Window {
     /// Whether the point is disturbed. It looks at CPU time only, never at the result.
     pub fn is_disturbed(&self) -> bool {
         let tolerated = self.length.mul_f64(DISTURBANCE).max(COUNTING);
-        self.machine.strangers() > tolerated || self.machine.stolen > tolerated
+        self.machine.other_tasks() > tolerated || self.machine.stolen > tolerated
     }
 }
 
@@ -101,12 +101,12 @@ mod tests {
     use super::*;
 
     fn snapshot(at: Instant, busy_ms: u64, own_ms: u64, run_ns: u64) -> Snapshot {
-        let machine = MachineAccount {
+        let machine = CpuStats {
             busy: Duration::from_millis(busy_ms),
             stolen: Duration::ZERO,
             own: Duration::from_millis(own_ms),
         };
-        let account = ThreadAccount { run_ns, ..ThreadAccount::default() };
+        let account = ThreadStats { run_ns, ..ThreadStats::default() };
         Snapshot { at, machine, vcpus: vec![(VcpuId::BOOT, account)] }
     }
 

@@ -1,18 +1,44 @@
-//! What guest and host share, and nothing else.
+//! The contract between a KVM guest and its monitor, for paravirtual steal time.
 //!
-//! Two programs meet in guest memory: a monitor that owns the steal-time records, and a guest that reads them.
-//! This crate is the whole of what they agree on:
+//! Two programs meet in guest memory: a monitor that publishes one steal-time record per vCPU, and
+//! a guest that reads the records of all vCPUs. This crate holds every constant, layout and
+//! register value that both need. Neither program depends on the other.
 //!
-//! 1. [`steal_time`]: the record, its MSR and its CPUID bits. This part is KVM's ABI; any guest knows it.
-//! 2. [`machine`]: the ports and addresses of the machine that the monitor shows.
-//! 3. [`payload`]: how our own bare-metal payload says that it is ours, and how it is started.
-//! 4. [`words`]: what the payload is asked to do, as words on the kernel command line.
-//! 5. [`report`]: what the payload leaves behind for the monitor to read, with its [`histogram`].
-//! 6. [`exchange`]: what the two tell each other beside the record, where a policy wants to know.
-//! 7. [`conformance`]: what a guest may rely on, and what our guest found of it.
+//! - [`kvm`] is KVM's own ABI: the record, the MSR that registers it, and the CPUID bits that offer
+//!   it. Any guest that knows KVM knows this part, and Linux does. Read it first.
+//! - [`payload`] is the ABI of this repository's test guest: parameters, hints, report.
 //!
-//! Nothing here needs `std`, nothing here is `unsafe`, and no offset is written down twice: both ends say
-//! `offset_of!`.
+//! The crate is `no_std`, has no dependency and no `unsafe`. Offsets come from `offset_of!`.
+//!
+//! # Example: one preemption, seen from both ends
+//!
+//! ```
+//! use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+//! use protocol::kvm::{PREEMPTED, Registration, StealTime};
+//!
+//! // The guest registers the record of one vCPU: WRMSR(MSR_STEAL_TIME, value).
+//! let record = StealTime::new();
+//! let value = Registration::At { gpa: 0x20_0040 }.to_msr();
+//! assert_eq!(value, 0x20_0041);
+//!
+//! // The monitor decodes the value. Bits 1 to 5 are reserved.
+//! assert_eq!(Registration::from_msr(value), Ok(Registration::At { gpa: 0x20_0040 }));
+//! assert!(Registration::from_msr(value | 2).is_err());
+//!
+//! // The host preempts the vCPU. Another vCPU that waits for a lock of this one stops spinning.
+//! record.preempted.store(PREEMPTED, Relaxed);
+//! assert_ne!(record.preempted.load(Relaxed), 0);
+//!
+//! // The host schedules the vCPU in again, after 3 ms on the run queue.
+//! record.preempted.store(0, Relaxed);
+//! let version = record.version.load(Relaxed);
+//! record.version.store(version + 1, Release); // odd: the update has begun
+//! record.steal.fetch_add(3_000_000, Release);
+//! record.version.store(version + 2, Release); // even: the update is complete
+//!
+//! // The guest charges the time to steal, not to the task that was running.
+//! assert_eq!(record.steal.load(Acquire), 3_000_000);
+//! ```
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -20,14 +46,8 @@
 #[cfg(test)]
 extern crate std;
 
-pub mod conformance;
-pub mod exchange;
-pub mod histogram;
-pub mod machine;
+pub mod kvm;
 pub mod payload;
-pub mod report;
-pub mod steal_time;
 mod vcpu_id;
-pub mod words;
 
 pub use vcpu_id::{MAX_VCPUS, VcpuId};

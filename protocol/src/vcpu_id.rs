@@ -1,13 +1,13 @@
-//! The one name a vCPU has.
+//! vCPU numbers.
 
 use core::fmt;
 
-/// The most vCPUs a guest can have.
+/// The largest number of vCPUs of a guest.
 ///
 /// An xAPIC id has 8 bits and 255 is the broadcast address, so ids run from 0 to 254.
 pub const MAX_VCPUS: usize = 255;
 
-/// A vCPU's number: its index in every table, its APIC id, and the `cpu` argument of the check.
+/// The number of a vCPU: its index in every table, its APIC id, and the argument of the check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VcpuId(u8);
 
@@ -15,7 +15,7 @@ impl VcpuId {
     /// The boot vCPU.
     pub const BOOT: Self = Self(0);
 
-    /// The vCPU with this index, or `None` beyond [`MAX_VCPUS`].
+    /// Returns the vCPU with this index, or `None` from [`MAX_VCPUS`] on.
     pub const fn new(index: usize) -> Option<Self> {
         if index < MAX_VCPUS {
             #[expect(clippy::cast_possible_truncation, reason = "MAX_VCPUS fits a byte")]
@@ -26,17 +26,17 @@ impl VcpuId {
         }
     }
 
-    /// All vCPUs of a guest that has `count` of them (or [`MAX_VCPUS`], if `count` is more).
+    /// Iterates over the vCPUs of a guest that has `count` of them, at most [`MAX_VCPUS`].
     pub fn first(count: usize) -> impl DoubleEndedIterator<Item = Self> + ExactSizeIterator + Clone {
         (0..u8::try_from(count.min(MAX_VCPUS)).unwrap_or(u8::MAX)).map(Self)
     }
 
-    /// The index into a per-vCPU table.
+    /// The index of this vCPU in per-vCPU tables, from 0.
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 
-    /// The xAPIC id.
+    /// The xAPIC id of this vCPU.
     pub const fn apic_id(self) -> u8 {
         self.0
     }

@@ -1,14 +1,15 @@
 #!/bin/sh
 # SPDX-License-Identifier: (GPL-2.0 OR MIT)
 #
-# Rebuilds the BPF objects, into directory $1 if there is one; otherwise here, with the record of what they were built
-# from and with (steal_time.sha256, readable by `sha256sum -c`).
+# Rebuilds the BPF objects. With a directory as $1 it writes them there. Otherwise it writes them
+# here, and records the hashes of sources and objects in steal_time.sha256 (see `sha256sum -c`).
 #
-# Building the monitor takes none of this: the objects are committed, and a test compares them with their sources. It
-# takes clang-14, llvm-strip-14 and the headers of libbpf (Debian: clang-14 llvm-14 libbpf-dev).
+# A build of the Rust crates does not run this: the objects are committed, and a test compares them
+# with their sources. It needs clang-14, llvm-strip-14 and libbpf's headers (Debian: clang-14
+# llvm-14 libbpf-dev).
 #
-# The same compiler gives the same bytes anywhere: the prefix map keeps the directory out of the object. BTF stays,
-# with its line numbers, for relocation and for the verifier's messages; DWARF, which nobody reads, goes.
+# The objects are reproducible: the prefix map keeps the directory out of them. BTF stays, with line
+# numbers, for CO-RE relocation and for the verifier's messages. DWARF is stripped.
 set -eu
 cd "$(dirname "$0")"
 clang=${CLANG:-clang-14}

@@ -1,50 +1,57 @@
 // SPDX-License-Identifier: (GPL-2.0 OR MIT)
 /*
- * The steal-time record, kept true by the host's scheduler.
+ * Publishes KVM's steal-time records from inside the host's context switch.
  *
- * A guest hands over one 64-byte record per vCPU. The record says how long the vCPU wanted to run and could not, and
- * whether the host has it off its CPU at this moment. Only the scheduler knows both in time, so the record is written
- * from inside the context switch, straight into guest memory: the guest pages that hold records are elements of the
- * map `pages`, which the monitor maps over guest RAM.
+ * A guest registers one 64-byte record per vCPU (MSR_KVM_STEAL_TIME). The record holds the time
+ * for which the vCPU was runnable but did not run, and whether the vCPU is preempted right now.
+ * Only the scheduler knows both in time, so this program runs at sched_switch and stores into guest
+ * memory: the guest pages that hold records are elements of the map `pages`, which the monitor maps
+ * over guest RAM.
  *
- *	a vCPU's thread ...                   the record
- *	loses its CPU, still runnable         byte = 1
- *	leaves its CPU to sleep               untouched: the vCPU halted, nobody took anything from it
- *	gets a CPU                            version odd, steal += delay, version even, byte = 0
- *	runs, and nobody traced how it came   the same, as soon as that is noticed
- *	is sent INIT for its vCPU             untouched from now on: INIT has cleared the MSR
+ *	the vCPU thread ...               the record
+ *	is preempted (still runnable)     preempted = 1
+ *	blocks (the vCPU halted)          unchanged: the host took nothing away
+ *	is switched in                    version odd, steal += delay, version even, preempted = 0
+ *	runs, switch-in not traced        the same, at the next timer interrupt
+ *	is sent INIT for its vCPU         no longer written: INIT has cleared the MSR
  *
- * This is what KVM does for a guest whose MSR it handles itself (kvm_sched_out(), record_steal_time()).
+ * KVM does the same for a guest whose MSR it handles itself: kvm_sched_out() leads to
+ * kvm_steal_time_set_preempted(), and the next entry to record_steal_time().
  *
- * Who writes what
+ * Writers
  *
- *	record.version, record.steal          this program
- *	record.preempted                      this program; single-byte stores by the vCPU's own thread
- *	slot.site                             the monitor; this program at INIT
- *	slot.parked                           the monitor
- *	slot.accounted                        the monitor before it sets `site`, this program after
- *	slot.running                          this program; the vCPU's own thread before it is enrolled
- *	slot.lose_every, slot.kick            the monitor
- *	slot.told                             the vCPU's own thread
- *	the rest of a slot                    this program
- *	vcpu_of_task                          the monitor
+ *	record.version, record.steal      this program
+ *	record.preempted                  this program; the vCPU's own thread, by single-byte stores
+ *	slot.record_addr                  the monitor; this program at INIT
+ *	slot.accounted_ns                 the monitor before it sets record_addr, this program after
+ *	slot.descheduled_ns               the monitor
+ *	slot.on_cpu, unseen               this program; the vCPU's own thread, by atomic operations
+ *	slot.lose_every, kick_signal      the monitor
+ *	slot.published_seq                the vCPU's own thread
+ *	all other fields of a slot        this program
+ *	vcpu_of_task                      the monitor
  *
- * One writer at a time, without a lock. A switch is traced with interrupts off, on the CPU that the thread leaves or
- * enters. A timer interrupts the thread on the CPU where it runs, and no switch comes before the program has returned:
- * tracepoints call it with preemption off. When a thread moves, the new CPU has acquired what the old one released
- * (the run queue's lock, p->on_cpu) before it switches to it.
+ * There is one writer at a time, and no lock. sched_switch fires with interrupts off, on the CPU
+ * that the thread leaves or enters. A timer interrupts the thread on the CPU where it runs, and no
+ * switch follows before the program returns: a tracepoint calls it with preemption off. When a
+ * thread migrates, the new CPU acquires what the old one released (the run queue's lock, p->on_cpu)
+ * before it switches to the thread.
  *
- * Why this order. Another vCPU reads `steal` between two equal, even versions, so the version must turn odd before
- * the first byte of `steal` changes, and even after the last. The byte comes last: who reads 0 finds the delay
- * already in `steal`. x86 shows the stores of one CPU to all others in program order, so it is enough that the
- * compiler keeps it (volatile accesses, and a barrier at each step to say so). A weakly ordered CPU would need a
- * write barrier at each of these steps, in BPF an atomic operation that fetches.
+ * Order of the stores. Another vCPU accepts `steal` if it reads the same even version before and
+ * after it. So the version turns odd before `steal` changes, and even afterwards. `preempted` comes
+ * last: a vCPU that reads 0 finds the delay already in `steal`. On x86, stores become visible to
+ * all CPUs in program order, so it is enough that the compiler keeps that order: accesses are
+ * volatile, and barrier() separates the steps. A weakly ordered CPU would need a write barrier at
+ * each step (in BPF, an atomic read-modify-write that returns the old value).
  */
 #include "record.bpf.h"
 #include "init.bpf.h"
 #include <bpf/bpf_core_read.h>
 
-/* Of the kernel's types only the fields that are read. The loader replaces each offset with the running kernel's. */
+/*
+ * The kernel's types, reduced to the fields that are read here. CO-RE: the loader replaces each
+ * offset by that of the running kernel.
+ */
 #define KERNEL_TYPE __attribute__((preserve_access_index))
 
 struct rq {
@@ -70,7 +77,10 @@ struct task_struct {
 	struct sched_info sched_info;
 } KERNEL_TYPE;
 
-/* A thread's vCPU. Task storage costs a thread without any least: its task_struct says at once that it has none. */
+/*
+ * The vCPU of a thread. Task storage is cheapest for the tasks that are no vCPU: a pointer in
+ * task_struct shows at once that they have none.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -91,15 +101,17 @@ static __always_inline struct slot *slot_of_current(void)
 }
 
 /*
- * The run delay of a thread that is being switched in, as sched_info_arrive() (kernel/sched/stats.h) will leave it:
- * the tracepoint fires before it. Without CONFIG_FAIR_GROUP_SCHED the clock cannot be reached from the task; then
- * the delay that ends here is published with the next one.
+ * The run delay of a thread that is being switched in. The tracepoint fires before
+ * sched_info_arrive() (kernel/sched/stats.h) adds the wait that ends now, so it is added here.
+ * Without CONFIG_FAIR_GROUP_SCHED no path leads from the task to the clock of its run queue; this
+ * wait is then published at the next switch-in.
  *
- * The clock is read by helper although a typed walk would do: for each pointer loaded through a trusted one, the
- * verifier searches the kernel's whole BTF four times by name (btf_nested_type_is_trusted()). That was 1.1 of the
- * 1.5 ms that this program took to load; the helpers take 12 ns of a vCPU's switch.
+ * BPF_CORE_READ() calls a helper for each pointer: 12 ns per switch of a vCPU. A direct walk takes
+ * no call, but is slow to load: for each pointer loaded through a trusted one, the verifier
+ * searches all of the kernel's BTF four times by name (btf_nested_type_is_trusted()). That was
+ * 1.1 ms of a load time of 1.5 ms.
  */
-static __always_inline __u64 run_delay_at_arrival(struct task_struct *task)
+static __always_inline __u64 run_delay_at_sched_in(struct task_struct *task)
 {
 	__u64 run_delay = task->sched_info.run_delay;
 	__u64 last_queued = task->sched_info.last_queued;
@@ -110,37 +122,43 @@ static __always_inline __u64 run_delay_at_arrival(struct task_struct *task)
 	return run_delay;
 }
 
-static __always_inline void publish_arrival(struct slot *slot, __u64 site, struct steal_time *record, __u64 run_delay)
+/* Adds to `steal` what it lacks, and clears `preempted` unless the monitor descheduled the vCPU. */
+static __always_inline void publish_sched_in(struct slot *slot, __u64 addr,
+					     struct steal_time *record, __u64 run_delay)
 {
-	__u64 total = run_delay + READ_ONCE(slot->parked);
-	/* The next odd number: a guest may have left the version odd. */
+	__u64 total = run_delay + READ_ONCE(slot->descheduled_ns);
+	/* The next odd number, whatever the guest left there: it may have left an odd one. */
 	__u32 odd = (READ_ONCE(record->version) + 1) | 1;
 
 	WRITE_ONCE(record->version, odd);
 	barrier();
-	WRITE_ONCE(record->steal, READ_ONCE(record->steal) + total - slot->accounted);
-	slot->accounted = total;
+	WRITE_ONCE(record->steal, READ_ONCE(record->steal) + total - slot->accounted_ns);
+	slot->accounted_ns = total;
 	barrier();
 	WRITE_ONCE(record->version, odd + 1);
 	barrier();
-	if (!(site & SITE_PARKED))
+	if (!(addr & RECORD_ADDR_DESCHEDULED))
 		WRITE_ONCE(record->preempted, 0);
 }
 
-static __always_inline void arrive(struct slot *slot, struct task_struct *task)
+/* The thread gets a CPU. */
+static __always_inline void vcpu_sched_in(struct slot *slot, struct task_struct *task)
 {
-	__u64 site = READ_ONCE(slot->site);
-	struct steal_time *record = record_at(site);
+	__u64 addr = READ_ONCE(slot->record_addr);
+	struct steal_time *record = record_at(addr);
 
-	if (overlooks(slot))
+	if (loses_sched_in(slot))
 		return;
 	if (record)
-		publish_arrival(slot, site, record, run_delay_at_arrival(task));
-	slot->running = 1;
-	slot->ins++;
+		publish_sched_in(slot, addr, record, run_delay_at_sched_in(task));
+	slot->on_cpu = 1;
+	slot->sched_in++;
 }
 
-/* A thread that was preempted on its way to sleep is still runnable: `preempt`, with a state that is not 0. */
+/*
+ * The context switch. A thread that is preempted on its way to sleep is still runnable, although
+ * its state is not TASK_RUNNING: hence `preempt`.
+ */
 SEC("tp_btf/sched_switch")
 int BPF_PROG(steal_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
@@ -148,29 +166,29 @@ int BPF_PROG(steal_switch, bool preempt, struct task_struct *prev, struct task_s
 
 	slot = slot_of(prev);
 	if (slot)
-		leave(slot, preempt || prev->__state == 0);
+		vcpu_sched_out(slot, preempt || prev->__state == 0);
 	slot = slot_of(next);
 	if (slot)
-		arrive(slot, next);
+		vcpu_sched_in(slot, next);
 	return 0;
 }
 
 /*
- * Some hosts lose the trace of a switch now and then, and a byte left at 1 would tell the other vCPUs that this one
- * does not run for as long as it does. So it is asked again wherever a vCPU's thread is known to run, and the run delay
- * is final: a thread that runs, and was not seen to come, is treated as it would have been then. The loader attaches
- * this program to two such places:
+ * Repairs a lost switch-in. Some hosts lose the trace of a switch now and then; `preempted` would
+ * then stay 1 for as long as the vCPU runs. So the loader attaches this program to two more
+ * tracepoints, where the current thread is known to run and its run delay is final:
  *
- *	x86_fpu_regs_activated	the thread's FPU registers are loaded, because another thread had them meanwhile; that
- *				is between the switch-in and the guest
- *	hrtimer_expire_entry	a timer interrupts the thread: the host's tick, and a timer of the monitor's on each CPU
- *				that the vCPUs use, which bounds the lie to a millisecond
+ *	x86_fpu_regs_activated   the thread's FPU registers are loaded, since another thread used
+ *	                         them: after the switch-in, before the guest is entered
+ *	hrtimer_expire_entry     a timer interrupts the thread: the scheduler's tick, or the
+ *	                         monitor's timer on each CPU of the vCPUs, which fires every 900 us
  *
- * Neither comes between the trace of a switch and the switch itself, while the thread that leaves is still the current
- * one: interrupts are off, and no registers are loaded for it any more. But the timer may interrupt the first, and to the
- * kernel they are two programs. So one of them claims the arrival, and the other finds that somebody has.
+ * Neither tracepoint fires between sched_switch and the switch itself, where the thread that leaves
+ * is still current: interrupts are off, and its FPU registers are not loaded any more. The timer
+ * may interrupt the program at the first tracepoint, since the kernel sees two programs. So one of
+ * them claims the switch-in by a compare-and-swap, and the other finds it claimed.
  */
-#define HEALING 2	/* `running`: claimed, and not yet published */
+#define HEALING 2 /* on_cpu: the switch-in is claimed, and not yet published */
 
 SEC("tp_btf")
 int steal_heal(void *ctx)
@@ -178,18 +196,19 @@ int steal_heal(void *ctx)
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct slot *slot = slot_of(task);
 	struct steal_time *record;
-	__u64 site;
+	__u64 addr;
 
 	if (!slot)
 		return 0;
-	site = READ_ONCE(slot->site);
-	record = record_at(site);
-	if (slot->running == 0 && __sync_val_compare_and_swap(&slot->running, 0, HEALING) == 0) {
+	addr = READ_ONCE(slot->record_addr);
+	record = record_at(addr);
+	if (slot->on_cpu == 0 && __sync_val_compare_and_swap(&slot->on_cpu, 0, HEALING) == 0) {
 		if (record)
-			publish_arrival(slot, site, record, task->sched_info.run_delay);
+			publish_sched_in(slot, addr, record, task->sched_info.run_delay);
 		slot->healed++;
-		WRITE_ONCE(slot->running, 1);
-	} else if (slot->running == 1 && record && READ_ONCE(record->preempted) && !(site & SITE_PARKED)) {
+		WRITE_ONCE(slot->on_cpu, 1);
+	} else if (slot->on_cpu == 1 && record && READ_ONCE(record->preempted) &&
+		   !(addr & RECORD_ADDR_DESCHEDULED)) {
 		WRITE_ONCE(record->preempted, 0);
 		slot->corrected++;
 	}

@@ -1,27 +1,28 @@
 // SPDX-License-Identifier: (GPL-2.0 OR MIT)
 /*
- * The byte alone, for kernels that do not describe their types (no CONFIG_DEBUG_INFO_BTF), or have no descriptor that
- * names a thread (before Linux 6.9).
+ * Publishes `preempted` alone, for kernels without BTF (CONFIG_DEBUG_INFO_BTF) or without a pidfd
+ * that names a thread (before Linux 6.9).
  *
- * Here a program cannot read a task_struct. What it is told of a switch is what the tracepoint's record holds, which is
- * in text in tracefs: two thread ids, and a state. So it knows who leaves and who comes, and not for how long anybody
- * waited.
+ * Without BTF a program cannot read a task_struct. It gets the tracepoint's record as tracefs
+ * describes it: two thread IDs and a state. So it knows which thread leaves and which comes, but
+ * not how long a thread has waited.
  *
- *	a vCPU's thread ...                   the record
- *	loses its CPU, still runnable         byte = 1
- *	leaves its CPU to sleep               untouched
- *	gets a CPU                            byte = 0
- *	runs, and nobody traced how it came   the same, as soon as that is noticed
+ *	the vCPU thread ...               the record
+ *	is preempted (still runnable)     preempted = 1
+ *	blocks                            unchanged
+ *	is switched in                    preempted = 0
+ *	runs, switch-in not traced        preempted = 0, at the next timer interrupt
  *
- * Version and steal are written by the vCPU's own thread, outside the guest, from its schedstat. A guest that spins does not
- * leave by itself, so a thread that has got a CPU, and has not told since, is sent a signal by the next timer.
+ * The vCPU's own thread updates version and steal from its schedstat, outside the guest. A guest
+ * that spins does not exit by itself. So at the next timer interrupt the program sends the thread a
+ * signal, if the thread was switched in after its last update.
  *
- * Who writes what is as in steal_time.bpf.c but for that.
+ * In all else the writers are those of steal_time.bpf.c.
  */
 #include "record.bpf.h"
 #include "init.bpf.h"
 
-/* By thread id, as the kernel's first pid namespace counts: a thread's vCPU. */
+/* The vCPU of a thread, by its ID in the initial PID namespace. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);
@@ -29,9 +30,7 @@ struct {
 	__type(value, __u32);
 } vcpu_of_thread SEC(".maps");
 
-/*
- * What the tracepoint tells: events/sched/sched_switch/format in tracefs, which the loader compares with this.
- */
+/* events/sched/sched_switch/format in tracefs. The loader refuses a kernel that differs. */
 struct sched_switch {
 	__u64 common;
 	char prev_comm[16];
@@ -43,7 +42,7 @@ struct sched_switch {
 	__s32 next_prio;
 };
 
-/* `prev_state` of a thread that was preempted, whatever it was about to do: TASK_REPORT_MAX (include/linux/sched.h). */
+/* `prev_state` of a preempted thread, in any state: TASK_REPORT_MAX (include/linux/sched.h). */
 #define STATE_PREEMPTED 0x100
 
 static __always_inline struct slot *slot_of(__u32 thread)
@@ -58,18 +57,19 @@ static __always_inline struct slot *slot_of_current(void)
 	return slot_of(bpf_get_current_pid_tgid());
 }
 
-/* Whether it was set, that is, whether there was anything to clear. */
-static __always_inline bool clear_byte(struct slot *slot)
+/* Clears `preempted`. Returns whether it was set. */
+static __always_inline bool clear_preempted(struct slot *slot)
 {
-	__u64 site = READ_ONCE(slot->site);
-	struct steal_time *record = record_at(site);
+	__u64 addr = READ_ONCE(slot->record_addr);
+	struct steal_time *record = record_at(addr);
 
-	if (!record || site & SITE_PARKED || !READ_ONCE(record->preempted))
+	if (!record || addr & RECORD_ADDR_DESCHEDULED || !READ_ONCE(record->preempted))
 		return false;
 	WRITE_ONCE(record->preempted, 0);
 	return true;
 }
 
+/* The context switch. */
 SEC("tracepoint")
 int classic_switch(struct sched_switch *traced)
 {
@@ -77,17 +77,18 @@ int classic_switch(struct sched_switch *traced)
 
 	slot = slot_of(traced->prev_pid);
 	if (slot)
-		leave(slot, traced->prev_state == 0 || traced->prev_state & STATE_PREEMPTED);
+		vcpu_sched_out(slot, traced->prev_state == 0 ||
+					     traced->prev_state & STATE_PREEMPTED);
 	slot = slot_of(traced->next_pid);
-	if (slot && !overlooks(slot)) {
-		clear_byte(slot);
-		slot->running = 1;
-		slot->ins++;
+	if (slot && !loses_sched_in(slot)) {
+		clear_preempted(slot);
+		slot->on_cpu = 1;
+		slot->sched_in++;
 	}
 	return 0;
 }
 
-/* On timer/hrtimer_expire_entry: see steal_heal() of the other program. */
+/* Repairs a lost switch-in, at the tracepoints of steal_heal(); asks for a steal update. */
 SEC("tracepoint")
 int classic_heal(void *traced)
 {
@@ -96,21 +97,25 @@ int classic_heal(void *traced)
 
 	if (!slot)
 		return 0;
-	was_set = clear_byte(slot);
-	if (!slot->running) {
-		slot->running = 1;
+	was_set = clear_preempted(slot);
+	if (!slot->on_cpu) {
+		slot->on_cpu = 1;
 		slot->healed++;
 	} else if (was_set) {
 		slot->corrected++;
 	}
-	if (READ_ONCE(slot->kick) && slot->ins + slot->healed != READ_ONCE(slot->told))
-		bpf_send_signal_thread(slot->kick);
+	if (READ_ONCE(slot->kick_signal) &&
+	    slot->sched_in + slot->healed != READ_ONCE(slot->published_seq))
+		bpf_send_signal_thread(slot->kick_signal);
 	return 0;
 }
 
-/* Run by the loader, on a thread that asks for its own id as the tracepoint will name it. */
+/*
+ * Returns the current thread's ID in the initial PID namespace. The loader runs it once on each
+ * vCPU thread, which may live in another namespace and know another ID.
+ */
 SEC("raw_tracepoint")
-int classic_who(void *ctx)
+int classic_tid(void *ctx)
 {
 	return bpf_get_current_pid_tgid();
 }

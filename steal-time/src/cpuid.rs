@@ -5,9 +5,7 @@
 //! before that vCPU runs again. `preempted` then carries correctness, not a hint, and only KVM can own it.
 
 use kvm_bindings::CpuId;
-use protocol::steal_time::{
-    CPUID_FEATURES, FEATURE_PV_SCHED_YIELD, FEATURE_PV_TLB_FLUSH, FEATURE_STEAL_TIME,
-};
+use protocol::kvm::{CPUID_FEATURES, FEATURE_PV_SCHED_YIELD, FEATURE_PV_TLB_FLUSH, FEATURE_STEAL_TIME};
 
 /// Whether KVM's supported CPUID has steal time.
 pub fn has_steal_time(cpuid: &CpuId) -> bool {

@@ -3,7 +3,7 @@
 //! Source: `Documentation/virt/kvm/api.rst`, `KVM_CAP_X86_USER_SPACE_MSR` and `KVM_X86_SET_MSR_FILTER`.
 
 use kvm_ioctls::{Cap, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
-use protocol::steal_time::MSR_STEAL_TIME;
+use protocol::kvm::MSR_STEAL_TIME;
 
 use crate::publisher::PublisherError;
 

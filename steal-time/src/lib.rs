@@ -1,7 +1,7 @@
 //! Steal time: one word that host and guest share about a vCPU that is not running.
 //!
 //! A guest that spins for a vCPU which the host has taken off its CPU wastes its time, and cannot know. KVM's answer
-//! is a 64-byte record per vCPU in guest memory ([`protocol::steal_time::StealTime`]). Four channels carry it, and
+//! is a 64-byte record per vCPU in guest memory ([`protocol::kvm::StealTime`]). Four channels carry it, and
 //! this module and [`crate::publisher`] own all four:
 //!
 //! 1. **CPUID** says that the MSR exists ([`crate::cpuid`]).

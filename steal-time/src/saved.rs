@@ -8,7 +8,7 @@
 //! to run errands is forgotten.
 
 use protocol::VcpuId;
-use protocol::steal_time::Registration;
+use protocol::kvm::Registration;
 use serde::{Deserialize, Serialize};
 
 /// Version of the saved form.

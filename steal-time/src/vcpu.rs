@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
-use protocol::steal_time::{MSR_STEAL_TIME, Registration};
+use protocol::kvm::{MSR_STEAL_TIME, Registration};
 
 use super::host_vm::HostVm;
 use super::kvm_msr;

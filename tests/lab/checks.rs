@@ -15,7 +15,7 @@ use host::facts::HostFacts;
 use lab::bench::checks::code::{self, FormCode};
 use lab::experiment::Experiment;
 use lab::table::Table;
-use protocol::words::{Check, Job, Workload};
+use protocol::payload::params::{Check, Job, Workload};
 use steal_time::publisher::PublisherKind;
 use support::has_kvm;
 
@@ -87,7 +87,7 @@ fn every_form_is_timed_and_none_is_free() {
     let result = experiment.run(2, PublisherKind::Off, workload).unwrap();
     let checks = result.window.unwrap().checks;
     let forms: Vec<_> = checks.iter().map(|cost| cost.form).collect();
-    let words: Vec<_> = Check::ALL.iter().map(|form| form.word()).chain(["none"]).collect();
+    let words: Vec<_> = Check::ALL.iter().map(|form| form.name()).chain(["none"]).collect();
     assert_eq!(forms, words);
     for cost in &checks {
         assert!(cost.call_ns > 0.0 && cost.chain_ns > 0.0, "{cost:?}");

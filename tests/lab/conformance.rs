@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use host::facts::HostFacts;
 use lab::conformance::{self, Conformance, Plan, Subject, Verdict};
-use protocol::conformance::Assertion;
+use protocol::payload::conformance::Assertion;
 use steal_time::publisher::PublisherKind;
 use support::{cpus, end_of, has_bpf, has_kvm, kill, skip, start, vmm_lab, wait_for, wait_for_cpu_time};
 

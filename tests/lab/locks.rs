@@ -12,7 +12,7 @@ mod support;
 
 use lab::guest::LabRun;
 use lab::results::{LockFigures, RunResult};
-use protocol::words::{Lock, Wait};
+use protocol::payload::params::{Lock, Wait};
 use steal_time::publisher::PublisherKind;
 use support::{guest, has_bpf, run};
 use vmm::supervise::Outcome;
@@ -74,7 +74,7 @@ fn several_locks_with_readers_and_times_that_vary_exclude_too() {
         contend(
             4,
             &format!(
-                "lock={lock} wait=byte locks=3 readers=40 section_spread=exponential think_spread=exponential \
+                "lock={lock} wait=preempted locks=3 readers=40 section_spread=exponential think_spread=exponential \
                  check_every=16 warmup_ms=10 duration_ms=40"
             ),
         );
@@ -87,7 +87,7 @@ fn figures_of_a_lock_add_up() {
         return;
     }
     for lock in [Lock::Tas, Lock::Ticket, Lock::Mcs, Lock::Mutex, Lock::PvqHybrid, Lock::Cull] {
-        let (_, result, figures) = contend(4, &format!("lock={lock} wait=byte duration_ms=400"));
+        let (_, result, figures) = contend(4, &format!("lock={lock} wait=preempted duration_ms=400"));
         let host = result.window.expect("a window").host;
         assert_eq!(figures.waits.count, figures.acquisitions, "{lock}");
         // Who was woken halted before the window, or in it.
@@ -112,8 +112,8 @@ fn spinning_for_who_does_not_run_is_seen_to_be_wasted_where_nobody_stops_it() {
     if !has_bpf() {
         return;
     }
-    let (_, _, ignored) = contend(4, "lock=tas wait=ignore duration_ms=400");
-    let (_, _, used) = contend(4, "lock=tas wait=byte duration_ms=400");
+    let (_, _, ignored) = contend(4, "lock=tas wait=spin duration_ms=400");
+    let (_, _, used) = contend(4, "lock=tas wait=preempted duration_ms=400");
     assert!(ignored.shares.wasted > 10.0 * used.shares.wasted, "{:?} and {:?}", ignored.shares, used.shares);
 }
 
@@ -125,7 +125,7 @@ fn queue_that_is_linked_leaves_vcpus_unnamed_and_words_that_name_their_owner_nev
     // Every vCPU enters the queue again and again, and the host preempts some hundred times a second.
     let unnamed = |lock: Lock| {
         let (_, _, figures) =
-            contend(4, &format!("lock={lock} wait=byte section_ns=0 think_ns=0 duration_ms=2000"));
+            contend(4, &format!("lock={lock} wait=preempted section_ns=0 think_ns=0 duration_ms=2000"));
         figures.unnamed
     };
     assert!(unnamed(Lock::Ticket) > 0);

@@ -21,9 +21,9 @@ use host::thread::{Class, set_own_class};
 use lab::fleet::{self, FleetConfig, FleetResult, FleetRun};
 use lab::guest::LabConfig;
 use lab::policy::catalogue::PolicyChoice;
-use lab::policy::{Decision, Event, Lines, Policy, Scene};
+use lab::policy::{Decision, Event, Policy, RunQueues, SchedState};
 use lab::steer::SteerConfig;
-use lab::steer::desk::End;
+use lab::steer::dispatcher::End;
 use lab::steer::mechanism::{MechanismChoice, MechanismKind};
 use steal_time::publisher::PublisherKind;
 use support::{
@@ -78,12 +78,12 @@ fn catalogued(text: &str) -> PolicyChoice {
     text.parse().expect("a policy of the catalogue")
 }
 
-const CONTEND: &str = "job=contend lock=tas wait=ignore warmup_ms=50 duration_ms=300";
+const CONTEND: &str = "job=contend lock=tas wait=spin warmup_ms=50 duration_ms=300";
 
 #[test]
 fn round_robin_happens_as_it_is_rehearsed_and_everybody_gets_on() {
     for mechanism in mechanisms() {
-        let (run, result) = steer(catalogued("rr:quantum=2ms"), mechanism, 1, CONTEND);
+        let (run, result) = steer(catalogued("rr:slice=2ms"), mechanism, 1, CONTEND);
         assert!(
             matches!(run.guests[0].monitor.outcome, Outcome::Reset),
             "{:?}",
@@ -95,7 +95,7 @@ fn round_robin_happens_as_it_is_rehearsed_and_everybody_gets_on() {
         assert_eq!(steering.preemptions + cpus().count() as u64, steering.decisions);
         // The rehearsal ends with the run, which may have lost a turn to the host; what was decided is in its order.
         assert!(
-            steering.drift.same + 4 >= steering.decisions.min(steering.drift.rehearsed),
+            steering.drift.same + 4 >= steering.decisions.min(steering.drift.dry_run),
             "{:?}",
             steering.drift
         );
@@ -109,7 +109,7 @@ fn parked_vcpu_says_so_and_its_time_is_steal() {
     if !has_kvm() {
         return;
     }
-    let (run, result) = steer(catalogued("rr:quantum=2ms"), MechanismKind::Park, 1, CONTEND);
+    let (run, result) = steer(catalogued("rr:slice=2ms"), MechanismKind::Park, 1, CONTEND);
     let steering = result.steering.as_ref().expect("it was steered");
     assert!(steering.byte.count > 0);
     let held: u64 =
@@ -133,7 +133,7 @@ fn kernels_own_record_shows_one_vcpu_a_cpu_in_its_turn() {
     }
     for mechanism in mechanisms() {
         let (_, result) =
-            steer(catalogued("rr:quantum=5ms"), mechanism, 1, "job=watch warmup_ms=50 duration_ms=300");
+            steer(catalogued("rr:slice=5ms"), mechanism, 1, "job=watch warmup_ms=50 duration_ms=300");
         let fact = result.steering.and_then(|steering| steering.fact).expect("perf tells");
         // Nothing here ever sleeps: what ran out of turn was a switch under way.
         assert!(fact.fidelity > 0.5, "{mechanism}: {fact:?}");
@@ -148,7 +148,7 @@ fn every_policy_of_the_catalogue_lets_a_guest_end() {
             if entry.name == "replay" {
                 continue; // needs a file, and has a test of its own
             }
-            let words = "job=contend lock=mutex wait=byte warmup_ms=30 duration_ms=60";
+            let words = "job=contend lock=mutex wait=preempted warmup_ms=30 duration_ms=60";
             let (run, result) = steer(catalogued(entry.name), mechanism, 1, words);
             assert!(
                 matches!(run.guests[0].monitor.outcome, Outcome::Reset),
@@ -179,7 +179,7 @@ fn trace_is_replayed_in_its_order() {
 #[test]
 fn several_guests_are_steered_together_and_each_has_its_figures() {
     for mechanism in mechanisms() {
-        let (run, result) = steer(catalogued("gang:quantum=2ms"), mechanism, 2, CONTEND);
+        let (run, result) = steer(catalogued("gang:slice=2ms"), mechanism, 2, CONTEND);
         assert_eq!(run.guests.len(), 2);
         for (guest, figures) in run.guests.iter().zip(&result.guests) {
             assert!(matches!(guest.monitor.outcome, Outcome::Reset), "{:?}", guest.monitor.outcome);
@@ -196,9 +196,9 @@ fn several_guests_are_steered_together_and_each_has_its_figures() {
 /// Round robin, and something else now and then.
 #[derive(Debug)]
 struct Odd {
-    lines: Lines,
+    queues: RunQueues,
     ticks: u32,
-    now_and_then: fn(u32, &Scene, &mut Vec<Decision>),
+    now_and_then: fn(u32, &SchedState, &mut Vec<Decision>),
     /// Who is never let run.
     forgotten: Option<usize>,
 }
@@ -206,38 +206,40 @@ struct Odd {
 impl Odd {
     fn choice(
         name: &str,
-        odd: fn(u32, &Scene, &mut Vec<Decision>),
+        odd: fn(u32, &SchedState, &mut Vec<Decision>),
         forgotten: Option<usize>,
     ) -> PolicyChoice {
         PolicyChoice::own(name, move |_| Self {
-            lines: Lines::default(),
+            queues: RunQueues::default(),
             ticks: 0,
             now_and_then: odd,
             forgotten,
         })
     }
 
-    fn give(&mut self, cpu: usize, scene: &Scene, out: &mut Vec<Decision>) {
-        let until = scene.now + 2 * MS;
+    fn give(&mut self, cpu: usize, state: &SchedState, out: &mut Vec<Decision>) {
+        let until = state.now + 2 * MS;
         let forgotten = self.forgotten;
-        out.push(match self.lines.next(cpu, |vcpu| scene.may_run_on(cpu, vcpu) && Some(vcpu) != forgotten) {
-            Some(vcpu) => Decision::Run { cpu, vcpu, until },
-            None => Decision::Idle { cpu, until },
-        });
+        out.push(
+            match self.queues.pick_next(cpu, |vcpu| state.may_run_on(cpu, vcpu) && Some(vcpu) != forgotten) {
+                Some(vcpu) => Decision::Run { cpu, vcpu, until },
+                None => Decision::Idle { cpu, until },
+            },
+        );
     }
 }
 
 impl Policy for Odd {
-    fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {
+    fn decide(&mut self, event: Event, state: &SchedState, out: &mut Vec<Decision>) {
         match event {
             Event::Begin => {
-                self.lines = Lines::by_home(scene);
-                (0..scene.cpus.len()).for_each(|cpu| self.give(cpu, scene, out));
+                self.queues = RunQueues::by_home(state);
+                (0..state.cpus.len()).for_each(|cpu| self.give(cpu, state, out));
             }
             Event::Tick { cpu, .. } => {
                 self.ticks += 1;
-                self.give(cpu, scene, out);
-                (self.now_and_then)(self.ticks, scene, out);
+                self.give(cpu, state, out);
+                (self.now_and_then)(self.ticks, state, out);
             }
             _ => {}
         }
@@ -246,10 +248,10 @@ impl Policy for Odd {
 
 #[test]
 fn decisions_that_make_no_sense_are_refused_whole_and_counted_and_the_guest_goes_on() {
-    let odd = |ticks: u32, scene: &Scene, out: &mut Vec<Decision>| match ticks % 8 {
-        1 => out.push(Decision::Run { cpu: 99, vcpu: 0, until: scene.now + MS }),
-        3 => out.push(Decision::Idle { cpu: 0, until: scene.now }),
-        5 => out.extend([Decision::Park { vcpu: 0 }, Decision::Resume { vcpu: 0 }]),
+    let odd = |ticks: u32, state: &SchedState, out: &mut Vec<Decision>| match ticks % 8 {
+        1 => out.push(Decision::Run { cpu: 99, vcpu: 0, until: state.now + MS }),
+        3 => out.push(Decision::Idle { cpu: 0, until: state.now }),
+        5 => out.extend([Decision::Throttle { vcpu: 0 }, Decision::Unthrottle { vcpu: 0 }]),
         _ => {}
     };
     for mechanism in mechanisms() {
@@ -270,8 +272,9 @@ fn decisions_that_make_no_sense_are_refused_whole_and_counted_and_the_guest_goes
 #[test]
 fn policy_that_panics_ends_the_run_cleanly_and_says_why() {
     for mechanism in mechanisms() {
-        let odd = |ticks: u32, _: &Scene, _: &mut Vec<Decision>| assert!(ticks < 200, "no idea what to do");
-        let words = "job=contend lock=tas wait=ignore warmup_ms=10 duration_ms=30000";
+        let odd =
+            |ticks: u32, _: &SchedState, _: &mut Vec<Decision>| assert!(ticks < 200, "no idea what to do");
+        let words = "job=contend lock=tas wait=spin warmup_ms=10 duration_ms=30000";
         let (run, result) = steer(Odd::choice("nervous", odd, None), mechanism, 1, words);
         assert!(
             matches!(run.guests[0].monitor.outcome, Outcome::Stopped),
@@ -308,9 +311,9 @@ fn guest_tells_what_it_holds_and_rings_only_where_the_policy_asks() {
     }
     let told = |run: &FleetRun| {
         let report = run.guests[0].report.as_ref().expect("our payload reports");
-        let page = &report.exchange[0];
-        let turn = page.heard.turn_ends.load(Ordering::Relaxed);
-        (run.guests[0].workload.expect("it is ours").tell, turn)
+        let page = &report.hints[0];
+        let turn = page.host.slice_end.load(Ordering::Relaxed);
+        (run.guests[0].workload.expect("it is ours").hints, turn)
     };
     let (run, result) = steer(catalogued("rr"), MechanismKind::Park, 1, CONTEND);
     assert_eq!((told(&run), result.steering.map(|steering| steering.rings)), ((false, 0), Some(0)));
@@ -347,7 +350,7 @@ fn ctrl_c_ends_a_steered_run_with_its_figures() {
 #[test]
 fn policies_and_mechanisms_that_make_no_sense_are_refused_in_one_line() {
     for (args, message) in [
-        (["--policy", "rr:quantum=never"], "quantum=never cannot be read"),
+        (["--policy", "rr:slice=never"], "slice=never cannot be read"),
         (["--policy", "prayer"], "there is no policy \"prayer\""),
         (["--mechanism", "magic"], "mechanisms are class and park"),
         (["--antagonist", "duty=7"], "duty=7 cannot be read"),

@@ -8,7 +8,7 @@
 )]
 #![expect(unsafe_code, reason = "a child must make the terminal its own before it becomes the monitor")]
 
-#[path = "../support/monitor.rs"]
+#[path = "../support/lab.rs"]
 mod support;
 
 use std::fs::File;
@@ -21,10 +21,10 @@ use std::time::{Duration, Instant};
 
 use nix::pty::openpty;
 use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
-use support::{Fixture, LIMIT, Running, end_of, has_kvm, kill, start, vmm, wait_for};
+use support::{Fixture, LIMIT, Running, end_of, has_kvm, kill, start, vmm_run, wait_for};
 
 fn echo(fixture: &Fixture) -> Command {
-    vmm(["--vcpus", "1", "--memory", "4", "--publisher", "off", "--quiet", "--payload", fixture.arg()])
+    vmm_run(["--vcpus", "1", "--memory", "4", "--publisher", "off", "--quiet", "--payload", fixture.arg()])
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn user_is_told_how_to_get_out_and_an_early_end_restores_the_terminal_as_well() 
     }
     let fixture = Fixture::assembled("echo.S");
     let mut command =
-        vmm(["--vcpus", "1", "--memory", "4", "--publisher", "off", "--payload", fixture.arg()]);
+        vmm_run(["--vcpus", "1", "--memory", "4", "--publisher", "off", "--payload", fixture.arg()]);
     let mut monitor = OnTerminal::start(&mut command);
     monitor.wait_for("Ctrl-A x");
     monitor.type_keys(b"\x01x");
@@ -172,7 +172,7 @@ fn terminal_is_left_alone_for_our_own_payload() {
         return;
     }
     let words = ["--vcpus", "2", "--publisher", "off", "--job", "idle", "--duration-ms", "60000"];
-    let mut monitor = OnTerminal::start(&mut vmm(words));
+    let mut monitor = OnTerminal::start(&mut vmm_run(words));
     thread::sleep(Duration::from_millis(300));
     assert!(!monitor.is_raw());
     // So Ctrl-C is the terminal's, which sends the signal.

@@ -46,9 +46,9 @@ fn dropped_program_leaves_no_program_and_no_map() {
     }
     alone(|| {
         let program = Program::load(1, 1).expect("it could be loaded before");
-        let enrolled = program.enrol_current_thread(VcpuId::BOOT).expect("a fresh thread");
+        let attached = program.attach_current_thread(VcpuId::BOOT).expect("a fresh thread");
         let ids = held_by_publisher("self");
-        drop(enrolled);
+        drop(attached);
         drop(program);
         assert!(Id::held_by("self").is_empty());
         Id::wait_until_gone(&ids);

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use host::account::ThreadAccount;
+use host::stats::ThreadStats;
 use lab::guest::{self, LabConfig, LabRun};
 use object::Endianness;
 use object::elf::{FileHeader64, PT_LOAD};
@@ -108,7 +108,7 @@ fn run_delays() -> Vec<u64> {
         let name = fs::read_to_string(thread.path().join("comm")).ok()?;
         let vcpu: usize = name.trim().strip_prefix("vcpu")?.parse().ok()?;
         let tid = thread.file_name().to_str()?.parse().ok()?;
-        Some((vcpu, ThreadAccount::read(tid).ok()?.run_delay_ns))
+        Some((vcpu, ThreadStats::read(tid).ok()?.run_delay_ns))
     });
     by_vcpu.collect::<BTreeMap<_, _>>().into_values().collect()
 }

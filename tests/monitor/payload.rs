@@ -10,17 +10,18 @@
 #[path = "../support/lab.rs"]
 mod support;
 
-use std::io;
+use std::io::{self, Read};
 use std::process::Stdio;
 use std::time::Duration;
 
 use lab::guest::LabRun;
 use lab::results::RunResult;
-use protocol::report::Report;
-use protocol::words::Start;
+use protocol::payload::params::Start;
+use protocol::payload::report::Report;
 use steal_time::publisher::PublisherKind;
+use support::elf::{Segment, executable};
 use support::{
-    end_of, guest, has_bpf, has_kvm, has_two_cpus, kill, run, start, vmm_lab, vmm_run, wait_for,
+    Fixture, end_of, guest, has_bpf, has_kvm, has_two_cpus, kill, run, start, vmm_lab, vmm_run, wait_for,
     wait_for_cpu_time,
 };
 use vmm::supervise::Outcome;
@@ -53,12 +54,16 @@ fn guests_of_1_to_255_vcpus_register_their_records() {
         return;
     }
     for vcpus in [1, 2, 16, 64, 255] {
-        let (run, result) = run(&guest(vcpus, PublisherKind::Bpf, &format!("job=contend wait=byte {SHORT}")));
+        let (run, result) =
+            run(&guest(vcpus, PublisherKind::Bpf, &format!("job=contend wait=preempted {SHORT}")));
         assert_reset(&run, &result);
         // One write of the MSR each, and each thread was seen to come to its CPU.
         assert!(result.vcpus.iter().all(|vcpu| vcpu.exits.msr == 1), "{:?}", result.vcpus);
         assert!(
-            result.vcpus.iter().all(|vcpu| vcpu.publication.is_some_and(|counts| counts.program.ins > 0))
+            result
+                .vcpus
+                .iter()
+                .all(|vcpu| vcpu.publication.is_some_and(|counts| counts.program.sched_in > 0))
         );
     }
 }
@@ -84,7 +89,8 @@ fn waiter_halts_for_the_byte_only_where_somebody_sets_it() {
     if !has_bpf() {
         return;
     }
-    let words = "job=contend lock=tas wait=byte backstop_ns=0 section_ns=20000 think_ns=1000 duration_ms=300";
+    let words =
+        "job=contend lock=tas wait=preempted backstop_ns=0 section_ns=20000 think_ns=1000 duration_ms=300";
     let seen = |publisher| {
         let (run, result) = run(&guest(4 * support::cpus().count(), publisher, words));
         assert_reset(&run, &result);
@@ -175,7 +181,7 @@ fn guest_that_is_out_of_time_closes_its_window_and_keeps_its_figures() {
 
 /// What the monitor prints when it is interrupted after so much CPU time. It must end with status 130.
 fn interrupted(args: &[&str], after: Duration) -> String {
-    let mut child = start(vmm_run(args).stdout(Stdio::piped()));
+    let mut child = start(vmm_lab(args).stdout(Stdio::piped()));
     wait_for_cpu_time(&child, after);
     kill(child.id(), "INT");
     let printed = io::read_to_string(child.take_stdout().expect("it is piped")).expect("text");
@@ -188,7 +194,7 @@ fn ctrl_c_prints_what_was_measured_so_far() {
     if !has_kvm() {
         return;
     }
-    let args = ["--vcpus", "2", "--publisher", "off", "--wait", "threshold", "--duration-ms", "60000"];
+    let args = ["run", "--vcpus", "2", "--publisher", "off", "--wait", "threshold", "--duration-ms", "60000"];
     let printed = interrupted(&args, WELL_UNDER_WAY);
     assert!(printed.contains("acq/s") && printed.contains("Ended early (interrupted)"), "{printed}");
 }
@@ -241,4 +247,28 @@ fn file_of_the_payload_does_not_hold_its_report() {
     assert_eq!(ended.status, Some(0), "{ended:?}");
     let size = std::fs::metadata(&file).expect("it was written").len();
     assert!(size < size_of::<Report>() as u64, "{size} bytes");
+}
+
+#[test]
+fn ctrl_c_ends_the_run_and_the_results_are_written() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("run.json");
+    // Says that it runs, then spins: mov $0x3f8, %dx; mov $'!', %al; out %al, %dx; jmp .
+    let code = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'!', 0xee, 0xeb, 0xfe];
+    let payload = Fixture::file("code.elf", &executable(0x10_0000, &[Segment::of(0x10_0000, &code)]));
+    for signal in ["INT", "TERM"] {
+        let args = ["--vcpus", "3", "--payload", payload.arg(), "--json", json.to_str().unwrap()];
+        let mut child = start(vmm_run(args).stdout(Stdio::piped()));
+        let mut stdout = child.take_stdout().unwrap();
+        let mut first = [0];
+        stdout.read_exact(&mut first).unwrap();
+        kill(child.id(), signal);
+        assert_eq!(wait_for(child), Some(130));
+        let document = std::fs::read_to_string(&json).unwrap();
+        assert!(document.contains(r#""kind": "interrupted""#), "{document}");
+        std::fs::remove_file(&json).unwrap();
+    }
 }

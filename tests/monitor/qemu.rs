@@ -64,7 +64,7 @@ fn payload_that_is_told_its_vcpus_and_clock_need_not_measure() {
     for accelerator in accelerators() {
         let ended = boot(accelerator, 2, "job=watch vcpus=2 tsc_khz=2000000 duration_ms=50");
         assert_eq!(ended.status, Some(0), "{accelerator:?} {ended:?}");
-        assert!(ended.stdout.contains("own byte set in 0 of"), "{ended:?}");
+        assert!(ended.stdout.contains("own preempted set in 0 of"), "{ended:?}");
     }
 }
 

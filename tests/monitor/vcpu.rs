@@ -15,7 +15,7 @@ use std::sync::{Arc, mpsc};
 
 use devices::{ExitPort, PortBus};
 use protocol::VcpuId;
-use protocol::machine::EXIT_PORT;
+use protocol::payload::machine::EXIT_PORT;
 use steal_time::publisher::{Counts, Publication, Publisher, PublisherError, PublisherKind};
 use steal_time::vm::StealTime;
 use support::has_kvm;

@@ -66,7 +66,7 @@ fn publisher_counts_every_preemption_that_the_scheduler_counts() {
     // Both counts begin and end with the thread running; between reading the one and reading the other it may lose its
     // CPU once.
     for vcpu in &result.vcpus {
-        let outs = vcpu.publication.expect("the program counts").program.outs;
+        let outs = vcpu.publication.expect("the program counts").program.sched_out;
         assert!(vcpu.preemptions.abs_diff(outs) <= 1, "{vcpu:?}");
     }
 }

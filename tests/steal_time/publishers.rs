@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use lab::guest::{LabConfig, LabGuest};
 use lab::results::{ByteFigures, RunResult};
 use protocol::VcpuId;
-use protocol::steal_time::Registration;
+use protocol::kvm::Registration;
 use steal_time::publisher::PublisherKind;
 use steal_time::publisher::record::GuestRecord;
 use support::{
@@ -67,7 +67,7 @@ fn publishers_of_the_byte_publish_every_preemption_and_all_steal_of_spinners_on_
         assert!(byte.other_share() >= 0.99, "{publisher}: {byte:?}");
         for vcpu in &result.vcpus {
             let counts = vcpu.publication.expect("it counts");
-            assert!(vcpu.preemptions.abs_diff(counts.program.outs) <= 1, "{vcpu:?}");
+            assert!(vcpu.preemptions.abs_diff(counts.program.sched_out) <= 1, "{vcpu:?}");
             assert_eq!(counts.lost, 0);
         }
         steal_is_the_run_delay(&result);
@@ -145,7 +145,9 @@ fn park_sets_no_byte_for_what_the_host_does_and_tells_its_steal_all_the_same() {
     assert_eq!((byte.other_set, byte.own_set), (0, 0));
     // A guest that spins would leave at its end only, but it is reminded.
     steal_is_the_run_delay(&result);
-    assert!(result.vcpus.iter().all(|vcpu| vcpu.publication.is_some_and(|counts| counts.program.outs == 0)));
+    assert!(
+        result.vcpus.iter().all(|vcpu| vcpu.publication.is_some_and(|counts| counts.program.sched_out == 0))
+    );
 }
 
 fn record_of(guest: &LabGuest, look: &Look) -> GuestRecord {

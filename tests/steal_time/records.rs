@@ -16,8 +16,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::guest::LabGuest;
-use protocol::conformance::Assertion;
-use protocol::steal_time::Registration;
+use protocol::kvm::Registration;
+use protocol::payload::conformance::Assertion;
 use steal_time::publisher::PublisherKind;
 use support::{alone, guest, has_bpf, has_kvm, run};
 use vmm::supervise::Outcome;

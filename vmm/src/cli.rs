@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser};
 use host::cpus::{CpuError, Cpus};
-use protocol::words::Start;
+use protocol::payload::params::Start;
 use steal_time::publisher::{Choice, PublisherKind};
 
 use crate::guest::{GuestConfig, PayloadSource};
@@ -166,7 +166,7 @@ mod tests {
     use std::error::Error;
 
     use clap::CommandFactory;
-    use steal_time::bpf::{BpfError, KernelBtfError};
+    use steal_time::bpf::BpfError;
     use steal_time::publisher::PublisherError;
 
     use super::*;
@@ -180,13 +180,9 @@ mod tests {
     fn publishers_that_errors_suggest_can_be_chosen() {
         let refused = || io::Error::from_raw_os_error(libc::EPERM);
         let what = "load the BPF program";
-        let errors: [&dyn Error; 8] = [
-            &BpfError::KernelBtf(KernelBtfError::Unreadable(refused())),
-            &BpfError::KernelBtf(KernelBtfError::Unfit("no task_struct".into())),
-            &BpfError::Object("no map".into()),
+        let errors: [&dyn Error; 4] = [
             &BpfError::NotPermitted { what, source: refused() },
             &BpfError::Verifier { program: "switch".into(), log: String::new(), source: refused() },
-            &BpfError::NoThreadPidfd(refused()),
             &PublisherError::KernelLacksStealTime,
             &PublisherError::MsrFilterMissing("KVM_CAP_X86_MSR_FILTER"),
         ];

@@ -1,10 +1,11 @@
-//! The console: from standard input to the guest's COM1.
+//! The console: forwards standard input to the guest's COM1.
 //!
-//! The receiver of a UART has room for some bytes only. While it is full, standard input is not read: whoever writes to it
-//! waits, and nothing is lost. When the guest has emptied the receiver, it goes on.
+//! The receive FIFO of the UART is small. While it is full, the console does not read standard
+//! input, so the writer blocks and no byte is lost. It resumes when the guest has emptied the FIFO.
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use devices::SerialInput;
@@ -15,50 +16,42 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::escape::Escape;
 use crate::terminal::RawTerminal;
 
-/// So much is read at once.
+/// Maximum length of one read (bytes).
 const CHUNK: usize = 256;
 
-/// What becomes of the run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wish {
-    /// It goes on.
-    GoOn,
-    /// The user wants it to end.
-    End,
-}
-
-/// Standard input, on its way to a guest.
+/// Standard input, connected to a guest's serial line.
 #[derive(Debug)]
 pub struct Console {
     input: File,
     line: SerialInput,
     room: EventFd,
-    /// What was read and not sent yet.
+    /// Bytes that were read and do not fit into the FIFO yet.
     pending: Vec<u8>,
-    /// How standard input is waited for.
     watch: Watch,
-    /// Only where a user is typing.
+    /// Present when standard input is a terminal.
     escape: Option<Escape>,
     _terminal: Option<RawTerminal>,
 }
 
+/// How the event loop watches standard input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watch {
-    /// By the event loop, which tells when there is something.
+    /// Watched by epoll.
     On,
-    /// Not until there is room.
+    /// Not watched while the FIFO is full.
     Off,
-    /// It is a file, where there is always something.
+    /// A plain file, which is always readable and cannot be watched.
     Never,
-    /// There is no more.
+    /// At its end, or closed.
     Ended,
 }
 
 impl Console {
-    /// Sends what arrives at standard input to `line`; `room` is raised when there is room again. A terminal is made raw.
+    /// Connects standard input to `line`, which signals `room` when its FIFO is empty. Makes a
+    /// terminal raw.
     ///
     /// # Errors
-    /// The host's reason: out of file descriptors, or a terminal that refuses.
+    /// The host's error: no free file descriptor, or a terminal that cannot be made raw.
     pub fn new(line: SerialInput, room: EventFd) -> io::Result<Self> {
         let terminal = RawTerminal::new()?;
         let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
@@ -66,74 +59,70 @@ impl Console {
         Ok(Self { input, line, room, pending: Vec::new(), watch: Watch::Off, escape, _terminal: terminal })
     }
 
-    /// Whether a user is typing, and has the keys to it.
+    /// Returns whether standard input is a terminal that this console made raw.
     pub fn has_terminal(&self) -> bool {
         self.escape.is_some()
     }
 
-    /// Begins to watch.
+    /// Registers the console with the event loop.
     ///
     /// # Errors
-    /// The event loop's reason.
-    pub fn begin(&mut self, ops: &mut EventOps<'_>) -> Result<(), event_manager::Error> {
+    /// The event loop's error.
+    pub fn register(&mut self, ops: &mut EventOps<'_>) -> Result<(), event_manager::Error> {
         ops.add(Events::new_raw(self.room.as_raw_fd(), EventSet::IN))?;
         self.watch = match ops.add(self.interest()) {
             Ok(()) => Watch::On,
-            // epoll does not take plain files, nor /dev/null: they never have to be waited for.
+            // epoll rejects plain files and /dev/null, which are always readable.
             Err(_) => Watch::Never,
         };
         if self.watch == Watch::Never {
-            // As if there were room: there is.
+            // The FIFO is empty: this starts the first read.
             let _ = self.room.write(1);
         }
         Ok(())
     }
 
-    /// Whether `fd` is one that this watches.
-    pub fn watches(&self, fd: RawFd) -> bool {
+    /// Returns whether events of `fd` belong to this console.
+    pub fn owns(&self, fd: RawFd) -> bool {
         fd == self.room.as_raw_fd() || fd == self.input.as_raw_fd()
     }
 
-    /// Something has happened at `fd`.
-    pub fn process(&mut self, fd: RawFd, ops: &mut EventOps<'_>) -> Wish {
+    /// Handles an event of `fd`. Breaks when the user ends the run.
+    pub fn process(&mut self, fd: RawFd, ops: &mut EventOps<'_>) -> ControlFlow<()> {
         if fd == self.room.as_raw_fd() {
             let _: io::Result<u64> = self.room.read();
         }
         self.send();
         let may_read = fd == self.input.as_raw_fd() || self.watch == Watch::Never;
-        if self.pending.is_empty() && may_read && self.read() == Wish::End {
-            return Wish::End;
+        if self.pending.is_empty() && may_read {
+            self.read()?;
         }
         self.send();
-        self.watch_if_there_is_room(ops);
-        Wish::GoOn
+        self.update_watch(ops);
+        ControlFlow::Continue(())
     }
 
-    fn read(&mut self) -> Wish {
+    fn read(&mut self) -> ControlFlow<()> {
         let mut chunk = [0; CHUNK];
         let typed = match self.input.read(&mut chunk) {
-            Ok(0) => {
-                self.watch = Watch::Ended;
-                return Wish::GoOn;
-            }
-            Ok(count) => chunk.get(..count).unwrap_or_default(),
+            Ok(count @ 1..) => chunk.get(..count).unwrap_or_default(),
             Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
-                return Wish::GoOn;
+                return ControlFlow::Continue(());
             }
-            // A terminal that has gone away.
-            Err(_) => {
+            // End of file, or a terminal that was closed.
+            Ok(0) | Err(_) => {
                 self.watch = Watch::Ended;
-                return Wish::GoOn;
+                return ControlFlow::Continue(());
             }
         };
         match &mut self.escape {
             None => self.pending.extend_from_slice(typed),
-            Some(escape) => match escape.take(typed) {
+            Some(escape) => match escape.filter(typed) {
                 Some(for_guest) => self.pending = for_guest,
-                None => return Wish::End,
+                None => return ControlFlow::Break(()),
             },
         }
-        Wish::GoOn
+        ControlFlow::Continue(())
     }
 
     fn send(&mut self) {
@@ -141,18 +130,18 @@ impl Console {
         self.pending.drain(..sent);
     }
 
-    fn watch_if_there_is_room(&mut self, ops: &mut EventOps<'_>) {
+    fn update_watch(&mut self, ops: &mut EventOps<'_>) {
         let changed = match (self.watch, self.pending.is_empty()) {
             (Watch::On, false) => ops.remove(self.interest()).map(|()| Watch::Off),
             (Watch::Off, true) => ops.add(self.interest()).map(|()| Watch::On),
             (Watch::Ended, _) => {
-                // It was watched, or it was a file: either way it is not any more.
+                // Removing fails for a plain file, which was not watched.
                 let _ = ops.remove(self.interest());
                 Ok(Watch::Ended)
             }
             (watch, _) => Ok(watch),
         };
-        // What cannot be watched any more has ended for us.
+        // Input that cannot be watched any more counts as ended.
         self.watch = changed.unwrap_or(Watch::Ended);
     }
 

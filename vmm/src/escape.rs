@@ -1,24 +1,25 @@
-//! The escape key: how a user gets out of a guest that has the terminal to itself.
+//! The escape key: how a user ends a guest that owns the terminal.
 //!
-//! While the terminal is raw, every key is the guest's, Ctrl-C too. Only what follows Ctrl-A is ours: `x` ends the run,
-//! another Ctrl-A is one for the guest. Anything else goes to the guest with the Ctrl-A before it.
+//! A raw terminal sends every key to the guest, Ctrl-C included. Ctrl-A is the escape key. Followed
+//! by `x` it ends the run; followed by another Ctrl-A it sends one Ctrl-A. Before any other key,
+//! both reach the guest.
 
 /// Ctrl-A.
-pub const ESCAPE: u8 = 0x01;
+const ESCAPE: u8 = 0x01;
 
 /// Ends the run, after [`ESCAPE`].
 const END: u8 = b'x';
 
-/// What has been typed so far.
+/// The state of the escape sequence between two reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Escape {
-    /// The last key was the escape key.
+    /// Whether the last key was the escape key.
     is_open: bool,
 }
 
 impl Escape {
-    /// Takes what was typed, and gives what of it is the guest's; `None` when the user wants the run to end.
-    pub fn take(&mut self, typed: &[u8]) -> Option<Vec<u8>> {
+    /// Returns the part of `typed` that is meant for the guest; `None` when the user ends the run.
+    pub fn filter(&mut self, typed: &[u8]) -> Option<Vec<u8>> {
         let mut for_guest = Vec::with_capacity(typed.len() + 1);
         for key in typed.iter().copied() {
             match (self.is_open, key) {
@@ -44,19 +45,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_but_the_escape_is_the_guest_s() {
+    fn all_keys_but_the_escape_sequence_reach_the_guest() {
         let mut escape = Escape::default();
-        assert_eq!(escape.take(b"ls\x03\r"), Some(b"ls\x03\r".to_vec()));
-        assert_eq!(escape.take(b"a\x01"), Some(b"a".to_vec()));
-        assert_eq!(escape.take(b"\x01b"), Some(b"\x01b".to_vec()));
-        assert_eq!(escape.take(b"\x01c"), Some(b"\x01c".to_vec()));
+        assert_eq!(escape.filter(b"ls\x03\r"), Some(b"ls\x03\r".to_vec()));
+        assert_eq!(escape.filter(b"a\x01"), Some(b"a".to_vec()));
+        assert_eq!(escape.filter(b"\x01b"), Some(b"\x01b".to_vec()));
+        assert_eq!(escape.filter(b"\x01c"), Some(b"\x01c".to_vec()));
     }
 
     #[test]
-    fn escape_and_x_end_the_run_also_when_they_come_one_by_one() {
-        assert_eq!(Escape::default().take(b"q\x01x"), None);
+    fn escape_and_x_end_the_run_in_one_read_or_two() {
+        assert_eq!(Escape::default().filter(b"q\x01x"), None);
         let mut escape = Escape::default();
-        assert_eq!(escape.take(b"\x01"), Some(Vec::new()));
-        assert_eq!(escape.take(b"x"), None);
+        assert_eq!(escape.filter(b"\x01"), Some(Vec::new()));
+        assert_eq!(escape.filter(b"x"), None);
     }
 }

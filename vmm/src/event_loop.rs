@@ -16,7 +16,7 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::console::{Console, Wish};
+use crate::console::Console;
 use crate::vcpu::{Message, Outbox};
 
 /// What can happen.
@@ -137,8 +137,8 @@ struct Sources {
 impl MutEventSubscriber for Sources {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         let fd = events.fd();
-        if let Some(console) = self.console.as_mut().filter(|console| console.watches(fd)) {
-            if console.process(fd, ops) == Wish::End {
+        if let Some(console) = self.console.as_mut().filter(|console| console.owns(fd)) {
+            if console.process(fd, ops).is_break() {
                 self.pending.push_back(Event::Interrupted);
             }
         } else if fd == self.wake.as_raw_fd() {
@@ -160,7 +160,7 @@ impl MutEventSubscriber for Sources {
                 self.refused = Some(refused);
             }
         }
-        if let Some(Err(refused)) = self.console.as_mut().map(|console| console.begin(ops)) {
+        if let Some(Err(refused)) = self.console.as_mut().map(|console| console.register(ops)) {
             self.refused = Some(refused);
         }
     }

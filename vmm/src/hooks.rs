@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::VcpuId;
-use protocol::payload::Note;
+use protocol::payload::note::Note;
 
 use crate::memory::Ram;
 use crate::vcpu::control::{Gate, Seat};
@@ -34,8 +34,8 @@ pub trait RunHooks: fmt::Debug + Send + Sync {
     /// The payload is in memory and no vCPU runs yet. Called on the thread that starts the guest.
     fn on_loaded(&self, _guest: &LoadedGuest<'_>) {}
 
-    /// `vcpu` wrote `data` to `port`. Called on the vCPU's thread, outside the guest, before any device sees the write.
-    /// Returns whether the write is handled.
+    /// `vcpu` wrote `data` to `port`, which no device claims. Called on the vCPU's thread, outside the guest. Returns whether the
+    /// write is handled.
     fn on_exit(&self, _vcpu: VcpuId, _port: u16, _data: &[u8]) -> bool {
         false
     }

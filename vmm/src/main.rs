@@ -69,6 +69,6 @@ fn print(what: &dyn Display) {
 }
 
 fn fail(error: &dyn std::error::Error, status: u8) -> u8 {
-    eprintln!("{}", error_chain::in_one_line(error));
+    eprintln!("{}", error_chain::one_line(error));
     status
 }

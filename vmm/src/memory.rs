@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use protocol::machine::MMIO_GAP;
+use protocol::payload::machine::MMIO_GAP;
 use vm_memory::{
     Address, ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
     MmapRegion, ReadVolatile,
@@ -79,6 +79,11 @@ impl Ram {
         let memory =
             GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Map { mib, source })?;
         Ok(Self { memory, mib })
+    }
+
+    /// Returns the guest memory of vm-memory.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
     }
 
     /// Size in MiB.

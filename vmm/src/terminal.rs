@@ -1,40 +1,39 @@
-//! The terminal: raw while a guest has it, and as it was when the guest is gone.
+//! The terminal: raw while a guest owns it, restored at the end.
 //!
-//! Raw means that every key goes to the guest at once, unechoed. Output is left as it is, so that lines of ours still
-//! begin at the left. However the monitor ends, the terminal is put back: by the guard that made it raw, and by a panic
-//! hook, since a panic ends this program where it stands. Signals end a run by the event loop, as anything else does.
+//! In raw mode each key reaches the guest at once, without echo. Output processing stays on, so the
+//! monitor's own lines still start in the first column.
+//!
+//! The guard [`RawTerminal`] restores the terminal when it is dropped. A panic hook does so as
+//! well, because a panic aborts this program. Signals end a run through the event loop.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::panic;
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use nix::sys::termios::{OutputFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp};
 
-/// How the terminal was before it was made raw, while it is.
-static BEFORE: Mutex<Option<Termios>> = Mutex::new(None);
-
-/// Keeps the terminal at standard input raw, until it is dropped.
+/// Guard that keeps the terminal at standard input raw until it is dropped.
 #[derive(Debug)]
 pub struct RawTerminal(());
 
 impl RawTerminal {
-    /// Makes the terminal at standard input raw. `None` where there is none, or where it is not ours: who is in the
-    /// background must leave it alone.
+    /// Makes the terminal at standard input raw. Returns `None` without a terminal, and in a
+    /// background process group, which must not change it.
     ///
     /// # Errors
-    /// The host's reason.
+    /// The host's error from `tcgetattr` or `tcsetattr`.
     pub fn new() -> io::Result<Option<Self>> {
         let stdin = io::stdin();
-        if !is_ours() {
+        if !is_in_foreground() {
             return Ok(None);
         }
         let before = tcgetattr(stdin.as_fd())?;
         let mut raw = before.clone();
         cfmakeraw(&mut raw);
         raw.output_flags |= before.output_flags & OutputFlags::OPOST;
-        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = Some(before);
+        *saved() = Some(before);
         let guard = Self(());
         restore_on_panic();
         tcsetattr(stdin.as_fd(), SetArg::TCSANOW, &raw)?;
@@ -48,16 +47,22 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Whether standard input is a terminal, and we are in its foreground.
-pub fn is_ours() -> bool {
+/// Returns the attributes of the terminal before it became raw, while it is raw.
+fn saved() -> MutexGuard<'static, Option<Termios>> {
+    static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
+    SAVED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Returns whether standard input is a terminal with this process in its foreground group.
+fn is_in_foreground() -> bool {
     let stdin = io::stdin();
     stdin.is_terminal() && tcgetpgrp(stdin.as_fd()).is_ok_and(|foreground| foreground == getpgrp())
 }
 
 fn restore() {
-    let before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let before = saved().take();
     if let Some(before) = before {
-        // A terminal that has gone away needs no care any more.
+        // The terminal may have been closed; there is then nothing to restore.
         let _ = tcsetattr(io::stdin().as_fd(), SetArg::TCSANOW, &before);
     }
 }

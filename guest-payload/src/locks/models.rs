@@ -1,44 +1,44 @@
 //! The locks in a model checker: exclusion, no lost wake-up, and order where a lock promises it.
 //!
-//! `loom` tries every order of two or three vCPUs that a few preemptions can make, weak memory included, and knows what was
-//! published to whom: what the lock guards is a cell that it watches. `shuttle` tries thousands of random schedules of four.
-//! A halt is a wait for a condition, so a wake-up that is lost is a deadlock, and both find those.
+//! - `loom` tries every interleaving of two or three vCPUs with a few preemptions, weak memory
+//!   included. The guarded data is a cell that loom watches.
+//! - `shuttle` tries thousands of random schedules of four vCPUs.
 //!
-//! A vCPU here is a thread whose halts end only when it is kicked or its word changes, whose byte says what the test says,
-//! and whose clock goes on by little, and now and then by much, where the checker may draw lots.
+//! A halt is a wait for a condition variable, so a lost wake-up is a deadlock, which both checkers
+//! find.
+//!
+//! A vCPU is a thread whose halts end only when it is kicked or its word changes. The test chooses
+//! its `preempted`. Its clock advances in small steps, and in long ones where the checker may draw.
 
 use core::cell::Cell;
 use std::sync::Arc;
 
 use protocol::VcpuId;
 
-use super::{
-    Cull, Lock, Malthusian, Mcs, Mutex, OwnerQueue, Preemptable, PvQspin, PvState, PvTicket, Qspin, Rwsem,
-    Tas, Ticket, Variant, Virt,
-};
+use super::{Lock, Mutex, Tas, Ticket};
 use crate::cpu::Cpu;
-use crate::park::{Lot, Me};
-use crate::patience::Strategy;
+use crate::park::{LockCtx, ParkingLot};
+use crate::spin_wait::WaitPolicy;
 use crate::sync::AtomicU32;
 use checker::{AtomicUsize, Condvar, Mutex as HostMutex, Ordering, thread};
 
-/// What bytes say.
+/// Values of `preempted`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bytes {
-    /// Everybody runs.
+    /// Every vCPU runs.
     Clear,
-    /// Nobody runs.
+    /// Every vCPU is preempted.
     Set,
-    /// One or the other, each time anew.
+    /// Random with each read.
     #[cfg(feature = "shuttle")]
     Drawn,
 }
 
-/// The machine.
+/// The machine of a model.
 struct Machine {
     kicked: Vec<(HostMutex<bool>, Condvar)>,
     bytes: Bytes,
-    /// Grants so far, of all.
+    /// Number of grants so far, of all vCPUs.
     grants: AtomicUsize,
 }
 
@@ -49,12 +49,12 @@ impl Machine {
     }
 }
 
-/// One of its vCPUs.
+/// A vCPU of the machine.
 struct Model {
     machine: Arc<Machine>,
     id: VcpuId,
     now: Cell<u64>,
-    /// Grants when it first spun for the present one; `None` before it has.
+    /// Number of grants when this vCPU began to spin for the present one; `None` before that.
     queued_at: Cell<Option<usize>>,
 }
 
@@ -108,55 +108,55 @@ impl Cpu for Model {
     }
 }
 
-/// What a lock guards.
+/// A lock and what it guards.
 struct Guarded<L> {
     lock: L,
-    lot: Lot,
+    lot: ParkingLot,
     sections: checker::Cell<usize>,
 }
 
-/// What is tried of a lock.
+/// Parameters of one model.
 #[derive(Clone, Copy)]
 struct Trial {
     vcpus: usize,
     times: usize,
-    strategy: Strategy,
+    policy: WaitPolicy,
     bytes: Bytes,
-    /// Whether each may be passed by each other once at the most, once it is queued.
+    /// Whether each other vCPU may overtake a queued one at most once.
     in_order: bool,
 }
 
-/// Has vCPUs take a lock; the checker notices whatever goes wrong.
+/// Runs vCPUs that take the lock. The checker finds what goes wrong.
 fn take<L: Lock + Send + 'static>(lock: L, trial: Trial) {
-    let Trial { vcpus, times, strategy, bytes, in_order } = trial;
+    let Trial { vcpus, times, policy, bytes, in_order } = trial;
     let machine = Arc::new(Machine::new(vcpus, bytes));
-    let guarded = Arc::new(Guarded { lock, lot: Lot::new(), sections: checker::Cell::new(0) });
+    let guarded = Arc::new(Guarded { lock, lot: ParkingLot::new(), sections: checker::Cell::new(0) });
     let threads: Vec<_> = VcpuId::first(vcpus)
         .map(|id| {
             let (machine, guarded) = (Arc::clone(&machine), Arc::clone(&guarded));
             thread::spawn(move || {
                 let cpu = Model { machine, id, now: Cell::new(0), queued_at: Cell::new(None) };
-                let mut me = Me::new(cpu, strategy, &guarded.lot);
+                let mut ctx = LockCtx::new(cpu, policy, &guarded.lot);
                 for time in 0..times {
-                    me.cpu.queued_at.set(None);
+                    ctx.cpu.queued_at.set(None);
                     if time + 1 == times && times > 2 {
-                        // The last one only reads.
-                        guarded.lock.acquire_shared(&mut me);
+                        // The last section only reads.
+                        guarded.lock.acquire_shared(&mut ctx);
                         let before = guarded.sections.get();
                         thread::yield_now();
                         assert_eq!(guarded.sections.get(), before, "a writer came in to a reader");
-                        guarded.lock.release_shared(&mut me);
+                        guarded.lock.release_shared(&mut ctx);
                         break;
                     }
-                    guarded.lock.acquire(&mut me);
-                    let before = me.cpu.machine.grants.fetch_add(1, Ordering::SeqCst);
-                    if let Some(queued) = me.cpu.queued_at.get()
+                    guarded.lock.acquire(&mut ctx);
+                    let before = ctx.cpu.machine.grants.fetch_add(1, Ordering::SeqCst);
+                    if let Some(queued) = ctx.cpu.queued_at.get()
                         && in_order
                     {
                         assert!(before - queued < vcpus, "passed by {} others", before - queued);
                     }
                     guarded.sections.add_one();
-                    guarded.lock.release(&mut me);
+                    guarded.lock.release(&mut ctx);
                 }
             })
         })
@@ -168,73 +168,31 @@ fn take<L: Lock + Send + 'static>(lock: L, trial: Trial) {
     assert_eq!(guarded.sections.get(), vcpus * written);
 }
 
-/// Makes a test of each lock.
+/// Defines a test of each lock. The flag says whether its order is strict while no vCPU is
+/// preempted.
 macro_rules! each_lock {
     ($($name:ident: $make:expr, $ordered:expr;)+) => {
         $(#[test]
         fn $name() {
-            checker::check(|| $make, $ordered);
+            $crate::locks::models::checker::check(|| $make, $ordered);
         })+
     };
 }
+pub(crate) use each_lock;
 
-// Whose order is strict as long as the byte does not have them pass over anybody.
 each_lock! {
     tas_excludes_and_loses_no_wake_up: Tas::new(), false;
-    virt_excludes_and_loses_no_wake_up: Virt::new(), false;
     ticket_excludes_loses_no_wake_up_and_keeps_order: Ticket::new(), true;
-    preemptable_excludes_and_loses_no_wake_up: Preemptable::new(), false;
-    pv_ticket_excludes_loses_no_wake_up_and_keeps_order: PvTicket::new(), true;
-    mcs_excludes_loses_no_wake_up_and_keeps_order: Mcs::new(), true;
-    qspin_excludes_loses_no_wake_up_and_keeps_order: Qspin::new(), true;
-    pvq_excludes_loses_no_wake_up_and_keeps_order: Pvq::new(Variant::Plain), true;
-    pvq_steal_excludes_and_loses_no_wake_up: Pvq::new(Variant::Steal), false;
-    pvq_hybrid_excludes_and_loses_no_wake_up: Pvq::new(Variant::Hybrid), false;
-    pvq_state_excludes_and_loses_no_wake_up: Pvq::new(Variant::State), false;
-    pvq_byte_excludes_and_loses_no_wake_up: Pvq::new(Variant::Byte), false;
     mutex_excludes_and_loses_no_wake_up: Mutex::new(), false;
-    rwsem_excludes_and_loses_no_wake_up: Rwsem::new(), false;
-    owner_queue_excludes_and_loses_no_wake_up: OwnerQueue::new(), false;
-    malthusian_excludes_and_loses_no_wake_up: Malthusian::new(), false;
-    cull_excludes_and_loses_no_wake_up: Cull::new(), false;
 }
 
-/// A schedule in which one who counts himself for a sleeper that he then does not find is taken for a contender by the last to
-/// leave: sleepers stayed behind a free lock.
-#[cfg(feature = "shuttle")]
-#[test]
-fn cull_takes_nobody_for_a_contender_who_is_none() {
-    checker::check_once(Cull::new, 6_778_116_418_438_103_887);
-}
-
-/// A [`PvQspin`] that owns its state.
-struct Pvq(Arc<PvState>, Variant);
-
-impl Pvq {
-    fn new(variant: Variant) -> Self {
-        Self(Arc::new(PvState::new()), variant)
-    }
-}
-
-impl Lock for Pvq {
-    const HANDS_OVER: bool = true;
-
-    fn acquire<C: Cpu>(&self, me: &mut Me<'_, C>) {
-        PvQspin::new(&self.0, self.1).acquire(me);
-    }
-
-    fn release<C: Cpu>(&self, me: &mut Me<'_, C>) {
-        PvQspin::new(&self.0, self.1).release(me);
-    }
-}
-
-/// What the checkers must find.
+/// Broken locks, whose defects the checkers must find.
 mod broken {
     use super::*;
-    use crate::park::Waiters;
+    use crate::park::WaiterSet;
     use crate::sync::Ordering;
 
-    /// Looks, and then takes: two may have looked.
+    /// Reads the word, then takes the lock: two vCPUs may have read it.
     pub(super) struct Looks(AtomicU32);
 
     impl Looks {
@@ -246,43 +204,43 @@ mod broken {
     impl Lock for Looks {
         const HANDS_OVER: bool = false;
 
-        fn acquire<C: Cpu>(&self, me: &mut Me<'_, C>) {
+        fn acquire<C: Cpu>(&self, ctx: &mut LockCtx<'_, C>) {
             while self.0.load(Ordering::SeqCst) != 0 {
-                me.cpu.relax();
+                ctx.cpu.relax();
             }
             self.0.store(1, Ordering::SeqCst);
         }
 
-        fn release<C: Cpu>(&self, _me: &mut Me<'_, C>) {
+        fn release<C: Cpu>(&self, _me: &mut LockCtx<'_, C>) {
             self.0.store(0, Ordering::SeqCst);
         }
     }
 
-    /// Halts without a second look: the release may have come between.
-    pub(super) struct Sleeps(AtomicU32, Waiters);
+    /// Halts without a second look: the release may have come in between.
+    pub(super) struct Sleeps(AtomicU32, WaiterSet);
 
     impl Sleeps {
         pub(super) fn new() -> Self {
-            Self(AtomicU32::new(0), Waiters::new())
+            Self(AtomicU32::new(0), WaiterSet::new())
         }
     }
 
     impl Lock for Sleeps {
         const HANDS_OVER: bool = false;
 
-        fn acquire<C: Cpu>(&self, me: &mut Me<'_, C>) {
+        fn acquire<C: Cpu>(&self, ctx: &mut LockCtx<'_, C>) {
             while self.0.swap(1, Ordering::SeqCst) != 0 {
-                me.park_if(&self.1, |_| true);
+                ctx.park_if(&self.1, |_| true);
             }
         }
 
-        fn release<C: Cpu>(&self, me: &mut Me<'_, C>) {
+        fn release<C: Cpu>(&self, ctx: &mut LockCtx<'_, C>) {
             self.0.swap(0, Ordering::SeqCst);
-            me.wake_longest(&self.1);
+            ctx.wake_longest(&self.1);
         }
     }
 
-    /// Lets in whoever comes, whoever waits.
+    /// Admits any vCPU, whatever the order of arrival.
     #[cfg(feature = "shuttle")]
     pub(super) struct Unfair(AtomicU32);
 
@@ -297,13 +255,13 @@ mod broken {
     impl Lock for Unfair {
         const HANDS_OVER: bool = false;
 
-        fn acquire<C: Cpu>(&self, me: &mut Me<'_, C>) {
+        fn acquire<C: Cpu>(&self, ctx: &mut LockCtx<'_, C>) {
             while self.0.swap(1, Ordering::SeqCst) != 0 {
-                me.cpu.relax();
+                ctx.cpu.relax();
             }
         }
 
-        fn release<C: Cpu>(&self, _me: &mut Me<'_, C>) {
+        fn release<C: Cpu>(&self, _me: &mut LockCtx<'_, C>) {
             self.0.swap(0, Ordering::SeqCst);
         }
     }
@@ -328,20 +286,20 @@ fn lock_that_keeps_no_order_is_found_out() {
     checker::check(broken::Unfair::new, true);
 }
 
-/// Every order that few preemptions can make.
+/// Every interleaving with few preemptions.
 #[cfg(feature = "loom")]
 #[expect(unsafe_code, reason = "loom judges whether two are in a cell: so it is shared without proof")]
-mod checker {
+pub(crate) mod checker {
     pub(super) use loom::sync::atomic::{AtomicUsize, Ordering};
     pub(super) use loom::sync::{Condvar, Mutex};
     pub(super) use loom::thread;
 
-    use super::{Bytes, Lock, Strategy, Trial, take};
+    use super::{Bytes, Lock, Trial, WaitPolicy, take};
 
-    /// A cell that two may not be in, and that must have been published to who reads it.
+    /// A cell that two vCPUs may not access at once, and whose readers must have synchronised.
     pub(super) struct Cell<T>(loom::cell::UnsafeCell<T>);
 
-    // SAFETY: loom watches each access, and stops at the first two that are not in order.
+    // SAFETY: loom checks each access, and stops at the first two that are not ordered.
     unsafe impl<T> Sync for Cell<T> {}
 
     impl Cell<usize> {
@@ -350,7 +308,7 @@ mod checker {
         }
 
         pub(super) fn add_one(&self) {
-            // SAFETY: loom stops at a second access beside this one.
+            // SAFETY: loom stops at a concurrent access.
             self.0.with_mut(|value| unsafe { *value += 1 });
         }
 
@@ -360,24 +318,24 @@ mod checker {
         }
     }
 
-    /// A model must do the same each time: its clock goes on evenly.
+    /// A model must be deterministic, so its clock advances evenly.
     pub(super) fn step() -> u64 {
         10
     }
 
-    pub(super) fn check<L: Lock + Send + 'static>(make: fn() -> L, in_order: bool) {
-        /// Orders that are tried at the most: some of these models have millions.
+    pub(crate) fn check<L: Lock + Send + 'static>(make: fn() -> L, in_order: bool) {
+        /// Limit of interleavings: some of these models have millions.
         const ENOUGH: usize = 10_000;
-        const AT_ONCE: Strategy = Strategy::Threshold(0);
-        const BYTE: Strategy = Strategy::Byte { every: 1, twice: false, backstop: u64::MAX };
-        let trial = |vcpus, times, strategy, bytes| Trial { vcpus, times, strategy, bytes, in_order: false };
-        let strict = Trial { in_order, ..trial(2, 2, Strategy::Ignore, Bytes::Clear) };
+        const AT_ONCE: WaitPolicy = WaitPolicy::Threshold(0);
+        const PREEMPTED: WaitPolicy = WaitPolicy::Preempted { every: 1, twice: false, backstop: u64::MAX };
+        let trial = |vcpus, times, policy, bytes| Trial { vcpus, times, policy, bytes, in_order: false };
+        let strict = Trial { in_order, ..trial(2, 2, WaitPolicy::Spin, Bytes::Clear) };
         let trials = [
             (strict, 2),
             (trial(2, 2, AT_ONCE, Bytes::Clear), 3),
-            (trial(2, 2, BYTE, Bytes::Set), 3),
+            (trial(2, 2, PREEMPTED, Bytes::Set), 3),
             (trial(3, 1, AT_ONCE, Bytes::Clear), 2),
-            (trial(3, 1, BYTE, Bytes::Set), 2),
+            (trial(3, 1, PREEMPTED, Bytes::Set), 2),
         ];
         for (trial, preemptions) in trials {
             let mut model = loom::model::Builder::new();
@@ -391,16 +349,16 @@ mod checker {
 
 /// Thousands of random schedules.
 #[cfg(feature = "shuttle")]
-mod checker {
+pub(crate) mod checker {
     pub(super) use shuttle::sync::atomic::{AtomicUsize, Ordering};
     pub(super) use shuttle::sync::{Condvar, Mutex};
     pub(super) use shuttle::thread;
 
     use shuttle::rand::Rng;
 
-    use super::{Bytes, Lock, Strategy, Trial, take};
+    use super::{Bytes, Lock, Trial, WaitPolicy, take};
 
-    /// A counter that is right only if nobody else adds meanwhile.
+    /// A counter that is right only if no other vCPU adds at the same time.
     pub(super) struct Cell<T>(AtomicUsize, core::marker::PhantomData<T>);
 
     impl Cell<usize> {
@@ -423,38 +381,38 @@ mod checker {
         shuttle::rand::thread_rng().gen_range(0..below)
     }
 
-    /// Now and then a long one: turns come, and vCPUs have been away.
+    /// Steps are sometimes long, so that rotations come due and vCPUs have been away.
     pub(super) fn step() -> u64 {
         if draw(32) == 0 { 1_000_000 } else { 10 }
     }
 
-    pub(super) fn check<L: Lock + Send + 'static>(make: fn() -> L, in_order: bool) {
+    pub(crate) fn check<L: Lock + Send + 'static>(make: fn() -> L, in_order: bool) {
         const SCHEDULES: usize = 1_000;
         for trial in trials(in_order) {
             shuttle::check_random(move || take(make(), trial), SCHEDULES);
         }
     }
 
-    /// The one schedule that `seed` makes of each trial.
-    pub(super) fn check_once<L: Lock + Send + 'static>(make: fn() -> L, seed: u64) {
+    /// Runs the one schedule that `seed` makes of each trial.
+    pub(crate) fn check_once<L: Lock + Send + 'static>(make: fn() -> L, seed: u64) {
         for trial in trials(false) {
             shuttle::check_random_with_seed(move || take(make(), trial), seed, 1);
         }
     }
 
     fn trials(in_order: bool) -> [Trial; 8] {
-        let byte = |every, twice| Strategy::Byte { every, twice, backstop: 200 };
-        let trial = |strategy| Trial { vcpus: 4, times: 3, strategy, bytes: Bytes::Drawn, in_order: false };
-        let strict = Trial { in_order, ..trial(Strategy::Ignore) };
+        let byte = |every, twice| WaitPolicy::Preempted { every, twice, backstop: 200 };
+        let trial = |policy| Trial { vcpus: 4, times: 3, policy, bytes: Bytes::Drawn, in_order: false };
+        let strict = Trial { in_order, ..trial(WaitPolicy::Spin) };
         [
             strict,
             Trial { bytes: Bytes::Clear, ..trial(byte(1, false)) },
             Trial { bytes: Bytes::Set, ..trial(byte(1, false)) },
-            trial(Strategy::Threshold(50)),
-            trial(Strategy::Cap(2)),
+            trial(WaitPolicy::Threshold(50)),
+            trial(WaitPolicy::Cap(2)),
             trial(byte(1, false)),
             trial(byte(3, true)),
-            trial(Strategy::Yield { every: 1 }),
+            trial(WaitPolicy::Yield { every: 1 }),
         ]
     }
 }

@@ -1,83 +1,85 @@
-//! A mutex whose waiters spin while the owner runs, in the shape of Linux' `mutex`.
+//! A mutex with optimistic spinning, in the shape of Linux' `mutex`.
 //!
-//! The word names the owner. A waiter first queues with the other spinners ([`super::osq`]), then spins on the owner.
-//! It blames the owner, or while it queues, its predecessor. When it gives up it becomes a sleeper.
+//! The word names the owner. A waiter first queues with the other spinners ([`super::osq`]), then
+//! spins on the owner. It waits for the owner, or for its predecessor while it queues. When it
+//! stops spinning, it sleeps.
 //!
-//! Sleepers stay in the set until they have the lock. Each release wakes the one that has been parked for longest; once
-//! awake it spins on the owner like everybody else, and parks again if that owner is preempted, too. Nobody sleeps for
-//! ever: a sleeper says that it is about to halt before it tries the lock a last time, so a release that comes between
-//! finds it and wakes it.
+//! A sleeper stays in the set until it has the mutex. Each release wakes the sleeper that has been
+//! parked longest. It then spins on the owner like any waiter, and parks again if that owner is
+//! preempted too. No waiter sleeps forever: a sleeper announces that it parks before it tries the
+//! mutex a last time, so a release in between finds it and wakes it.
 //!
-//! Source: Linux kernel/locking/mutex.c. What differs: no hand-off to a sleeper that has waited too long; and a release looks
-//! for sleepers by itself, where there a flag in the owner word tells it to.
+//! Source: Linux `kernel/locking/mutex.c`. Two differences: there is no hand-off to a sleeper that
+//! has waited too long, and a release looks for sleepers itself, where Linux keeps a flag in the
+//! owner word.
 
-use super::Lock;
+use super::lock::Lock;
 use super::osq::Osq;
 use super::owner_word::OwnerWord;
 use crate::cpu::Cpu;
-use crate::park::{Me, Waiters};
-use crate::patience::Patience;
-use crate::sync::maker;
+use crate::park::{LockCtx, WaiterSet};
+use crate::spin_wait::SpinWait;
+use crate::sync::const_new;
 
-/// See the module.
+/// A mutex.
 pub struct Mutex {
     owner: OwnerWord,
     spinners: Osq,
-    sleepers: Waiters,
+    sleepers: WaiterSet,
 }
 
 impl Mutex {
-    maker! {
-        /// A mutex that nobody owns.
+    const_new! {
+        /// Returns a free mutex.
         pub fn new() -> Self {
-            Self { owner: OwnerWord::new(), spinners: Osq::new(), sleepers: Waiters::new() }
+            Self { owner: OwnerWord::new(), spinners: Osq::new(), sleepers: WaiterSet::new() }
         }
     }
 
-    /// Whether there is no sense in spinning for the present owner.
-    fn owner_is_lost<C: Cpu>(&self, me: &mut Me<'_, C>, patience: &mut Patience) -> bool {
+    /// Returns whether to stop spinning for the present owner.
+    fn should_stop_spinning<C: Cpu>(&self, ctx: &mut LockCtx<'_, C>, wait: &mut SpinWait) -> bool {
         let owner = self.owner.holder();
-        owner.is_some() && me.gives_up_on(owner, patience)
+        owner.is_some() && ctx.should_stop_spinning(owner, wait)
     }
 
-    /// Spins until the mutex is ours (`true`), or until there is no sense in it (`false`).
-    fn spin_on_owner<C: Cpu>(&self, me: &mut Me<'_, C>, patience: &mut Patience) -> bool {
+    /// Spins until the mutex is taken (`true`), or until spinning is no longer worth it (`false`).
+    fn spin_on_owner<C: Cpu>(&self, ctx: &mut LockCtx<'_, C>, wait: &mut SpinWait) -> bool {
         loop {
-            if self.owner.try_take(me) {
+            if self.owner.try_lock(ctx) {
                 return true;
             }
-            if self.owner_is_lost(me, patience) {
+            if self.should_stop_spinning(ctx, wait) {
                 return false;
             }
-            me.spin(patience);
+            ctx.spin(wait);
         }
     }
 
-    /// Queues with the spinners, and spins. `false` when we must sleep.
-    fn spin<C: Cpu>(&self, me: &mut Me<'_, C>) -> bool {
-        let mut patience = me.patience();
-        if self.owner_is_lost(me, &mut patience) || !self.spinners.acquire(me, &mut patience) {
+    /// Queues with the spinners, then spins. Returns `false` if the caller must sleep.
+    fn spin<C: Cpu>(&self, ctx: &mut LockCtx<'_, C>) -> bool {
+        let mut wait = ctx.start_wait();
+        if self.should_stop_spinning(ctx, &mut wait) || !self.spinners.acquire(ctx, &mut wait) {
             return false;
         }
-        let ours = self.spin_on_owner(me, &mut patience);
-        self.spinners.release(me, &mut patience);
+        let ours = self.spin_on_owner(ctx, &mut wait);
+        self.spinners.release(ctx, &mut wait);
         ours
     }
 
-    fn sleep<C: Cpu>(&self, me: &mut Me<'_, C>) {
+    fn sleep<C: Cpu>(&self, ctx: &mut LockCtx<'_, C>) {
         loop {
-            me.announce();
-            self.sleepers.add(me.id());
-            if self.owner.try_take(me) {
-                me.cancel();
+            ctx.prepare_to_park();
+            self.sleepers.add(ctx.id());
+            if self.owner.try_lock(ctx) {
+                ctx.cancel_park();
                 break;
             }
-            me.halt();
-            if self.spin_on_owner(me, &mut me.patience()) {
+            ctx.park();
+            if self.spin_on_owner(ctx, &mut ctx.start_wait()) {
                 break;
             }
         }
-        self.sleepers.remove(me.id());
+        self.sleepers.remove(ctx.id());
     }
 }
 
@@ -90,18 +92,18 @@ impl Default for Mutex {
 impl Lock for Mutex {
     const HANDS_OVER: bool = false;
 
-    fn acquire<C: Cpu>(&self, me: &mut Me<'_, C>) {
-        if self.owner.try_take(me) {
-            me.tally.steals += u64::from(self.spinners.is_queued());
-        } else if !self.spin(me) {
-            self.sleep(me);
+    fn acquire<C: Cpu>(&self, ctx: &mut LockCtx<'_, C>) {
+        if self.owner.try_lock(ctx) {
+            ctx.stats.steals += u64::from(self.spinners.is_queued());
+        } else if !self.spin(ctx) {
+            self.sleep(ctx);
         }
     }
 
-    fn release<C: Cpu>(&self, me: &mut Me<'_, C>) {
-        self.owner.let_go();
-        if let Some(sleeper) = self.sleepers.longest(me.lot) {
-            me.wake(sleeper);
+    fn release<C: Cpu>(&self, ctx: &mut LockCtx<'_, C>) {
+        self.owner.unlock();
+        if let Some(sleeper) = self.sleepers.longest(ctx.lot) {
+            ctx.wake(sleeper);
         }
     }
 }

@@ -1,41 +1,42 @@
-//! A lock word that names its holder, from the very compare-and-swap that takes it.
+//! A lock word that names its holder from the compare-and-swap that takes it.
 //!
-//! So there is no moment at which the lock is held and nobody can say by whom.
+//! There is no moment at which the lock is held and no waiter can name the holder.
 
 use protocol::VcpuId;
 
-use super::{FREE, Padded, name_of, named};
+use super::lock::{FREE, Padded, decode, encode};
 use crate::cpu::Cpu;
-use crate::park::Me;
-use crate::sync::{AtomicU32, Ordering, maker};
+use crate::park::LockCtx;
+use crate::sync::{AtomicU32, Ordering, const_new};
 
-/// See the module.
-pub(super) struct OwnerWord(Padded<AtomicU32>);
+/// A lock word: free, or the holder.
+pub(crate) struct OwnerWord(Padded<AtomicU32>);
 
 impl OwnerWord {
-    maker! {
-        /// Nobody's.
-        pub(super) fn new() -> Self {
+    const_new! {
+        /// Returns a free word.
+        pub(crate) fn new() -> Self {
             Self(Padded(AtomicU32::new(FREE)))
         }
     }
 
-    /// Takes it, if it is nobody's.
+    /// Takes the lock if it is free. Returns whether it did.
     #[inline]
-    pub(super) fn try_take<C: Cpu>(&self, me: &Me<'_, C>) -> bool {
+    pub(crate) fn try_lock<C: Cpu>(&self, ctx: &LockCtx<'_, C>) -> bool {
         self.0.load(Ordering::Relaxed) == FREE
-            && self.0.compare_exchange(FREE, name_of(me.id()), Ordering::SeqCst, Ordering::Relaxed).is_ok()
+            && self.0.compare_exchange(FREE, encode(ctx.id()), Ordering::SeqCst, Ordering::Relaxed).is_ok()
     }
 
-    /// Whose it is.
+    /// Returns the holder.
     #[inline]
-    pub(super) fn holder(&self) -> Option<VcpuId> {
-        named(self.0.load(Ordering::SeqCst))
+    pub(crate) fn holder(&self) -> Option<VcpuId> {
+        decode(self.0.load(Ordering::SeqCst))
     }
 
-    /// Lets it go. A full barrier: it is nobody's before we look who is parked.
+    /// Releases the lock. The exchange is a full barrier: the release precedes the look at parked
+    /// waiters.
     #[inline]
-    pub(super) fn let_go(&self) {
+    pub(crate) fn unlock(&self) {
         self.0.swap(FREE, Ordering::SeqCst);
     }
 }

@@ -1,30 +1,32 @@
-//! Test-and-set, whose word takes the holder's vCPU id in the same compare-and-swap.
+//! A test-and-set lock whose word names its holder.
 //!
-//! A waiter blames the holder. When it gives up it halts; each release wakes the waiter that has been parked for longest.
-//! That one takes the lock and releases it in turn, and so wakes the next: nobody sleeps for ever.
+//! The compare-and-swap that takes the lock stores the holder's vCPU id, so a waiter always knows
+//! which vCPU it waits for. When the waiter stops spinning, it halts. Each release wakes the waiter
+//! that has been parked longest. That one takes the lock and releases it in turn, which wakes the
+//! next: no waiter sleeps forever.
 //!
-//! No order is promised. Spinners back off exponentially, within bounds.
+//! The lock promises no order. Spinners back off exponentially, within bounds.
 
-use super::Lock;
+use super::lock::Lock;
 use super::owner_word::OwnerWord;
 use crate::cpu::Cpu;
-use crate::park::{Me, Waiters};
-use crate::sync::maker;
+use crate::park::{LockCtx, WaiterSet};
+use crate::sync::const_new;
 
-/// Spins between two looks at the word, at the most.
-pub(super) const LONGEST_BACKOFF: u32 = 32;
+/// Longest backoff: spins between two reads of the word.
+pub(crate) const LONGEST_BACKOFF: u32 = 32;
 
-/// See the module.
+/// A test-and-set lock.
 pub struct Tas {
     word: OwnerWord,
-    waiters: Waiters,
+    waiters: WaiterSet,
 }
 
 impl Tas {
-    maker! {
-        /// A lock that nobody holds.
+    const_new! {
+        /// Returns a free lock.
         pub fn new() -> Self {
-            Self { word: OwnerWord::new(), waiters: Waiters::new() }
+            Self { word: OwnerWord::new(), waiters: WaiterSet::new() }
         }
     }
 }
@@ -38,26 +40,26 @@ impl Default for Tas {
 impl Lock for Tas {
     const HANDS_OVER: bool = false;
 
-    fn acquire<C: Cpu>(&self, me: &mut Me<'_, C>) {
-        let (mut patience, mut backoff) = (me.patience(), 1);
-        while !self.word.try_take(me) {
+    fn acquire<C: Cpu>(&self, ctx: &mut LockCtx<'_, C>) {
+        let (mut wait, mut backoff) = (ctx.start_wait(), 1);
+        while !self.word.try_lock(ctx) {
             let holder = self.word.holder();
-            if holder.is_some() && me.gives_up_on(holder, &mut patience) {
-                me.park_if(&self.waiters, |me| {
-                    self.word.holder().is_some_and(|holder| patience.still_blames(holder, &me.cpu))
+            if holder.is_some() && ctx.should_stop_spinning(holder, &mut wait) {
+                ctx.park_if(&self.waiters, |ctx| {
+                    self.word.holder().is_some_and(|holder| wait.still_applies(holder, &ctx.cpu))
                 });
-                (patience, backoff) = (me.patience(), 1);
+                (wait, backoff) = (ctx.start_wait(), 1);
                 continue;
             }
             for _ in 0..backoff {
-                me.spin(&mut patience);
+                ctx.spin(&mut wait);
             }
             backoff = (2 * backoff).min(LONGEST_BACKOFF);
         }
     }
 
-    fn release<C: Cpu>(&self, me: &mut Me<'_, C>) {
-        self.word.let_go();
-        me.wake_longest(&self.waiters);
+    fn release<C: Cpu>(&self, ctx: &mut LockCtx<'_, C>) {
+        self.word.unlock();
+        ctx.wake_longest(&self.waiters);
     }
 }

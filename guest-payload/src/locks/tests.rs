@@ -1,7 +1,8 @@
 //! The locks on threads: exclusion, and no lost wake-up.
 //!
-//! A [`Thread`] is a CPU whose halts really sleep and whose bytes lie at random: now and then a vCPU is said to be
-//! preempted, running or not. A hint may be wrong at any time, and nothing but speed may depend on it.
+//! A [`Thread`] is a CPU whose halts block the thread, and whose `preempted` is random: it may
+//! report any vCPU as preempted, running or not. The byte is a hint, so only speed may depend on
+//! it.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex as HostMutex};
@@ -10,19 +11,16 @@ use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
 
-use super::{
-    Cull, Lock, Malthusian, Mcs, Mutex, OwnerQueue, Preemptable, PvQspin, PvState, PvTicket, Qspin, Rwsem,
-    Tas, Ticket, Variant, Virt,
-};
+use super::{Lock, Mutex, Tas, Ticket};
 use crate::cpu::Cpu;
-use crate::park::{Lot, Me};
-use crate::patience::{Strategy, Tally};
+use crate::park::{LockCtx, ParkingLot};
+use crate::spin_wait::{WaitPolicy, WaitStats};
 
-/// No halt needs so long; one that does has lost its wake-up.
+/// Longest halt. A longer one has lost its wake-up.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The machine: who was kicked, and a source of lies.
-pub(super) struct Machine {
+/// The machine: pending kicks, and the state of the random `preempted`.
+pub(crate) struct Machine {
     kicked: Vec<(HostMutex<bool>, Condvar)>,
     lies: AtomicU64,
     gave_up: AtomicBool,
@@ -30,7 +28,7 @@ pub(super) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(cpus: usize) -> Self {
+    pub(crate) fn new(cpus: usize) -> Self {
         Self {
             kicked: (0..cpus).map(|_| Default::default()).collect(),
             lies: AtomicU64::new(1),
@@ -39,19 +37,19 @@ impl Machine {
         }
     }
 
-    pub(super) fn assert_no_wake_up_was_lost(&self) {
+    pub(crate) fn assert_no_wake_up_was_lost(&self) {
         assert!(!self.gave_up.load(Ordering::Relaxed), "a wake-up was lost");
     }
 }
 
-/// One of the machine's CPUs.
-pub(super) struct Thread<'m> {
+/// A CPU of the machine.
+pub(crate) struct Thread<'m> {
     machine: &'m Machine,
     id: VcpuId,
 }
 
 impl<'m> Thread<'m> {
-    pub(super) fn new(machine: &'m Machine, id: VcpuId) -> Self {
+    pub(crate) fn new(machine: &'m Machine, id: VcpuId) -> Self {
         Self { machine, id }
     }
 }
@@ -62,14 +60,14 @@ impl Cpu for Thread<'_> {
     }
 
     fn is_preempted(&self, vcpu: VcpuId) -> bool {
-        // splitmix64 of a counter: two questions in a row must be free to get the same answer.
+        // splitmix64 of a counter: two reads in a row must be free to return the same.
         let mut lie = self.machine.lies.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
         lie = (lie ^ lie >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         lie = (lie ^ lie >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         (lie >> 62) as usize == vcpu.index() % 4
     }
 
-    /// A halt that is not ended within the limit is a lost wake-up: everybody is told to give up.
+    /// Halts. A halt beyond the limit is a lost wake-up, and ends the test.
     fn halt_while(&self, word: &AtomicU32, value: u32) {
         let (kicked, changed) = &self.machine.kicked[self.id.index()];
         let mut kicked = kicked.lock().unwrap();
@@ -108,53 +106,53 @@ impl Cpu for Thread<'_> {
     }
 }
 
-const BYTE: Strategy = Strategy::Byte { every: 1, twice: false, backstop: 50_000 };
-pub(super) const THRESHOLD: Strategy = Strategy::Threshold(500);
-const STRATEGIES: [Strategy; 6] = [
-    Strategy::Ignore,
+const PREEMPTED: WaitPolicy = WaitPolicy::Preempted { every: 1, twice: false, backstop: 50_000 };
+pub(crate) const THRESHOLD: WaitPolicy = WaitPolicy::Threshold(500);
+pub(crate) const POLICIES: [WaitPolicy; 6] = [
+    WaitPolicy::Spin,
     THRESHOLD,
-    Strategy::Cap(3),
-    BYTE,
-    Strategy::Byte { every: 4, twice: true, backstop: 50_000 },
-    Strategy::Yield { every: 1 },
+    WaitPolicy::Cap(3),
+    PREEMPTED,
+    WaitPolicy::Preempted { every: 4, twice: true, backstop: 50_000 },
+    WaitPolicy::Yield { every: 1 },
 ];
 
-/// Eight threads take `lock` a thousand times each, one section in four to read.
-fn exclude_and_wake(lock: &impl Lock, strategy: Strategy) {
+/// Eight threads take `lock` 1,000 times each, one section in four as a reader.
+pub(crate) fn exclude_and_wake(lock: &impl Lock, policy: WaitPolicy) {
     const THREADS: usize = 8;
     const TIMES: u64 = 1_000;
-    let (machine, lot) = (Machine::new(THREADS), Lot::new());
+    let (machine, lot) = (Machine::new(THREADS), ParkingLot::new());
     let (writer, readers) = (AtomicU32::new(0), AtomicU32::new(0));
     let written = AtomicU64::new(0);
-    let tallies = thread::scope(|scope| {
+    let all_stats = thread::scope(|scope| {
         let threads: Vec<_> = VcpuId::first(THREADS)
             .map(|id| {
                 let (machine, lot, writer, readers, written) = (&machine, &lot, &writer, &readers, &written);
                 scope.spawn(move || {
-                    let mut me = Me::new(Thread::new(machine, id), strategy, lot);
+                    let mut ctx = LockCtx::new(Thread::new(machine, id), policy, lot);
                     let name = u32::from(id.apic_id()) + 1;
-                    // Long enough for the others to look, and to lose their patience.
+                    // Long enough for the others to read the lock, and to stop spinning.
                     let work = || (0..4).for_each(|_| thread::yield_now());
                     for time in 0..TIMES {
                         if time % 4 == 0 {
-                            lock.acquire_shared(&mut me);
+                            lock.acquire_shared(&mut ctx);
                             readers.fetch_add(1, Ordering::SeqCst);
                             assert_eq!(writer.load(Ordering::SeqCst), 0, "a writer among readers");
                             work();
                             readers.fetch_sub(1, Ordering::SeqCst);
-                            lock.release_shared(&mut me);
+                            lock.release_shared(&mut ctx);
                             continue;
                         }
-                        lock.acquire(&mut me);
+                        lock.acquire(&mut ctx);
                         assert_eq!(writer.swap(name, Ordering::SeqCst), 0, "two writers");
                         assert_eq!(readers.load(Ordering::SeqCst), 0, "a reader with a writer");
-                        // Not atomic: it is right only if nobody else does it meanwhile.
+                        // Not atomic: the sum is right only if the lock excludes.
                         written.store(written.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
                         work();
-                        assert_eq!(writer.swap(0, Ordering::SeqCst), name, "somebody else came in");
-                        lock.release(&mut me);
+                        assert_eq!(writer.swap(0, Ordering::SeqCst), name, "another thread entered");
+                        lock.release(&mut ctx);
                     }
-                    me.tally
+                    ctx.stats
                 })
             })
             .collect();
@@ -162,44 +160,29 @@ fn exclude_and_wake(lock: &impl Lock, strategy: Strategy) {
     });
     assert_eq!(written.load(Ordering::Relaxed), THREADS as u64 * TIMES * 3 / 4);
     machine.assert_no_wake_up_was_lost();
-    let total = |figure: fn(&Tally) -> u64| tallies.iter().map(figure).sum::<u64>();
-    if strategy.halts() {
-        assert!(
-            total(|tally| tally.halts) > 0,
-            "nobody ever halted with {strategy:?}: the test tests nothing"
-        );
+    let total = |figure: fn(&WaitStats) -> u64| all_stats.iter().map(figure).sum::<u64>();
+    if policy.may_halt() {
+        assert!(total(|stats| stats.halts) > 0, "no thread halted with {policy:?}: the test tests nothing");
     } else {
-        assert_eq!(total(|tally| tally.halts), 0, "nobody halts with {strategy:?}");
+        assert_eq!(total(|stats| stats.halts), 0, "no thread may halt with {policy:?}");
     }
 }
 
+/// Defines a test of each lock under all policies.
 macro_rules! each_lock_excludes_and_wakes {
     ($($test:ident: $lock:expr;)+) => {
         $(#[test]
         fn $test() {
-            for strategy in STRATEGIES {
-                exclude_and_wake(&$lock, strategy);
+            for policy in $crate::locks::tests::POLICIES {
+                $crate::locks::tests::exclude_and_wake(&$lock, policy);
             }
         })+
     };
 }
+pub(crate) use each_lock_excludes_and_wakes;
 
 each_lock_excludes_and_wakes! {
-    tas_excludes_and_wakes_whatever_the_byte_says: Tas::new();
-    virt_excludes_and_wakes_whatever_the_byte_says: Virt::new();
-    ticket_excludes_and_wakes_whatever_the_byte_says: Ticket::new();
-    preemptable_excludes_and_wakes_whatever_the_byte_says: Preemptable::new();
-    pv_ticket_excludes_and_wakes_whatever_the_byte_says: PvTicket::new();
-    mcs_excludes_and_wakes_whatever_the_byte_says: Mcs::new();
-    qspin_excludes_and_wakes_whatever_the_byte_says: Qspin::new();
-    pvq_excludes_and_wakes_whatever_the_byte_says: PvQspin::new(&PvState::new(), Variant::Plain);
-    pvq_steal_excludes_and_wakes_whatever_the_byte_says: PvQspin::new(&PvState::new(), Variant::Steal);
-    pvq_hybrid_excludes_and_wakes_whatever_the_byte_says: PvQspin::new(&PvState::new(), Variant::Hybrid);
-    pvq_state_excludes_and_wakes_whatever_the_byte_says: PvQspin::new(&PvState::new(), Variant::State);
-    pvq_byte_excludes_and_wakes_whatever_the_byte_says: PvQspin::new(&PvState::new(), Variant::Byte);
-    mutex_excludes_and_wakes_whatever_the_byte_says: Mutex::new();
-    rwsem_excludes_and_wakes_whatever_the_byte_says: Rwsem::new();
-    owner_queue_excludes_and_wakes_whatever_the_byte_says: OwnerQueue::new();
-    malthusian_excludes_and_wakes_whatever_the_byte_says: Malthusian::new();
-    cull_excludes_and_wakes_whatever_the_byte_says: Cull::new();
+    tas_excludes_and_wakes_with_random_preempted: Tas::new();
+    ticket_excludes_and_wakes_with_random_preempted: Ticket::new();
+    mutex_excludes_and_wakes_with_random_preempted: Mutex::new();
 }

@@ -1,24 +1,24 @@
-//! Crashes: an exception or a panic is told, and ends the run. Never a hang.
+//! Crashes: an exception or a panic is reported, and ends the run. The guest never hangs.
 
 use core::panic::PanicInfo;
 use core::sync::atomic::Ordering;
 
-use protocol::report::VECTOR_PANIC;
+use protocol::payload::report::VECTOR_PANIC;
 
 use super::entry::{REPORT, vcpu_of_stack};
 use super::ports::{self, print_line};
 
-/// The exit status of a payload that crashed.
+/// Exit status of a payload that crashed.
 pub(super) const STATUS_CRASHED: u8 = 3;
 
-/// A crash record's state: somebody writes it; it is complete.
+/// States of the crash structure: claimed by a vCPU, and complete.
 const CLAIMED: u32 = 1;
 const COMPLETE: u32 = 2;
 
-/// The processor's page fault.
+/// Vector of the page fault.
 const PAGE_FAULT: u64 = 14;
 
-/// An exception that nobody expected; entered from CPL 0, at the top of the vCPU's own stack.
+/// Reports an unexpected exception. CPL 0 enters it at CPL 3, at the top of the vCPU's own stack.
 pub(super) extern "C" fn crashed(vector: u64, error: u64, rip: u64, address: u64, vcpu: u64) -> ! {
     let crash = &REPORT.header.crash;
     let low = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);

@@ -1,13 +1,14 @@
 //! Entry: three ways in, one path to CPL 3.
 //!
-//! | way | state | who |
+//! | entry | state | vCPU |
 //! |---|---|---|
-//! | `entry_pvh` | 32-bit, paging off; EBX = start info | the boot vCPU, under anything that boots a PVH kernel |
-//! | `trampoline` | real mode, at [`TRAMPOLINE`] | the others, after INIT and SIPI from the boot vCPU |
-//! | `entry_direct` | 64-bit; RDI = vCPU, RSI = start info | every vCPU, under a monitor that knows our note |
+//! | `entry_pvh` | 32-bit, paging off; EBX = start info | the boot vCPU, under any PVH loader |
+//! | `trampoline` | real mode, at [`TRAMPOLINE`] | the others, after INIT and SIPI |
+//! | `entry_direct` | 64-bit; RDI = vCPU, RSI = start info | all, if the monitor reads our note |
 //!
-//! Each notes the time stamp counter first. They meet in `enter`, which gives the vCPU its tables and goes down to
-//! CPL 3 with interrupts on: `start(vcpu, start_info, first_instruction)`, on a stack of its own.
+//! Each first reads the time stamp counter. They meet in `enter_by_tsc`, which loads the vCPU's
+//! tables and goes to CPL 3 with interrupts on: `start(vcpu, start_info, first_instruction)`, on a
+//! stack of its own.
 
 #![expect(unsafe_code, reason = "the way into Rust is not Rust")]
 
@@ -15,8 +16,9 @@ use core::arch::global_asm;
 use core::cell::UnsafeCell;
 use core::sync::atomic::AtomicU64;
 
-use protocol::payload::{ABI_VERSION, TRAMPOLINE};
-use protocol::report::Report;
+use protocol::payload::machine::TRAMPOLINE;
+use protocol::payload::note::ABI_VERSION;
+use protocol::payload::report::Report;
 use protocol::{MAX_VCPUS, VcpuId};
 
 use super::tables::{
@@ -24,25 +26,25 @@ use super::tables::{
     POINTER_SIZE, TASK, USER_CODE, USER_DATA,
 };
 
-/// A vCPU's stack at CPL 3.
+/// Size of a vCPU's stack at CPL 3 (bytes).
 pub(crate) const USER_STACK_SIZE: usize = 16 << 10;
 
-/// Stacks of CPL 3, vCPU 0's first; each grows down from its end.
+/// Stacks of CPL 3, in the order of vCPUs. Each grows down from its end.
 #[repr(C, align(4096))]
 pub(crate) struct UserStacks(UnsafeCell<[[u8; USER_STACK_SIZE]; MAX_VCPUS]>);
 
-// SAFETY: each vCPU uses its own stack, and no code refers to them but by address.
+// SAFETY: each vCPU uses its own stack, and code refers to the stacks by address only.
 unsafe impl Sync for UserStacks {}
 
 pub(crate) static USER_STACKS: UserStacks = UserStacks(UnsafeCell::new([[0; USER_STACK_SIZE]; MAX_VCPUS]));
 
-/// The report that the note tells a monitor of.
+/// The report. The note contains its address.
 pub(crate) static REPORT: Report = Report::new();
 
-/// What the boot vCPU leaves for those it starts: the start info's address.
+/// Address of the start info, which the boot vCPU leaves for the vCPUs that it starts.
 pub(crate) static START_INFO: AtomicU64 = AtomicU64::new(0);
 
-/// Which vCPU runs on the stack that this is called on: the vCPU's number needs no register and no memory.
+/// Returns the vCPU of the caller, from the address of its stack.
 pub(crate) fn vcpu_of_stack() -> Option<VcpuId> {
     let here = 0_u8;
     let offset = (&raw const here).addr().checked_sub((&raw const USER_STACKS).addr())?;
@@ -63,7 +65,21 @@ const EFER_LME: u32 = 1 << 8;
 const USER_FLAGS: u32 = 0x202;
 
 global_asm!(
-    // The notes. Both give physical addresses.
+    // Enables paging and long mode, with 16-bit or 32-bit code. Destroys EAX, ECX and EDX.
+    ".macro enter_long_mode",
+    "movl   ${cr4}, %eax",
+    "movl   %eax, %cr4",
+    "movl   ${pml4}, %eax",
+    "movl   %eax, %cr3",
+    "movl   ${msr_efer}, %ecx",
+    "movl   ${efer}, %eax",
+    "xorl   %edx, %edx",
+    "wrmsr",
+    "movl   ${cr0}, %eax",
+    "movl   %eax, %cr0",
+    ".endm",
+    //
+    // The notes. Both contain physical addresses.
     ".pushsection .note.pvh, \"a\", @note",
     ".balign 4",
     ".long 4, 8, 18",
@@ -85,21 +101,12 @@ global_asm!(
     "movl   %eax, %ebp",
     "movl   %edx, %ecx",
     "movl   %ebx, %esi",
-    // Firmware may have left the two 8259s open; their vectors would be exceptions to us.
+    // Firmware may have left the two 8259s open. Their vectors would be exceptions here.
     "movb   $0xff, %al",
     "outb   %al, $0x21",
     "outb   %al, $0xa1",
     "movl   %ecx, %ebx",
-    "movl   ${cr4}, %eax",
-    "movl   %eax, %cr4",
-    "movl   ${pml4}, %eax",
-    "movl   %eax, %cr3",
-    "movl   ${msr_efer}, %ecx",
-    "movl   ${efer}, %eax",
-    "xorl   %edx, %edx",
-    "wrmsr",
-    "movl   ${cr0}, %eax",
-    "movl   %eax, %cr0",
+    "enter_long_mode",
     "lgdt   {gdt_pointers} + {pointer_operand}",
     "ljmp   ${kernel_code}, $1f",
     ".code64",
@@ -110,7 +117,7 @@ global_asm!(
     "movq   %rbx, %rdx",
     "jmp    enter_by_tsc",
     //
-    // After the trampoline, in long mode already: EBP and EBX hold the time stamp.
+    // Entered by the trampoline, in long mode: EBP and EBX hold the time stamp.
     "entry_sipi:",
     "movl   %ebx, %r8d",
     "movl   $1, %eax",
@@ -130,7 +137,7 @@ global_asm!(
     ".globl entry_direct",
     "entry_direct:",
     "rdtsc",
-    // The monitor's state but for what is the same anyway.
+    // The monitor's state is replaced, as far as it may differ.
     "movl   ${cr4}, %ecx",
     "movq   %rcx, %cr4",
     "movl   ${pml4}, %ecx",
@@ -138,14 +145,15 @@ global_asm!(
     "movl   ${cr0}, %ecx",
     "movq   %rcx, %cr0",
     //
-    // RDI = vCPU, RSI = start info, EDX:EAX = time stamp; our page tables, any GDT with a 64-bit code segment.
+    // RDI = vCPU, RSI = start info, EDX:EAX = time stamp; our page tables, any GDT with a 64-bit
+    // code segment.
     "enter_by_tsc:",
     "shlq   $32, %rdx",
     "orq    %rax, %rdx",
     "movl   %edi, %ecx",
     "imull  ${pointer_size}, %ecx, %ecx",
     "lgdt   {gdt_pointers} + {pointer_operand}(%rcx)",
-    // A vCPU that comes up once more finds its task busy, which must not be loaded.
+    // A restarted vCPU finds its TSS busy, and a busy TSS cannot be loaded.
     "movq   {gdt_pointers} + {pointer_operand} + 2(%rcx), %rax",
     "andb   $0xfd, {task} + 5(%rax)",
     "lidt   {idt_pointer}",
@@ -167,7 +175,7 @@ global_asm!(
     "iretq",
     ".popsection",
     //
-    // Copied to TRAMPOLINE by code at CPL 3; runs there, in real mode with CS = TRAMPOLINE / 16.
+    // Code at CPL 3 copies this to TRAMPOLINE. It runs there in real mode, CS = TRAMPOLINE / 16.
     ".pushsection .rodata.trampoline, \"a\", @progbits",
     ".globl trampoline, trampoline_end",
     "trampoline:",
@@ -178,18 +186,9 @@ global_asm!(
     "movw   %cs, %ax",
     "movw   %ax, %ds",
     "lgdtl  2f - trampoline",
-    "movl   ${cr4}, %eax",
-    "movl   %eax, %cr4",
-    "movl   ${pml4}, %eax",
-    "movl   %eax, %cr3",
-    "movl   ${msr_efer}, %ecx",
-    "movl   ${efer}, %eax",
-    "xorl   %edx, %edx",
-    "wrmsr",
-    "movl   ${cr0}, %eax",
-    "movl   %eax, %cr0",
+    "enter_long_mode",
     "ljmpl  ${kernel_code}, $entry_sipi",
-    // The boot vCPU's GDT will do until this vCPU knows its own; a real-mode operand has 6 bytes.
+    // A minimal GDT, until this vCPU knows its own. A real-mode operand has 6 bytes.
     ".balign 4",
     "2:",
     ".word  0x1f",

@@ -1,7 +1,6 @@
-//! The memory functions that compiled code calls, and that a target with an operating system expects its C library to
-//! have.
+//! The memory functions that compiled code calls. On other targets the C library has them.
 //!
-//! String instructions: a loop here would be compiled into a call of itself.
+//! They use string instructions: the compiler would turn a loop into a call of the function itself.
 
 #![expect(unsafe_code, reason = "raw memory")]
 
@@ -9,7 +8,7 @@ use core::arch::asm;
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
-    // SAFETY: the caller gives `count` bytes at both, which do not overlap.
+    // SAFETY: the caller passes two ranges of `count` bytes that do not overlap.
     unsafe {
         asm!("rep movsb", inout("rcx") count => _, inout("rdi") to => _, inout("rsi") from => _,
             options(nostack, preserves_flags));
@@ -20,10 +19,11 @@ unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
     if to.addr().wrapping_sub(from.addr()) >= count {
-        // SAFETY: copying upwards never overwrites what is still to be read.
+        // SAFETY: copying upwards never overwrites bytes that are still to be read.
         return unsafe { memcpy(to, from, count) };
     }
-    // SAFETY: the caller gives `count` bytes at both; here `count` is not 0, so their last bytes exist.
+    // SAFETY: the caller passes two ranges of `count` bytes. Here `count` is not 0, so last bytes
+    // exist.
     unsafe {
         asm!("std", "rep movsb", "cld", inout("rcx") count => _, inout("rdi") to.wrapping_add(count - 1) => _,
             inout("rsi") from.wrapping_add(count - 1) => _, options(nostack));
@@ -33,7 +33,7 @@ unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, count: usize) -> *mut
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memset(to: *mut u8, value: i32, count: usize) -> *mut u8 {
-    // SAFETY: the caller gives `count` bytes.
+    // SAFETY: the caller passes a range of `count` bytes.
     unsafe {
         asm!("rep stosb", inout("rcx") count => _, inout("rdi") to => _, in("al") value.to_le_bytes()[0],
             options(nostack, preserves_flags));
@@ -44,9 +44,9 @@ unsafe extern "C" fn memset(to: *mut u8, value: i32, count: usize) -> *mut u8 {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, count: usize) -> i32 {
     for place in 0..count {
-        // SAFETY: the caller gives `count` bytes at `a`.
+        // SAFETY: the caller passes `count` bytes at `a`.
         let a = unsafe { a.wrapping_add(place).read_volatile() };
-        // SAFETY: the caller gives `count` bytes at `b`.
+        // SAFETY: the caller passes `count` bytes at `b`.
         let b = unsafe { b.wrapping_add(place).read_volatile() };
         if a != b {
             return i32::from(a) - i32::from(b);
@@ -57,6 +57,6 @@ unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, count: usize) -> i32 {
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, count: usize) -> i32 {
-    // SAFETY: the same contract.
+    // SAFETY: the contract is the same.
     unsafe { memcmp(a, b, count) }
 }

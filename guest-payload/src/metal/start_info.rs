@@ -1,15 +1,15 @@
-//! The PVH start info: the command line, and where memory ends.
+//! The PVH start info: the command line, and the end of memory.
 //!
-//! Written by whoever boots us; believed as far as it can be checked.
+//! The loader writes it. The payload checks what can be checked.
 
 #![expect(unsafe_code, reason = "structures at addresses that we are told")]
 
-/// Everything that is mapped.
+/// End of the mapped addresses.
 const MAPPED: u64 = 1 << 32;
-/// RAM that a guest may use.
+/// Kind of a memory map entry: RAM.
 const KIND_RAM: u32 = 1;
 const MAGIC: u32 = 0x336e_c578;
-/// No command line is longer.
+/// Limit of the command line (bytes).
 const LONGEST_COMMAND_LINE: u64 = 32 << 10;
 
 /// `hvm_start_info`, version 1.
@@ -40,13 +40,13 @@ struct MemoryMapEntry {
 }
 
 impl StartInfo {
-    /// The start info at `gpa`, if that is what lies there.
+    /// Returns the start info at `gpa`, or `None` if there is none.
     pub(crate) fn at(gpa: u64) -> Option<Self> {
         let info: Self = read(gpa)?;
         (info.magic == MAGIC).then_some(info)
     }
 
-    /// The command line: its bytes up to the terminating zero, as far as they are text.
+    /// Returns the command line, or `None` if it is not UTF-8 or has no end.
     pub(crate) fn command_line(&self) -> Option<&'static str> {
         if self.command_line == 0 {
             return Some("");
@@ -54,17 +54,18 @@ impl StartInfo {
         let longest = LONGEST_COMMAND_LINE.min(MAPPED.saturating_sub(self.command_line));
         let length = (0..longest).find(|offset| read::<u8>(self.command_line + offset) == Some(0))?;
         let start = core::ptr::with_exposed_provenance::<u8>(usize::try_from(self.command_line).ok()?);
-        // SAFETY: the bytes are mapped, were just read, and nobody writes them while the guest runs.
+        // SAFETY: the bytes are mapped, were read above, and no code writes them while the guest
+        // runs.
         let bytes = unsafe { core::slice::from_raw_parts(start, usize::try_from(length).ok()?) };
         core::str::from_utf8(bytes).ok()
     }
 
-    /// Where the last range of the memory map ends: no RAM lies there or beyond.
+    /// Returns the end (GPA) of the last range of the memory map. No RAM lies beyond.
     pub(crate) fn end_of_memory(&self) -> Option<u64> {
         self.memory_map().filter_map(|entry| entry.address.checked_add(entry.size)).max()
     }
 
-    /// Where the last range of RAM ends that is mapped.
+    /// Returns the end (GPA) of the last range of RAM that is mapped.
     pub(crate) fn end_of_ram(&self) -> Option<u64> {
         let ends = self.memory_map().filter_map(|entry| {
             let end = entry.address.checked_add(entry.size)?;
@@ -80,14 +81,14 @@ impl StartInfo {
     }
 }
 
-/// Plain data at `gpa`, if it is mapped.
+/// Reads plain data at `gpa`. Returns `None` if it is not mapped.
 fn read<T: Copy>(gpa: u64) -> Option<T> {
     let end = gpa.checked_add(size_of::<T>() as u64)?;
     if gpa == 0 || end > MAPPED {
         return None;
     }
     let place = core::ptr::with_exposed_provenance::<T>(usize::try_from(gpa).ok()?);
-    // SAFETY: the first 4 GiB are mapped; where there is no memory, reading gives all ones. `T` is one of the integer
-    // structures of this file, for which any bytes will do.
+    // SAFETY: the first 4 GiB are mapped, and addresses without memory read as ones. `T` is one of
+    // this file's integer structures, for which all bytes are valid.
     Some(unsafe { place.read_unaligned() })
 }

@@ -1,17 +1,18 @@
-//! The tables that the processor reads, made at compile time.
+//! The tables that the processor reads, built at compile time.
 //!
-//! Code at CPL 0 may be emulated at a microsecond an instruction, and filling these in would take some ten thousand of
-//! them. So `const fn`s do it, and the linker script puts the result where [`protocol::payload::TABLES`] says: the
-//! tables can name their own addresses.
+//! Code at CPL 0 may be emulated at a microsecond per instruction, and filling in the tables would
+//! take some ten thousand instructions. So `const fn`s build them, and the linker script places
+//! them at [`protocol::payload::machine::TABLES`], which makes their own addresses constants.
 //!
-//! - Page tables map the first 4 GiB to themselves in 2 MiB pages, open to CPL 3 but for [`SUPERVISOR`]; the last
-//!   GiB, with the local APIC, is not cached.
-//! - The IDT's gates lead to stubs that lie 16 bytes apart ([`super::traps`]). `int3` may be called from CPL 3.
-//! - Each vCPU has a GDT and a TSS of its own, for a stack of CPL 0. The bitmap of the ports that CPL 3 may use is one
-//!   for all: it lies behind the last TSS, and each TSS reaches that far. (IOPL would be simpler; some backends ignore
-//!   it.)
+//! - Page tables map the first 4 GiB to themselves in 2 MiB pages. All is open to CPL 3 except
+//!   [`SUPERVISOR`]; the last GiB, with the local APIC, is uncached.
+//! - The gates of the IDT lead to stubs that lie 16 bytes apart ([`super::traps`]). CPL 3 may call
+//!   `int3`.
+//! - Each vCPU has a GDT and a TSS, for a stack of CPL 0. All share one bitmap of ports for CPL 3:
+//!   it lies behind the last TSS, and the limit of each TSS includes it. (IOPL would be simpler,
+//!   but some backends ignore it.)
 //!
-//! All of it is loaded at each start, a page fault for each page, so it is kept small.
+//! Every page of the tables costs a page fault at each start, so they are small.
 
 #![expect(unsafe_code, reason = "the tables have a section, and so an address, of their own")]
 
@@ -19,30 +20,31 @@ use core::cell::UnsafeCell;
 use core::mem::{offset_of, size_of};
 
 use protocol::MAX_VCPUS;
-use protocol::machine::{COM1, DOORBELL_PORT, EXIT_PORT, I8042_COMMAND, MILESTONE_PORT};
-use protocol::payload::{SUPERVISOR, TABLES};
+use protocol::payload::machine::{COM1, DOORBELL_PORT, EXIT_PORT, I8042_COMMAND, MILESTONE_PORT};
+use protocol::payload::machine::{SUPERVISOR, TABLES};
 
 use super::ports::{PIT_CHANNEL_2, PIT_CONTROL, SPEAKER};
 
-/// Code segment at CPL 0. Selectors are those of Linux, the ones that every backend has seen.
+/// Code segment at CPL 0. The selectors are those of Linux, which every backend has seen.
 pub(crate) const KERNEL_CODE: u16 = 0x10;
 /// Data segment of both levels, and stack segment of CPL 3.
 pub(crate) const USER_DATA: u16 = 0x28 | 3;
 /// Code segment at CPL 3.
 pub(crate) const USER_CODE: u16 = 0x30 | 3;
-/// The vCPU's TSS.
+/// TSS of the vCPU.
 pub(crate) const TASK: u16 = 0x40;
 
-/// The vector of a kick.
+/// Vector of a kick.
 pub(crate) const KICK: u8 = 0x20;
-/// The local APIC's spurious vector.
+/// Spurious vector of the local APIC.
 pub(crate) const SPURIOUS: u8 = 0x2f;
-/// Vectors that have a stub.
+/// Number of vectors that have a stub.
 pub(crate) const VECTORS: usize = 0x30;
-/// Distance between two stubs (bytes).
+/// Distance of two stubs (bytes).
 pub(crate) const STUB_SIZE: usize = 16;
 
-/// A vCPU's stack at CPL 0: a call or a kick within a call, and an exception within that.
+/// Size of a vCPU's stack at CPL 0 (bytes): for a call, a kick within it, and an exception within
+/// that.
 pub(crate) const KERNEL_STACK_SIZE: usize = 1024;
 
 /// All tables.
@@ -54,9 +56,9 @@ pub(crate) struct Tables {
     idt: [[u64; 2]; VECTORS],
     gdts: [Gdt; MAX_VCPUS],
     tasks: [Task; MAX_VCPUS],
-    /// A port may be used if its bit is clear.
+    /// A clear bit opens the port.
     bitmap: [u8; PORTS / 8],
-    /// The processor reads a byte beyond.
+    /// The processor reads one byte beyond the bitmap.
     bitmap_end: [u8; 8],
     gdt_pointers: [Pointer; MAX_VCPUS],
     idt_pointer: Pointer,
@@ -66,7 +68,7 @@ pub(crate) struct Tables {
 #[repr(C, align(16))]
 struct Gdt([u64; 10]);
 
-/// A GDT without its TSS.
+/// A GDT without its TSS descriptor.
 const GDT: Gdt = {
     let mut gdt = [0; 10];
     gdt[KERNEL_CODE as usize / 8] = 0x00af_9b00_0000_ffff;
@@ -75,7 +77,7 @@ const GDT: Gdt = {
     Gdt(gdt)
 };
 
-/// Operand of `lgdt` and `lidt`, 16 bytes apart.
+/// Operand of `lgdt` and `lidt`, in 16 bytes.
 #[derive(Clone, Copy)]
 #[repr(C, align(16))]
 struct Pointer {
@@ -84,12 +86,12 @@ struct Pointer {
     base: u64,
 }
 
-/// Bytes from a [`Pointer`] to the operand in it.
+/// Offset of the operand in a [`Pointer`] (bytes).
 pub(crate) const POINTER_OPERAND: usize = offset_of!(Pointer, limit);
-/// Bytes from one pointer to the next.
+/// Size of a [`Pointer`] (bytes).
 pub(crate) const POINTER_SIZE: usize = size_of::<Pointer>();
 
-/// Ports that CPL 3 may use lie below this.
+/// Limit of the ports that CPL 3 may use.
 const PORTS: usize = 0x400;
 
 /// A 64-bit TSS.
@@ -97,7 +99,7 @@ const PORTS: usize = 0x400;
 #[repr(C, packed(4))]
 struct Task {
     reserved: u32,
-    /// Stack of CPL 0.
+    /// Stack pointer of CPL 0.
     rsp0: u64,
     rest: [u32; 22],
     reserved_too: u16,
@@ -116,7 +118,7 @@ const fn task_address(vcpu: usize) -> u64 {
     address_of(offset_of!(Tables, tasks) + vcpu * size_of::<Task>())
 }
 
-/// Where the stacks of CPL 0 begin, vCPU 0's first: right after the tables, which can name the address then.
+/// Begin of the stacks of CPL 0, right behind the tables, in the order of vCPUs.
 pub(crate) const KERNEL_STACKS_ADDRESS: u64 = TABLES + size_of::<Tables>() as u64;
 
 const fn kernel_stack_top(vcpu: usize) -> u64 {
@@ -125,7 +127,7 @@ const fn kernel_stack_top(vcpu: usize) -> u64 {
 
 /// Address of the top page table.
 pub(crate) const PML4: u64 = address_of(offset_of!(Tables, pml4));
-/// Address of the first vCPU's `lgdt` operand, less [`POINTER_OPERAND`].
+/// Address of the first vCPU's [`Pointer`] to its GDT.
 pub(crate) const GDT_POINTERS: u64 = address_of(offset_of!(Tables, gdt_pointers));
 /// Address of the `lidt` operand.
 pub(crate) const IDT_POINTER: u64 = address_of(offset_of!(Tables, idt_pointer) + POINTER_OPERAND);
@@ -148,7 +150,7 @@ const fn page(index: usize) -> u64 {
     entry
 }
 
-/// An interrupt gate to `vector`'s stub.
+/// Returns an interrupt gate to the stub of `vector`.
 const fn gate(vector: usize) -> [u64; 2] {
     let handler = SUPERVISOR.start + (vector * STUB_SIZE) as u64;
     let level: u64 = if vector == 3 { 3 } else { 0 };
@@ -157,12 +159,12 @@ const fn gate(vector: usize) -> [u64; 2] {
     [low, handler >> 32]
 }
 
-/// From a vCPU's TSS to the bitmap (bytes).
+/// Returns the offset of the bitmap from a vCPU's TSS (bytes).
 const fn bitmap_offset(vcpu: usize) -> usize {
     offset_of!(Tables, bitmap) - offset_of!(Tables, tasks) - vcpu * size_of::<Task>()
 }
 
-/// The descriptor of a TSS, available.
+/// Returns the descriptor of a vCPU's TSS, available.
 const fn task_descriptor(vcpu: usize) -> [u64; 2] {
     let (base, limit) = (task_address(vcpu), (bitmap_offset(vcpu) + PORTS / 8) as u64);
     let low = limit | (base & 0xff_ffff) << 16 | 0x89 << 40 | (base >> 24 & 0xff) << 56;
@@ -177,7 +179,7 @@ const fn bitmap() -> [u8; PORTS / 8] {
         bitmap[open[index] as usize / 8] &= !(1 << (open[index] % 8));
         index += 1;
     }
-    // The UART's eight ports are one byte of the bitmap.
+    // The eight ports of the UART are one byte of the bitmap.
     bitmap[COM1 as usize / 8] = 0;
     bitmap
 }
@@ -234,11 +236,12 @@ impl Tables {
     }
 }
 
-/// The processor writes here: it marks a TSS busy, and pages accessed. Nothing else does.
+/// The tables in memory. Only the processor writes them: it sets the busy bit of a TSS and accessed
+/// bits.
 #[repr(transparent)]
 struct Image(UnsafeCell<Tables>);
 
-// SAFETY: no code refers to the tables but by their addresses, which are given to the processor.
+// SAFETY: code refers to the tables only by the addresses that it loads into the processor.
 unsafe impl Sync for Image {}
 
 #[used]

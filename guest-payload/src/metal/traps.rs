@@ -1,20 +1,22 @@
-//! Traps: all that CPL 0 does once a vCPU runs.
+//! Traps: what CPL 0 does once a vCPU runs.
 //!
-//! - **Calls** (`int3` from CPL 3). RAX says which: see [`super::calls`]. The halt comes first: it is the one that
-//!   must be quick.
-//! - **Kicks.** The handler tells the local APIC that it has seen it, and returns. That a halt ends is the point.
-//! - **Exceptions.** A #GP at one of the two instructions that may fault on purpose goes on behind it. Every other
-//!   one ends the run: it goes up to `crashed` at CPL 3, on the vCPU's own stack from its top, which prints and writes
-//!   the exit port. One that happens while `crashed` is at it writes the exit port from here.
+//! - **Calls** (`int3` from CPL 3). RAX holds the number of the call (see [`super::calls`]). The
+//!   halt comes first, because it must be quick.
+//! - **Kicks.** The handler signals the end of interrupt and returns. The purpose of a kick is to
+//!   end a halt.
+//! - **Exceptions.** A #GP at one of the two instructions that may fault on purpose continues
+//!   behind it. Any other exception ends the run: it enters `crashed` at CPL 3, at the top of the
+//!   vCPU's own stack, which prints and writes the exit port. An exception within `crashed` writes
+//!   the exit port from here.
 //!
-//! Which vCPU this is follows from the stack.
+//! The address of the stack identifies the vCPU.
 
 #![expect(unsafe_code, reason = "code at CPL 0 is assembly")]
 
 use core::arch::global_asm;
 
 use protocol::MAX_VCPUS;
-use protocol::machine::{EXIT_PORT, LAPIC};
+use protocol::payload::machine::{EXIT_PORT, LAPIC};
 
 use super::calls::{CALL_CPUID, CALL_NAP, CALL_READ_MSR, CALL_WRITE_MSR};
 use super::crash::{STATUS_CRASHED, crashed};
@@ -24,7 +26,7 @@ use super::tables::{
     KERNEL_STACK_SIZE, KERNEL_STACKS_ADDRESS, KICK, SPURIOUS, STUB_SIZE, USER_CODE, USER_DATA, VECTORS,
 };
 
-/// General protection.
+/// Vector of the general protection fault.
 const VECTOR_GP: u8 = 13;
 
 global_asm!(
@@ -56,8 +58,8 @@ global_asm!(
     "call:",
     "testl  %eax, %eax",
     "jnz    1f",
-    // Halt while *RDI is ESI. Interrupts are off until the `sti`, which takes effect after the next instruction: a
-    // kick that comes before the halt ends it.
+    // Halt while *RDI is ESI. Interrupts are off until the `sti`, which takes effect after the next
+    // instruction, so a kick before the halt ends it.
     "cmpl   %esi, (%rdi)",
     "jne    2f",
     "sti",

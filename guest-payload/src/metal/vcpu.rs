@@ -1,4 +1,4 @@
-//! A vCPU, as the locks know CPUs.
+//! The vCPU, as the [`Cpu`] that the locks see.
 
 use core::marker::PhantomData;
 
@@ -9,30 +9,31 @@ use guest_payload::sync::AtomicU32;
 use protocol::VcpuId;
 
 use super::entry::REPORT;
-use super::{calls, clock, lapic, ports, tell};
+use super::{calls, clock, hints, lapic, ports};
 
-/// The vCPU that this runs on.
+/// The present vCPU.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Vcpu {
-    /// Which one.
+    /// The number of the vCPU.
     pub(crate) id: VcpuId,
-    /// The clock's rate.
+    /// Rate of the clock (kHz).
     pub(crate) khz: u32,
 }
 
-/// The vCPU that this runs on, asking by this form of the check.
+/// The present vCPU with the form `K` of the check.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Checking<K>(pub(crate) Vcpu, pub(crate) PhantomData<K>);
+pub(crate) struct LockCpu<K>(pub(crate) Vcpu, pub(crate) PhantomData<K>);
 
 impl Vcpu {
-    /// A microsecond: a step of ours takes some tens of nanoseconds, and no interruption so little.
+    /// A microsecond (cycles). An iteration takes some tens of ns, and an interruption more than 1
+    /// us.
     #[inline]
     pub(crate) fn longest_step(self) -> u64 {
         u64::from(self.khz / 1000)
     }
 }
 
-impl<K: Check> Cpu for Checking<K> {
+impl<K: Check> Cpu for LockCpu<K> {
     fn id(&self) -> VcpuId {
         self.0.id
     }
@@ -43,18 +44,18 @@ impl<K: Check> Cpu for Checking<K> {
     }
 
     fn halt_while(&self, word: &AtomicU32, value: u32) {
-        tell::halts(self.0.id);
+        hints::halting(self.0.id);
         calls::halt_while(word, value);
-        tell::wakes(self.0.id);
+        hints::woken(self.0.id);
     }
 
     fn kick(&self, vcpu: VcpuId) {
-        tell::wakes(vcpu);
+        hints::woken(vcpu);
         lapic::kick(vcpu);
     }
 
     fn yield_to(&self, vcpu: VcpuId) {
-        if !tell::wants_to_run(self.0.id, vcpu) {
+        if !hints::yield_to(self.0.id, vcpu) {
             ports::yield_to(vcpu);
         }
     }

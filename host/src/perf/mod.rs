@@ -1,11 +1,13 @@
-//! Switch records: the kernel's own log of when a thread got and lost its CPU.
+//! Context switches of a thread, recorded by perf.
 //!
-//! For a thread that has asked for it, perf notes each switch in a ring of memory that is shared with us: when, and
-//! whether the thread lost its CPU or gave it up. It takes no BPF, no tracepoint, and where `perf_event_paranoid` is 2 or
-//! less no right at all. It is on an independent path: what a BPF program on `sched_switch` misses, this finds.
+//! perf writes a record of each switch of a thread into a ring buffer that is shared with this
+//! process: the time, the CPU, and whether the thread was preempted or blocked. It needs neither
+//! BPF nor a tracepoint, and no privilege if `kernel.perf_event_paranoid` is 2 or less. perf hooks
+//! the context switch by itself, so its records are independent of tracepoints such as
+//! `sched_switch`.
 //!
-//! The ring is of fixed size. What finds no room in it is lost, and the log says so ([`SwitchLog::lost`]): whoever counts
-//! by it must ask.
+//! The ring has a fixed size, and a record that finds no room is lost. Code that counts switches
+//! must check [`SwitchLog::lost`].
 //!
 //! Source: `perf_event_open(2)`; Linux `kernel/events/core.c`, `perf_event_switch_output`.
 
@@ -21,58 +23,72 @@ use libc::pid_t;
 
 pub use cpu_clock::CpuClock;
 use ring::Ring;
-pub use tracepoint::run_at_tracepoint;
+pub use tracepoint::attach_to_tracepoint;
 
-/// Switches cannot be logged.
+/// perf cannot record switches, or cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PerfError {
-    /// The host does not allow it.
+    /// `kernel.perf_event_paranoid` forbids it.
     #[error(
-        "Cannot have the switches of a thread recorded: kernel.perf_event_paranoid is {paranoid} (set it to 2, or grant \
-         CAP_PERFMON, or try --publisher park)"
+        "Cannot record the context switches of a thread: kernel.perf_event_paranoid is {paranoid} (set it to 2, or grant \
+         CAP_PERFMON)"
     )]
     NotPermitted {
-        /// What it is, or `unknown`.
+        /// The value of `kernel.perf_event_paranoid`, or `unknown`.
         paranoid: String,
-        /// The host's reason.
+        /// `EACCES` or `EPERM`.
         source: io::Error,
     },
-    /// No more memory may be locked for rings.
+    /// This user may not lock more memory for ring buffers.
     #[error(
-        "Cannot map a ring for switch records: no more memory may be locked (raise kernel.perf_event_mlock_kb or ulimit \
-         -l, or try --publisher park)"
+        "Cannot map a ring buffer for switch records: the limit of locked memory is reached (raise \
+         kernel.perf_event_mlock_kb or `ulimit -l`)"
     )]
-    NoRoom(#[source] io::Error),
-    /// The kernel has no perf events, or refuses for another reason.
-    #[error(
-        "Cannot have the switches of a thread recorded (it takes CONFIG_PERF_EVENTS; try --publisher park)"
-    )]
-    Refused(#[source] io::Error),
+    LockedMemory(#[source] io::Error),
+    /// Another call failed.
+    #[error("Cannot {what} (it needs {needs})")]
+    Failed {
+        /// What was tried.
+        what: &'static str,
+        /// What the host may lack.
+        needs: &'static str,
+        /// The error of the call.
+        source: io::Error,
+    },
 }
 
-/// What happened to a thread.
+impl PerfError {
+    fn no_perf_events(source: io::Error) -> Self {
+        let what = "record the context switches of a thread";
+        Self::Failed { what, needs: "CONFIG_PERF_EVENTS", source }
+    }
+}
+
+/// The kind of a context switch, as its thread sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SwitchKind {
-    /// It got a CPU.
+    /// The thread was switched in.
     In,
-    /// It lost its CPU although it wanted to run.
+    /// The thread was switched out while runnable.
     Preempted,
-    /// It gave its CPU up.
-    Slept,
+    /// The thread was switched out to sleep.
+    Blocked,
 }
 
-/// A switch of a thread.
+/// One context switch of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Switch {
-    /// When (ns of the monotonic clock).
+    /// Its time (ns of the monotonic clock).
     pub at_ns: u64,
-    /// What happened.
+    /// Switched in, preempted, or blocked.
     pub kind: SwitchKind,
-    /// On which CPU.
+    /// The number of the CPU.
     pub cpu: u32,
 }
 
-/// The switches of one thread, from the moment that the log was opened on.
+/// A log of one thread's context switches, from the moment of its creation.
+///
+/// Its descriptor polls readable after each record.
 #[derive(Debug)]
 pub struct SwitchLog {
     ring: Ring,
@@ -80,50 +96,56 @@ pub struct SwitchLog {
 }
 
 impl SwitchLog {
-    /// Logs the switches of thread `tid` of this process, in a ring of `pages` pages: a power of two. A page holds 170
-    /// switches. Whoever polls the descriptor is woken by each.
+    /// Starts to log the switches of thread `tid` of this process, in a ring of `pages` pages (a
+    /// power of two).
+    ///
+    /// A page holds 170 switches.
     ///
     /// # Errors
-    /// [`PerfError`].
+    /// [`PerfError`] if the host does not allow it or lacks perf events, or if locked memory is
+    /// used up.
     pub fn of_thread(tid: pid_t, pages: usize) -> Result<Self, PerfError> {
-        let event = sys::open(tid).map_err(|source| match source.raw_os_error() {
+        let event = sys::open_switches(tid).map_err(|source| match source.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => PerfError::NotPermitted { paranoid: paranoid(), source },
-            _ => PerfError::Refused(source),
+            _ => PerfError::no_perf_events(source),
         })?;
         let ring = Ring::map(&event, pages).map_err(|source| match source.raw_os_error() {
-            Some(libc::EPERM | libc::ENOMEM) => PerfError::NoRoom(source),
-            _ => PerfError::Refused(source),
+            Some(libc::EPERM | libc::ENOMEM) => PerfError::LockedMemory(source),
+            _ => PerfError::no_perf_events(source),
         })?;
         Ok(Self { ring, event })
     }
 
-    /// Grows with each record, read or not: where it has not grown, nothing has happened. One load, by any thread.
-    pub fn written(&self) -> u64 {
-        self.ring.written()
+    /// Returns the number of bytes that the kernel has written. It grows with each record; any
+    /// thread may load it.
+    pub fn head(&self) -> u64 {
+        self.ring.head()
     }
 
-    /// How much of that was read.
-    pub fn read(&self) -> u64 {
-        self.ring.read()
+    /// Returns the number of bytes that [`drain`](Self::drain) has consumed.
+    pub fn tail(&self) -> u64 {
+        self.ring.tail()
     }
 
-    /// Has `signal` sent to the calling thread with each record.
+    /// Makes the kernel send `signal` to the calling thread with each record.
     ///
     /// # Errors
-    /// [`PerfError::Refused`].
+    /// [`PerfError::Failed`] if fcntl(2) fails.
     pub fn signal_this_thread(&self, signal: libc::c_int) -> Result<(), PerfError> {
-        sys::signal_this_thread(&self.event, signal).map_err(PerfError::Refused)
+        sys::signal_this_thread(&self.event, signal).map_err(PerfError::no_perf_events)
     }
 
-    /// Hands over what has been recorded and not been read, in order. One thread reads a log.
+    /// Consumes the records written so far, and calls `each` for each switch in order of time.
+    ///
+    /// Only one thread at a time may drain a log.
     pub fn drain(&self, each: impl FnMut(Switch)) {
         self.ring.drain(each);
     }
 
-    /// How many records found no room.
+    /// Returns the number of records that found no room.
     ///
-    /// The kernel notes a loss in the ring itself, but only with the next record that finds room; since Linux 6.0 the event
-    /// counts them, too. The larger number is given.
+    /// The kernel records a loss in the ring, but only together with the next record that fits.
+    /// Since Linux 6.0 the event counts losses, too. The result is the larger of both numbers.
     pub fn lost(&self) -> u64 {
         self.ring.lost().max(sys::lost(&self.event).unwrap_or(0))
     }
@@ -145,10 +167,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::account::ThreadAccount;
+    use crate::stats::ThreadStats;
     use crate::thread::own_tid;
 
-    /// `None`, said aloud, where the host does not allow it.
+    /// A log of this thread, or `None` with a message if the host does not allow one.
     fn log(pages: usize) -> Option<SwitchLog> {
         SwitchLog::of_thread(own_tid(), pages).inspect_err(|error| eprintln!("SKIPPED: {error}")).ok()
     }
@@ -157,19 +179,19 @@ mod tests {
     fn switches_of_a_thread_are_those_that_the_scheduler_counts() {
         let Some(log) = log(16) else { return };
         let tid = own_tid();
-        let before = ThreadAccount::read(tid).unwrap();
+        let before = ThreadStats::read(tid).unwrap();
         let mut switches = Vec::new();
         log.drain(|_| {});
         for _ in 0..50 {
             std::thread::sleep(Duration::from_micros(200));
         }
         log.drain(|switch| switches.push(switch));
-        let grown = ThreadAccount::read(tid).unwrap().since(before);
+        let grown = ThreadStats::read(tid).unwrap().since(before);
         let count = |kind| switches.iter().filter(|switch| switch.kind == kind).count() as u64;
-        assert!(count(SwitchKind::Slept) >= 50);
-        // Between the readings and the drainings the host may have taken the CPU once more.
+        assert!(count(SwitchKind::Blocked) >= 50);
+        // The host may preempt this thread between a reading and a drain
         let near = |counted: u64, grown: u64| counted.abs_diff(grown) <= 2;
-        assert!(near(count(SwitchKind::Slept), grown.voluntary_switches), "{grown:?}");
+        assert!(near(count(SwitchKind::Blocked), grown.voluntary_switches), "{grown:?}");
         assert!(near(count(SwitchKind::Preempted), grown.involuntary_switches), "{grown:?}");
         assert!(switches.is_sorted_by_key(|switch| switch.at_ns));
         assert_eq!(log.lost(), 0);

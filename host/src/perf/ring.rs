@@ -1,10 +1,12 @@
-//! The ring: records of the kernel's, in memory that both sides see.
+//! perf's ring buffer, in memory shared with the kernel.
 //!
-//! A page of control words, then the data. The kernel moves `data_head` when it has written, we move `data_tail` when we
-//! have read; both count bytes for ever, and the place in the ring is what is left after division by its size. All of it is
-//! read as atomic words: records begin and end at multiples of 8 bytes.
+//! A page of control words precedes the data. The kernel advances `data_head` after it has written,
+//! the reader advances `data_tail` after it has read. Both count bytes and never wrap; the offset
+//! in the ring is the count modulo the ring's size. Records begin and end at multiples of 8 bytes,
+//! so the reader loads atomic words.
 //!
-//! Source: Linux `include/uapi/linux/perf_event.h`, `struct perf_event_mmap_page`, `struct perf_event_header`.
+//! Source: Linux `include/uapi/linux/perf_event.h`, `struct perf_event_mmap_page`, `struct
+//! perf_event_header`.
 #![expect(unsafe_code, reason = "maps the ring and lends out its words")]
 
 use std::io;
@@ -19,13 +21,13 @@ use perf_event_open_sys::bindings::{
 };
 
 use super::{Switch, SwitchKind};
+use crate::PAGE_SIZE;
 
-const PAGE_SIZE: usize = 4096;
 const WORD: usize = size_of::<u64>();
 const HEAD: usize = offset_of!(perf_event_mmap_page, data_head) / WORD;
 const TAIL: usize = offset_of!(perf_event_mmap_page, data_tail) / WORD;
 
-/// See the module.
+/// A mapped ring buffer. Dropping it unmaps it.
 #[derive(Debug)]
 pub(super) struct Ring {
     start: NonNull<AtomicU64>,
@@ -33,18 +35,20 @@ pub(super) struct Ring {
     lost: AtomicU64,
 }
 
-// SAFETY: the mapping belongs to the process, not to a thread.
+// SAFETY: the mapping belongs to the process, so that any thread may access and unmap it.
 unsafe impl Send for Ring {}
 
-// SAFETY: it lends out atomics alone.
+// SAFETY: `&Ring` gives access to atomics only. Two threads that drain at once may consume a record
+// twice, but race on no plain memory.
 unsafe impl Sync for Ring {}
 
 impl Ring {
-    /// Maps a ring of `pages` pages, a power of two, for `event`.
+    /// Maps a ring of `pages` pages (a power of two) for `event`.
     pub(super) fn map(event: &OwnedFd, pages: usize) -> io::Result<Self> {
         let bytes = (1 + pages) * PAGE_SIZE;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        // SAFETY: the kernel chooses the address, so that no other mapping is touched.
+        // SAFETY: with a null address and no MAP_FIXED the kernel chooses a free range, so no
+        // existing mapping changes.
         let start = unsafe {
             libc::mmap(std::ptr::null_mut(), bytes, protection, libc::MAP_SHARED, event.as_raw_fd(), 0)
         };
@@ -55,47 +59,49 @@ impl Ring {
         Ok(Self { start, pages, lost: AtomicU64::new(0) })
     }
 
-    /// Bytes written since the ring was made.
-    pub(super) fn written(&self) -> u64 {
+    /// Returns the number of bytes that the kernel has written.
+    pub(super) fn head(&self) -> u64 {
         self.words()[HEAD].load(Ordering::Acquire)
     }
 
-    /// Bytes that were read of these.
-    pub(super) fn read(&self) -> u64 {
+    /// Returns the number of bytes that were consumed.
+    pub(super) fn tail(&self) -> u64 {
         self.words()[TAIL].load(Ordering::Relaxed)
     }
 
-    /// Records that the kernel says, in the ring, it has lost.
+    /// Returns the number of lost records, by the records of loss that were read.
     pub(super) fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// Hands over each switch that has not been read.
+    /// Consumes the records written so far, and calls `each` for each switch.
     pub(super) fn drain(&self, each: impl FnMut(Switch)) {
         let (control, data) = self.words().split_at(PAGE_SIZE / WORD);
-        let read = Data(data).read(control[TAIL].load(Ordering::Relaxed), self.written(), each);
+        let read = Data(data).read(control[TAIL].load(Ordering::Relaxed), self.head(), each);
         self.lost.fetch_add(read.lost, Ordering::Relaxed);
         control[TAIL].store(read.tail, Ordering::Release);
     }
 
     fn words(&self) -> &[AtomicU64] {
-        // SAFETY: `map` mapped so many words from `start`, on a page boundary, readable and writable, until `self` is
-        // dropped; any bytes are an atomic word, and as such the kernel may write them meanwhile.
+        // SAFETY: `map` mapped this many words from `start`, page-aligned, readable and writable,
+        // and they stay mapped until `self` is dropped. Any bytes are a valid `AtomicU64`, and
+        // atomics allow for the kernel's concurrent stores.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), (1 + self.pages) * PAGE_SIZE / WORD) }
     }
 }
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        // SAFETY: `map` mapped exactly this range, and every reference into it borrows `self`.
+        // SAFETY: `map` mapped exactly this range, and each reference into it borrows `self`, which
+        // is being dropped.
         unsafe { libc::munmap(self.start.as_ptr().cast(), (1 + self.pages) * PAGE_SIZE) };
     }
 }
 
-/// The data of a ring, as words.
+/// The data area of a ring, as words.
 struct Data<'r>(&'r [AtomicU64]);
 
-/// How far it was read.
+/// The result of reading a ring.
 #[derive(Debug, PartialEq, Eq)]
 struct Read {
     tail: u64,
@@ -103,24 +109,26 @@ struct Read {
 }
 
 impl Data<'_> {
-    /// Reads the records from byte `tail` to byte `head`. What is no record ends it: the rest is passed over, as lost.
+    /// Reads the records from byte `tail` to byte `head`.
+    ///
+    /// A malformed record ends reading; it and the rest count as one lost record.
     fn read(&self, tail: u64, head: u64, mut each: impl FnMut(Switch)) -> Read {
         let (mut at, mut lost) = (tail, 0);
         while at < head {
             let header = self.word(at);
-            // Type in the lower half; then 16 bits that say more, and 16 bits of size.
+            // struct perf_event_header: u32 type, u16 misc, u16 size
             let (kind, misc, size) = (low(header), low(header >> 32) & 0xffff, (header >> 48) as usize);
             if size < WORD || !size.is_multiple_of(WORD) || at + size as u64 > head {
                 return Read { tail: head, lost: lost + 1 };
             }
             match kind {
-                // What was asked to go with each record is its end: the time, and the CPU in half a word.
+                // The sample ID follows the header: u64 time, u32 CPU, u32 reserved
                 PERF_RECORD_SWITCH if size == 3 * WORD => each(Switch {
                     at_ns: self.word(at + WORD as u64),
                     kind: kind_of(misc),
                     cpu: low(self.word(at + 2 * WORD as u64)),
                 }),
-                // An event's id, then how many.
+                // After the header: u64 event ID, u64 number of lost records
                 PERF_RECORD_LOST => lost += self.word(at + 2 * WORD as u64),
                 _ => {}
             }
@@ -135,7 +143,7 @@ impl Data<'_> {
     }
 }
 
-/// The lower half.
+/// Returns the lower 32 bits.
 #[expect(clippy::cast_possible_truncation, reason = "the lower half is wanted")]
 const fn low(word: u64) -> u32 {
     word as u32
@@ -144,7 +152,7 @@ const fn low(word: u64) -> u32 {
 fn kind_of(misc: u32) -> SwitchKind {
     match misc & (PERF_RECORD_MISC_SWITCH_OUT | PERF_RECORD_MISC_SWITCH_OUT_PREEMPT) {
         0 => SwitchKind::In,
-        PERF_RECORD_MISC_SWITCH_OUT => SwitchKind::Slept,
+        PERF_RECORD_MISC_SWITCH_OUT => SwitchKind::Blocked,
         _ => SwitchKind::Preempted,
     }
 }
@@ -174,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn records_are_read_in_order_also_around_the_end() {
+    fn records_are_read_in_order_across_the_end_of_the_ring() {
         let words = [
             header(PERF_RECORD_SWITCH, PERF_RECORD_MISC_SWITCH_OUT, 3),
             10,
@@ -191,8 +199,9 @@ mod tests {
             30,
             1,
         ];
-        let expected = [(10, SwitchKind::Slept, 0), (20, SwitchKind::In, 1), (30, SwitchKind::Preempted, 1)]
-            .map(|(at_ns, kind, cpu)| Switch { at_ns, kind, cpu });
+        let expected =
+            [(10, SwitchKind::Blocked, 0), (20, SwitchKind::In, 1), (30, SwitchKind::Preempted, 1)]
+                .map(|(at_ns, kind, cpu)| Switch { at_ns, kind, cpu });
         for at in [0, 5, 27, 31] {
             let tail = 4 * SIZE + (at * WORD) as u64;
             let head = tail + (words.len() * WORD) as u64;
@@ -202,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_record_ends_reading_and_counts_as_lost() {
+    fn malformed_record_ends_reading_and_counts_as_lost() {
         for bad in [0, header(PERF_RECORD_SWITCH, 0, 9), header(1, 0, 1) | 3 << 48] {
             let data = written(&[header(PERF_RECORD_SWITCH, 0, 3), 10, 0, bad], 0);
             let (switches, read) = read(&data, 0, 6 * WORD as u64);

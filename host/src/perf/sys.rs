@@ -1,4 +1,4 @@
-//! The system calls: `perf_event_open(2)`, and the event's counters.
+//! System calls: `perf_event_open(2)`, and reading an event's counters.
 #![expect(unsafe_code, reason = "a system call that takes an address, and the descriptor that it returns")]
 
 use std::fs::File;
@@ -13,16 +13,17 @@ use perf_event_open_sys::bindings::{
 
 use crate::thread::own_tid;
 
-/// An event that counts nothing, and records the switches of thread `tid` by the monotonic clock.
-pub(super) fn open(tid: pid_t) -> io::Result<OwnedFd> {
-    match open_with(tid, u64::from(PERF_FORMAT_LOST)) {
-        // Linux before 6.0 does not count losses.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open_with(tid, 0),
+/// Opens an event that counts nothing and records the switches of thread `tid` by the monotonic
+/// clock.
+pub(super) fn open_switches(tid: pid_t) -> io::Result<OwnedFd> {
+    match open_switches_with(tid, u64::from(PERF_FORMAT_LOST)) {
+        // Linux before 6.0 does not count losses
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => open_switches_with(tid, 0),
         opened => opened,
     }
 }
 
-/// An event that interrupts CPU `cpu` once in `period_ns`, whoever runs there, and records nothing.
+/// Opens an event that interrupts CPU `cpu` once per `period_ns`, and records nothing.
 pub(super) fn open_cpu_clock(cpu: usize, period_ns: u64) -> io::Result<OwnedFd> {
     let mut attributes = perf_event_attr {
         type_: PERF_TYPE_SOFTWARE,
@@ -35,7 +36,7 @@ pub(super) fn open_cpu_clock(cpu: usize, period_ns: u64) -> io::Result<OwnedFd> 
     open_event(attributes, -1, cpu)
 }
 
-/// An event that counts the hits of a tracepoint on CPU `cpu`.
+/// Opens an event that counts the hits of tracepoint `id` on CPU `cpu`.
 pub(super) fn open_tracepoint(id: u64, cpu: usize) -> io::Result<OwnedFd> {
     let attributes = perf_event_attr {
         type_: PERF_TYPE_TRACEPOINT,
@@ -47,17 +48,18 @@ pub(super) fn open_tracepoint(id: u64, cpu: usize) -> io::Result<OwnedFd> {
     open_event(attributes, -1, cpu)
 }
 
-/// Has a BPF program run where the event counts, until the event is closed.
+/// Attaches a BPF program to the event's tracepoint, until the event is closed.
 pub(super) fn set_program(event: &OwnedFd, program: BorrowedFd<'_>) -> io::Result<()> {
     let program = u32::try_from(program.as_raw_fd()).map_err(io::Error::other)?;
-    // SAFETY: both are descriptors, and the kernel keeps the program by itself.
+    // SAFETY: the ioctl takes two descriptors and accesses no memory of ours. The kernel holds its
+    // own reference to the program, so the caller may close it.
     check(unsafe { perf_event_open_sys::ioctls::SET_BPF(event.as_raw_fd(), program) })
 }
 
 /// `PERF_FLAG_FD_CLOEXEC`
 const CLOSE_ON_EXEC: libc::c_ulong = 8;
 
-fn open_with(tid: pid_t, read_format: u64) -> io::Result<OwnedFd> {
+fn open_switches_with(tid: pid_t, read_format: u64) -> io::Result<OwnedFd> {
     let mut attributes = perf_event_attr {
         type_: PERF_TYPE_SOFTWARE,
         size: u32::try_from(size_of::<perf_event_attr>()).unwrap_or(u32::MAX),
@@ -70,7 +72,7 @@ fn open_with(tid: pid_t, read_format: u64) -> io::Result<OwnedFd> {
     attributes.set_context_switch(1);
     attributes.set_sample_id_all(1);
     attributes.set_use_clockid(1);
-    // Nothing of the kernel is sampled: this is what makes it no privilege.
+    // Without samples of the kernel, perf_event_paranoid 2 allows the event to unprivileged users
     attributes.set_exclude_kernel(1);
     attributes.set_exclude_hv(1);
     attributes.set_watermark(1);
@@ -79,19 +81,21 @@ fn open_with(tid: pid_t, read_format: u64) -> io::Result<OwnedFd> {
 }
 
 fn open_event(mut attributes: perf_event_attr, tid: pid_t, cpu: libc::c_int) -> io::Result<OwnedFd> {
-    // SAFETY: the attributes are initialised, and say how long they are; the rest are numbers.
+    // SAFETY: perf_event_open reads `attributes.size` bytes at `attributes`, which are initialised;
+    // it may write the size that it supports there, on E2BIG. The other arguments are numbers.
     let fd =
         unsafe { perf_event_open_sys::perf_event_open(&raw mut attributes, tid, cpu, -1, CLOSE_ON_EXEC) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: a new descriptor that nobody else closes.
+    // SAFETY: perf_event_open has returned a new descriptor, which nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Has `signal` sent to the calling thread whenever the event has written something (fcntl(2), `F_SETOWN_EX`).
+/// Makes the kernel send `signal` to the calling thread after each record (fcntl(2),
+/// `F_SETOWN_EX`).
 pub(super) fn signal_this_thread(event: &OwnedFd, signal: libc::c_int) -> io::Result<()> {
-    /// `struct f_owner_ex`, and its kind that names a thread (`include/uapi/asm-generic/fcntl.h`).
+    /// `struct f_owner_ex` (`include/uapi/asm-generic/fcntl.h`).
     #[repr(C)]
     struct Owner {
         kind: libc::c_int,
@@ -102,11 +106,11 @@ pub(super) fn signal_this_thread(event: &OwnedFd, signal: libc::c_int) -> io::Re
     const F_OWNER_TID: libc::c_int = 0;
     let fd = event.as_raw_fd();
     let owner = Owner { kind: F_OWNER_TID, tid: own_tid() };
-    // SAFETY: the call reads the owner.
+    // SAFETY: F_SETOWN_EX reads a `struct f_owner_ex` at `owner`, which has its layout.
     check(unsafe { libc::fcntl(fd, F_SETOWN_EX, &raw const owner) })?;
-    // SAFETY: a number.
+    // SAFETY: F_SETSIG takes a number.
     check(unsafe { libc::fcntl(fd, F_SETSIG, signal) })?;
-    // SAFETY: flags.
+    // SAFETY: F_SETFL takes flags.
     check(unsafe { libc::fcntl(fd, libc::F_SETFL, libc::O_ASYNC) })
 }
 
@@ -114,7 +118,8 @@ fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// How many records the event could not write; `None` where the kernel does not count them.
+/// Returns the number of records that the event could not write, or `None` if the kernel does not
+/// count them.
 pub(super) fn lost(event: &OwnedFd) -> Option<u64> {
     let mut words = [0; 16];
     let mut file = File::from(event.as_fd().try_clone_to_owned().ok()?);

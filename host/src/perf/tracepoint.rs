@@ -1,16 +1,17 @@
-//! A BPF program at a tracepoint, by way of perf: what there is where the kernel does not describe its types.
+//! Attaches a BPF program to a tracepoint through perf, which needs no kernel BTF.
 
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::sys;
 
-/// Has a program run at each hit of the tracepoint with this id, on any CPU, until the descriptor is closed.
+/// Attaches `program` to the tracepoint with this ID, on all CPUs, until the returned descriptor is
+/// closed.
 ///
 /// # Errors
-/// The host does not allow it: it takes `CAP_PERFMON`.
-pub fn run_at_tracepoint(program: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
-    // The event counts on one CPU. Its program belongs to the tracepoint, and runs on all.
+/// `perf_event_open(2)` or its ioctl failed; both need `CAP_PERFMON`.
+pub fn attach_to_tracepoint(program: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
+    // The event counts hits on one CPU, but its program belongs to the tracepoint and runs on all
     let event = sys::open_tracepoint(id, nix::sched::sched_getcpu()?)?;
     sys::set_program(&event, program)?;
     Ok(event)

@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Display};
 
-use protocol::words::{Job, Workload};
+use protocol::payload::params::{Job, Workload};
 use serde::Serialize;
 
 use super::{Bench, BenchError};

@@ -5,13 +5,13 @@
 
 use std::fmt::{self, Display};
 
-use protocol::words::{Lock, Workload};
+use protocol::payload::params::{Lock, Workload};
 use serde::Serialize;
 
 use super::rounds::{Ratio, Rounds};
 use super::{Bench, BenchError};
 use crate::cli::LocksArgs;
-use crate::experiment::{Point, Way};
+use crate::experiment::{Point, WaitMode};
 use crate::results::{LockFigures, Shares};
 use crate::table::{Table, figure};
 
@@ -24,7 +24,7 @@ pub(super) struct LocksBench {
     points: Vec<Point>,
     /// What loads, and ways to wait, are compared with.
     #[serde(skip)]
-    first: Option<(usize, Way)>,
+    first: Option<(usize, WaitMode)>,
 }
 
 pub(super) fn run(args: &LocksArgs) -> Result<LocksBench, BenchError> {

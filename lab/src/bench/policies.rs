@@ -8,7 +8,7 @@ use std::fmt::{self, Display};
 use std::io;
 use std::time::{Duration, Instant};
 
-use protocol::words::{Job, Lock, Wait, Workload};
+use protocol::payload::params::{Job, Lock, Wait, Workload};
 use serde::{Serialize, Serializer};
 
 use super::locks::ratio_cells;
@@ -17,7 +17,7 @@ use super::sanity::{Kept, sanity};
 use super::{Bench, BenchError, median};
 use crate::cli::{PoliciesArgs, Shape, usable_cpus};
 use crate::demo::progress_bar;
-use crate::experiment::{Way, lock_of};
+use crate::experiment::{WaitMode, lock_of};
 use crate::fleet::{self, FleetConfig, FleetError, FleetResult};
 use crate::guest::LabConfig;
 use crate::policy::catalogue::PolicyChoice;
@@ -42,7 +42,7 @@ pub(super) struct PolicyPoint {
     #[serde(serialize_with = "as_word")]
     pub(super) lock: Lock,
     /// How waiters wait.
-    pub(super) wait: Way,
+    pub(super) wait: WaitMode,
     /// One wide guest, or several narrow ones.
     pub(super) shape: Shape,
     /// vCPUs for each CPU.
@@ -74,9 +74,10 @@ pub fn compare(policies: &[PolicyChoice], args: &PoliciesArgs) -> Result<Policie
     for shape in args.shapes.iter().copied() {
         for lock in args.kinds.iter().copied() {
             for policy in policies {
-                let asks = policy.make(args.load.seed()).map_err(FleetError::from_policy)?.wants().yields;
+                let asks =
+                    policy.make(args.load.seed()).map_err(FleetError::from_policy)?.needs().yield_targets;
                 // Whoever is to be told whom waiters wait for needs waiters that tell.
-                let wait = if asks { Way::new(Wait::Yield) } else { args.wait };
+                let wait = if asks { WaitMode::new(Wait::Yield) } else { args.wait };
                 let point = |load| PolicyPoint { policy: policy.clone(), lock, wait, shape, load };
                 points.extend(args.loads.iter().copied().map(point));
             }
@@ -118,7 +119,7 @@ fn measure(
     host: &HostFacts,
 ) -> Result<FleetResult, BenchError> {
     let base = args.load.over(Workload::DEFAULT);
-    let Way { wait, every } = point.wait;
+    let WaitMode { wait, every } = point.wait;
     let duration_ms = args.rounds.duration_ms;
     let workload = Workload {
         job: Job::Contend,
@@ -337,7 +338,7 @@ impl Display for PoliciesBench {
             })
         };
         // It knows nothing of waiters that stop by themselves.
-        let spins = |point: &&PolicyPoint| matches!(point.wait.wait, Wait::Ignore | Wait::Yield);
+        let spins = |point: &&PolicyPoint| matches!(point.wait.wait, Wait::Spin | Wait::Yield);
         let judged = sanity(&self.points.iter().filter(spins).filter_map(kept).collect::<Vec<_>>());
         if !judged.is_empty() {
             writeln!(f, "\nBeside the model of two lines (k vCPUs a CPU):")?;

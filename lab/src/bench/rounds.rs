@@ -4,7 +4,7 @@
 //! strangers disturbed is measured again, a bounded number of times; if it never comes out clean, its round does not count
 //! for it.
 
-use protocol::words::Workload;
+use protocol::payload::params::Workload;
 use serde::Serialize;
 
 use super::{BenchError, median};

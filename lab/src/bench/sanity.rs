@@ -8,7 +8,7 @@
 
 use std::fmt::{self, Display};
 
-use protocol::words::Lock;
+use protocol::payload::params::Lock;
 
 use crate::cli::Shape;
 
@@ -95,21 +95,21 @@ mod tests {
     #[test]
     fn points_are_judged_by_what_the_arithmetic_says_of_them_and_others_are_not() {
         let points = [
-            kept("rr:quantum=3ms", Lock::Tas, 4, 0.3),
-            kept("rr:quantum=3ms", Lock::Tas, 8, 0.3),
-            kept("rr:quantum=3ms", Lock::Ticket, 4, 0.001),
+            kept("rr:slice=3ms", Lock::Tas, 4, 0.3),
+            kept("rr:slice=3ms", Lock::Tas, 8, 0.3),
+            kept("rr:slice=3ms", Lock::Ticket, 4, 0.001),
             kept("yield:target=next", Lock::Ticket, 4, 0.01),
             kept("yield:target=next", Lock::Ticket, 8, 0.01),
             kept("deferral", Lock::Tas, 4, 0.5),
             kept("deferral", Lock::Ticket, 1, 0.5),
-            kept("random", Lock::Tas, 4, 0.5),
+            kept("host", Lock::Tas, 4, 0.5),
         ];
         let verdicts: Vec<_> =
             sanity(&points).iter().map(|verdict| (verdict.what.clone(), verdict.holds())).collect();
         let expected = [
-            ("rr:quantum=3ms, tas, 4x, wide", true),
-            ("rr:quantum=3ms, tas, 8x, wide", false),
-            ("rr:quantum=3ms, ticket, 4x, wide", true),
+            ("rr:slice=3ms, tas, 4x, wide", true),
+            ("rr:slice=3ms, tas, 8x, wide", false),
+            ("rr:slice=3ms, ticket, 4x, wide", true),
             ("yield:target=next, ticket, 4x, wide", true),
             ("deferral, tas, 4x, wide", false),
         ];

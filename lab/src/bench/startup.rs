@@ -132,7 +132,7 @@ impl Contender {
             self.to_first_instruction.extend(first_instruction(&document).map(|at| to_main + at));
         }
         self.wall.push(wall);
-        self.peak_kib.push(ended.peak_kib);
+        self.peak_kib.push(ended.peak_rss_kib);
         Ok(())
     }
 }

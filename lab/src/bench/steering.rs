@@ -8,7 +8,7 @@ use std::fmt::{self, Display};
 use std::io;
 use std::time::{Duration, Instant};
 
-use protocol::words::{Job, Workload};
+use protocol::payload::params::{Job, Workload};
 use serde::Serialize;
 
 use super::{Bench, BenchError, median};
@@ -35,7 +35,7 @@ struct Point {
     /// By which mechanism; `None` for the host left alone, with a vCPU a CPU.
     mechanism: Option<MechanismKind>,
     /// The length of a turn (ms).
-    quantum_ms: u32,
+    slice_ms: u32,
     /// vCPUs a CPU.
     load: u16,
 }
@@ -49,14 +49,14 @@ pub(super) struct SteeringBench {
     interrupted: bool,
 }
 
-const FREE: Point = Point { mechanism: None, quantum_ms: 0, load: 1 };
+const FREE: Point = Point { mechanism: None, slice_ms: 0, load: 1 };
 
 pub(super) fn run(args: &SteeringArgs) -> Result<SteeringBench, BenchError> {
     let cpus = usable_cpus(args.common.cpus.as_ref())?;
     let mut points = vec![FREE];
     for kind in [MechanismKind::Class, MechanismKind::Park] {
         for load in args.loads.iter().copied() {
-            let point = |quantum_ms| Point { mechanism: Some(kind), quantum_ms, load };
+            let point = |slice_ms| Point { mechanism: Some(kind), slice_ms, load };
             points.extend(args.quanta.iter().copied().map(point));
         }
     }
@@ -107,7 +107,7 @@ pub(super) fn run(args: &SteeringArgs) -> Result<SteeringBench, BenchError> {
 fn steer(point: Point) -> Result<SteerConfig, BenchError> {
     let text = match point.mechanism {
         None => "host:affinity=home".to_owned(),
-        Some(_) => format!("rr:quantum={}ms", point.quantum_ms),
+        Some(_) => format!("rr:slice={}ms", point.slice_ms),
     };
     let policy: PolicyChoice = text.parse().map_err(fleet::FleetError::from_policy)?;
     let mechanism = point.mechanism.map_or(MechanismChoice::Auto, MechanismChoice::Only);
@@ -120,7 +120,7 @@ impl Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.mechanism {
             None => f.write_str("free"),
-            Some(kind) => write!(f, "{kind}, {} ms, {}x", self.0.quantum_ms, self.0.load),
+            Some(kind) => write!(f, "{kind}, {} ms, {}x", self.0.slice_ms, self.0.load),
         }
     }
 }
@@ -194,7 +194,7 @@ impl SteeringBench {
             };
             table.row([
                 point.mechanism.map_or_else(|| "free".to_owned(), |kind| kind.to_string()),
-                if point.quantum_ms == 0 { "-".to_owned() } else { point.quantum_ms.to_string() },
+                if point.slice_ms == 0 { "-".to_owned() } else { point.slice_ms.to_string() },
                 format!("{}x", point.load),
                 number(self.of_steering(point, |s| Some(s.decisions as f64))),
                 share(guest),

@@ -19,11 +19,11 @@ use serde::Serialize;
 use super::{Bench, BenchError, median};
 use crate::cli::{BenchArgs, usable_cpus};
 use crate::table::{Table, figure};
-use host::account::{ThreadAccount, own_run_delay_ns};
 use host::cpus::Cpus;
 use host::facts::HostFacts;
+use host::stats::{ThreadStats, own_run_delay_ns};
 use host::thread::own_tid;
-use steal_time::bpf::{EmptyProgram, Program, RunStats, RunTime, Site};
+use steal_time::bpf::{EmptyProgram, Program, RecordAddr, RunStats, RunTime};
 
 const THREADS: usize = 2;
 const ROUNDS: usize = 15;
@@ -105,7 +105,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<SwitchBench, BenchError> {
     for round in 0..=ROUNDS {
         for row in &mut rows {
             let (wall_ns, _) = measure(row.setting, &cpu)?;
-            let stats = RunStats::keep()?;
+            let stats = RunStats::enable()?;
             let (_, program_ns) = measure(row.setting, &cpu)?;
             drop(stats);
             if round > 0 {
@@ -146,7 +146,7 @@ fn timed(
 ) -> Result<(f64, Option<f64>), BenchError> {
     let before = time()?;
     let wall_ns = yields()?;
-    Ok((wall_ns, time()?.each_ns_since(before)))
+    Ok((wall_ns, time()?.mean_ns_since(before)))
 }
 
 /// Two threads on `cpu` yield to each other, as vCPUs of `program` if there is one: nanoseconds a switch.
@@ -154,21 +154,21 @@ fn yield_to_each_other(cpu: &Cpus, program: Option<&Program>) -> Result<f64, Ben
     let (ready, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let spin = |index: usize| -> Result<(u64, Duration), BenchError> {
         // Whatever happens, the other one must not wait for this one.
-        let prepared = cpu.confine_this_thread();
+        let prepared = cpu.pin_this_thread();
         let vcpu = VcpuId::new(index).filter(|_| prepared.is_ok());
-        let enrolled = match (program, vcpu) {
-            (Some(program), Some(vcpu)) => program.enrol_current_thread(vcpu).map(Some),
+        let attached = match (program, vcpu) {
+            (Some(program), Some(vcpu)) => program.attach_current_thread(vcpu).map(Some),
             _ => Ok(None),
         };
-        if let Ok(Some(vcpu)) = &enrolled {
+        if let Ok(Some(vcpu)) = &attached {
             let _ = vcpu.account(own_run_delay_ns().unwrap_or(0));
-            vcpu.publish(Site::new(index, 0));
+            vcpu.publish(RecordAddr::new(index, 0));
         }
         ready.fetch_add(1, Ordering::SeqCst);
         while ready.load(Ordering::SeqCst) < THREADS {
             thread::yield_now();
         }
-        let account = || ThreadAccount::read(own_tid()).map_err(host);
+        let account = || ThreadStats::read(own_tid()).map_err(host);
         let (began, before) = (Instant::now(), account()?);
         while !is_over.load(Ordering::Relaxed) {
             for _ in 0..64 {
@@ -180,8 +180,8 @@ fn yield_to_each_other(cpu: &Cpus, program: Option<&Program>) -> Result<f64, Ben
         }
         let (took, after) = (began.elapsed(), account()?);
         prepared?;
-        enrolled?;
-        Ok((after.since(before).arrivals, took))
+        attached?;
+        Ok((after.since(before).timeslices, took))
     };
     let ends = thread::scope(|scope| {
         let spin = &spin;
@@ -191,8 +191,8 @@ fn yield_to_each_other(cpu: &Cpus, program: Option<&Program>) -> Result<f64, Ben
     });
     let (mut switches, mut longest) = (0, Duration::ZERO);
     for end in ends {
-        let (arrivals, took) = end?;
-        switches += arrivals;
+        let (timeslices, took) = end?;
+        switches += timeslices;
         longest = longest.max(took);
     }
     Ok(longest.as_nanos() as f64 / switches.max(1) as f64)

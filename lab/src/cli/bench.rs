@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use protocol::words::{Check, Lock};
+use protocol::payload::params::{Check, Lock};
 
 use super::parse::{self, Named};
 use super::workload::LoadArgs;
-use crate::experiment::Way;
+use crate::experiment::WaitMode;
 use crate::policy::catalogue::PolicyChoice;
 use crate::steer::antagonist::Load;
 use crate::steer::mechanism::MechanismChoice;
@@ -84,12 +84,12 @@ pub struct LocksArgs {
     #[command(flatten)]
     pub rounds: RoundArgs,
     /// Locks, separated by commas [default: all]
-    #[arg(long = "lock", value_name = "LIST", value_delimiter = ',', value_parser = Named(Lock::ALL, Lock::word))]
+    #[arg(long = "lock", value_name = "LIST", value_delimiter = ',', value_parser = Named(Lock::ALL, Lock::name))]
     pub kinds: Vec<Lock>,
     /// Ways to wait, separated by commas; each is compared with the first. As in byte/16, the byte may be checked once in so
     /// many turns of the loop
-    #[arg(long = "wait", value_name = "LIST", value_delimiter = ',', default_value = "ignore,threshold,byte", value_parser = parse::way)]
-    pub waits: Vec<Way>,
+    #[arg(long = "wait", value_name = "LIST", value_delimiter = ',', default_value = "spin,threshold,preempted", value_parser = parse::wait_mode)]
+    pub waits: Vec<WaitMode>,
     /// vCPUs for each CPU, separated by commas; each is compared with the first
     #[arg(long = "load", value_name = "LIST", value_delimiter = ',', default_value = "1,4,8", value_parser = clap::value_parser!(u16).range(1..=255))]
     pub loads: Vec<u16>,
@@ -97,7 +97,7 @@ pub struct LocksArgs {
     #[arg(long, value_name = "WHO", default_value = "bpf", value_parser = vmm::cli::publisher)]
     pub publisher: PublisherKind,
     /// The form of the check that waiters use
-    #[arg(long, value_name = "FORM", value_parser = Named(Check::ALL, Check::word), default_value = "save0")]
+    #[arg(long, value_name = "FORM", value_parser = Named(Check::ALL, Check::name), default_value = "save0")]
     pub check: Check,
     /// What the locks guard, and how they are used.
     #[command(flatten)]
@@ -139,11 +139,11 @@ pub struct PoliciesArgs {
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse::mechanism)]
     pub mechanism: MechanismChoice,
     /// Locks, separated by commas
-    #[arg(long = "lock", value_name = "LIST", value_delimiter = ',', value_parser = Named(Lock::ALL, Lock::word), default_value = "tas,ticket,mcs,mutex")]
+    #[arg(long = "lock", value_name = "LIST", value_delimiter = ',', value_parser = Named(Lock::ALL, Lock::name), default_value = "tas,ticket,mcs,mutex")]
     pub kinds: Vec<Lock>,
     /// The way to wait, but for policies that have waiters name whom they wait for
-    #[arg(long, value_name = "WAY", default_value = "ignore", value_parser = parse::way)]
-    pub wait: Way,
+    #[arg(long, value_name = "MODE", default_value = "spin", value_parser = parse::wait_mode)]
+    pub wait: WaitMode,
     /// vCPUs for each CPU, separated by commas; each is compared with the first
     #[arg(long = "load", value_name = "LIST", value_delimiter = ',', default_value = "1,2,4", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub loads: Vec<u16>,
@@ -182,7 +182,7 @@ pub struct SteeringArgs {
     #[command(flatten)]
     pub rounds: RoundArgs,
     /// Lengths of a turn, separated by commas
-    #[arg(long = "quantum-ms", value_name = "LIST", value_delimiter = ',', default_value = "1,3,10", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long = "slice-ms", value_name = "LIST", value_delimiter = ',', default_value = "1,3,10", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub quanta: Vec<u32>,
     /// vCPUs for each CPU, separated by commas
     #[arg(long = "load", value_name = "LIST", value_delimiter = ',', default_value = "2", value_parser = clap::value_parser!(u16).range(1..=64))]

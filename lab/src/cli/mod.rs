@@ -1,7 +1,7 @@
 //! The command line.
 //!
 //! `vmm` alone makes the demonstration. With anything that says what to run, it runs one guest. Workload options are
-//! typed here and travel to the payload as words (see [`protocol::words`]).
+//! typed here and travel to the payload as words (see [`protocol::payload::params`]).
 
 mod bench;
 mod parse;
@@ -11,7 +11,7 @@ mod workload;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use protocol::words::Start;
+use protocol::payload::params::Start;
 
 pub use self::bench::{
     Bench, BenchArgs, ChecksArgs, LocksArgs, PoliciesArgs, PoliciesCli, RoundArgs, Shape, StartupArgs,
@@ -33,7 +33,7 @@ use vmm::guest::GuestConfig;
 /// Without arguments it shows, in about 15 seconds, what a lock keeps of its throughput when CPUs are overcommitted,
 /// and waiters know which vCPU is not running.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(name = "vmm-lab", version, args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// What to do in place of the demonstration.
     #[command(subcommand)]
@@ -161,7 +161,7 @@ pub struct DemoArgs {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
-    use protocol::words::{Job, Lock, Wait};
+    use protocol::payload::params::{Job, Lock, Wait};
 
     use super::*;
 
@@ -202,7 +202,7 @@ mod tests {
             "watch",
         ]);
         let (workload, _) =
-            protocol::words::parse(&args.workload.words()).map_err(|e| e.to_string()).unwrap();
+            protocol::payload::params::parse(&args.workload.words()).map_err(|e| e.to_string()).unwrap();
         assert_eq!((workload.lock, workload.wait, workload.job), (Lock::Mutex, Wait::Threshold, Job::Watch));
         assert_eq!((workload.section_ns, workload.seed), (5, 9));
     }

@@ -1,20 +1,20 @@
 //! Values of options.
 
 use clap::builder::{PossibleValue, RangedI64ValueParser, TypedValueParser};
-use protocol::words::Wait;
+use protocol::payload::params::Wait;
 
-use crate::experiment::Way;
+use crate::experiment::WaitMode;
 use crate::policy::catalogue::PolicyChoice;
 use crate::policy::parameters::ParameterError;
 
 use crate::steer::mechanism::{MechanismChoice, MechanismKind};
 
 /// A way to wait, and how often it checks.
-pub(super) fn way(text: &str) -> Result<Way, String> {
+pub(super) fn wait_mode(text: &str) -> Result<WaitMode, String> {
     let (wait, every) = text.split_once('/').unwrap_or((text, "1"));
-    let wait = Wait::from_word(wait).ok_or_else(|| format!("ways to wait are {}", Wait::EXPECTED))?;
+    let wait = Wait::from_name(wait).ok_or_else(|| format!("the wait mode must be {}", Wait::EXPECTED))?;
     match every.parse() {
-        Ok(every) if every > 0 => Ok(Way { wait, every }),
+        Ok(every) if every > 0 => Ok(WaitMode { wait, every }),
         _ => Err("behind the / stands how many turns lie between two checks, 1 or more".to_owned()),
     }
 }

@@ -19,7 +19,7 @@ const STARVATION: &str = "5";
 /// Who runs when, and what else runs.
 #[derive(Clone, Debug, Args)]
 pub struct SteerArgs {
-    /// Who chooses which vCPU runs where: a policy with its parameters, as in rr:quantum=3ms (see `vmm policies`)
+    /// Who chooses which vCPU runs where: a policy with its parameters, as in rr:slice=3ms (see `vmm policies`)
     #[arg(long, value_name = "POLICY", value_parser = parse::policy)]
     pub policy: Option<PolicyChoice>,
     /// How that is made so: auto, class or park

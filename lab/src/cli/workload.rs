@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use protocol::words::{self, Check, Job, Lock, MAX_LOCKS, Scene, Spread, Start, Wait, Workload};
+use protocol::payload::params::{self, Check, Job, Lock, MAX_LOCKS, Scene, Spread, Start, Wait, Workload};
 
 use super::parse::Named;
 
@@ -12,19 +12,19 @@ use super::parse::Named;
 #[command(next_help_heading = "Workload of our own payload")]
 pub struct WorkloadArgs {
     /// What the vCPUs do
-    #[arg(long, value_name = "JOB", value_parser = Named(Job::ALL, Job::word))]
+    #[arg(long, value_name = "JOB", value_parser = Named(Job::ALL, Job::name))]
     pub job: Option<Job>,
     /// The scene that `--job conformance` plays
-    #[arg(long, value_name = "SCENE", value_parser = Named(Scene::ALL, Scene::word))]
+    #[arg(long, value_name = "SCENE", value_parser = Named(Scene::ALL, Scene::name))]
     pub scene: Option<Scene>,
     /// The lock that everybody wants
-    #[arg(long, value_name = "LOCK", value_parser = Named(Lock::ALL, Lock::word))]
+    #[arg(long, value_name = "LOCK", value_parser = Named(Lock::ALL, Lock::name))]
     pub lock: Option<Lock>,
     /// The form of the check that waiters use
-    #[arg(long, value_name = "FORM", value_parser = Named(Check::ALL, Check::word))]
+    #[arg(long, value_name = "FORM", value_parser = Named(Check::ALL, Check::name))]
     pub check: Option<Check>,
     /// What a waiter does about the vCPU it waits for
-    #[arg(long, value_name = "WAY", value_parser = Named(Wait::ALL, Wait::word))]
+    #[arg(long, value_name = "MODE", value_parser = Named(Wait::ALL, Wait::name))]
     pub wait: Option<Wait>,
     /// Turns of the waiting loop between two checks
     #[arg(long, value_name = "TURNS", value_parser = clap::value_parser!(u32).range(1..))]
@@ -39,7 +39,7 @@ pub struct WorkloadArgs {
     #[arg(long, value_name = "MS")]
     pub duration_ms: Option<u32>,
     /// How vCPUs start: all at once by the monitor, or by INIT and SIPI
-    #[arg(long, value_name = "HOW", value_parser = Named(Start::ALL, Start::word))]
+    #[arg(long, value_name = "HOW", value_parser = Named(Start::ALL, Start::name))]
     pub start: Option<Start>,
 }
 
@@ -53,13 +53,13 @@ pub struct LoadArgs {
     #[arg(long, value_name = "NS")]
     pub section_ns: Option<u32>,
     /// How that varies
-    #[arg(long, value_name = "HOW", value_parser = Named(Spread::ALL, Spread::word))]
+    #[arg(long, value_name = "HOW", value_parser = Named(Spread::ALL, Spread::name))]
     pub section_spread: Option<Spread>,
     /// Mean CPU time between two acquisitions
     #[arg(long, value_name = "NS")]
     pub think_ns: Option<u32>,
     /// How that varies
-    #[arg(long, value_name = "HOW", value_parser = Named(Spread::ALL, Spread::word))]
+    #[arg(long, value_name = "HOW", value_parser = Named(Spread::ALL, Spread::name))]
     pub think_spread: Option<Spread>,
     /// Sections in a hundred that only read (the rwsem lets them in together)
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(..=100))]
@@ -67,7 +67,7 @@ pub struct LoadArgs {
     /// CPU time that `--wait threshold` spins
     #[arg(long, value_name = "NS")]
     pub threshold_ns: Option<u32>,
-    /// CPU time that `--wait byte` and `twice` spin at most, whatever the byte says; 0: as long as it takes
+    /// CPU time that `--wait preempted` and `twice` spin at most, whatever the byte says; 0: as long as it takes
     #[arg(long, value_name = "NS")]
     pub backstop_ns: Option<u32>,
     /// Turns of the loop that `--wait cap` spins
@@ -102,7 +102,7 @@ impl LoadArgs {
         let mut line = format!("{workload} ");
         self.words(&mut |key, value| add(&mut line, key, value));
         // What clap has let through, the payload's own parser takes.
-        words::parse(&line).map_or(workload, |(workload, _)| workload)
+        params::parse(&line).map_or(workload, |(workload, _)| workload)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Conformance: the 31 assertions of [`protocol::conformance`], tried on this host, publisher by publisher.
+//! Conformance: the 31 assertions of [`protocol::payload::conformance`], tried on this host, publisher by publisher.
 //!
 //! Most are judged by our payload from inside, in [`scenes`]; some by the monitor from [`outside`], which sees the vCPUs'
 //! threads and stops them; [`qemu`] has the payload judge another monitor. [`verdict`] puts together what comes of it, and
@@ -15,7 +15,7 @@ pub mod verdict;
 
 use std::fmt;
 
-use protocol::conformance::Assertion;
+use protocol::payload::conformance::Assertion;
 use serde::{Serialize, Serializer};
 
 use crate::experiment::ExperimentError;
@@ -143,7 +143,7 @@ pub fn run(plan: &Plan, mut begun: impl FnMut(Subject)) -> Result<Conformance, C
         let mut verdicts = Verdicts::default();
         match judge(plan, subject, &mut verdicts) {
             Err(error) if error.is_of_the_publisher() => {
-                verdicts = Verdicts::none(&error_chain::in_one_line(&error));
+                verdicts = Verdicts::none(&error_chain::one_line(&error));
             }
             Err(ConformanceError::Scene(ExperimentError::Interrupted)) => interrupted = true,
             judged => judged?,

@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use protocol::conformance::Assertion;
-use protocol::steal_time::{Registration, StealTime};
-use protocol::words::{Job, Workload};
+use protocol::kvm::{Registration, StealTime};
+use protocol::payload::conformance::Assertion;
+use protocol::payload::params::{Job, Workload};
 
 use super::{ConformanceError, Plan, Verdicts};
 use crate::experiment::ExperimentError;
@@ -293,7 +293,7 @@ fn burn(cpus: &Cpus, time: Duration) {
     thread::scope(|scope| {
         scope.spawn(|| {
             // Where it cannot be confined it burns any CPU, and judges less.
-            let _ = cpus.confine_this_thread();
+            let _ = cpus.pin_this_thread();
             while !is_over.load(Ordering::Relaxed) {
                 hint::spin_loop();
             }

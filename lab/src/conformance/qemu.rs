@@ -6,8 +6,8 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use protocol::conformance::Assertion;
-use protocol::words::Scene;
+use protocol::payload::conformance::Assertion;
+use protocol::payload::params::Scene;
 
 use super::scenes::{ABSENT, CHECK, SETTINGS, Setting};
 use super::{ConformanceError, Plan, Subject, Verdicts};
@@ -80,7 +80,7 @@ fn cpu(subject: Subject, scene: Scene) -> [&'static str; 4] {
 
 fn failed(scene: Scene, subject: Subject, how: String) -> ConformanceError {
     let accelerator = if subject == Subject::QemuTcg { "tcg" } else { "kvm" };
-    ConformanceError::Qemu { scene: scene.word(), accelerator, how }
+    ConformanceError::Qemu { scene: scene.name(), accelerator, how }
 }
 
 /// What the payload prints when it boots with these words.

@@ -4,7 +4,7 @@
 
 use std::fmt::{self, Display};
 
-use protocol::conformance::Assertion;
+use protocol::payload::conformance::Assertion;
 
 use super::verdict::Verdict;
 use super::{Column, Conformance};

@@ -1,7 +1,7 @@
 //! Scenes: what our payload judges from inside, under this monitor.
 
-use protocol::conformance::Assertion;
-use protocol::words::{Job, Scene, Workload};
+use protocol::payload::conformance::Assertion;
+use protocol::payload::params::{Job, Scene, Workload};
 
 use super::{ConformanceError, Plan, Verdict, Verdicts};
 use crate::experiment::Experiment;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::conformance::Assertion;
+use protocol::payload::conformance::Assertion;
 use serde::Serialize;
 
 /// What came of one assertion.

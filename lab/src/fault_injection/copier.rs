@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::plan::{FaultCounts, Plan};
-use host::aside::step_aside;
 use host::clock;
 use host::cpus::Cpus;
+use host::placement::place_beside;
 use host::ticker::Ticker;
 use steal_time::publisher::record::GuestRecord;
 
@@ -117,7 +117,7 @@ impl Copier {
         let (mine, cpus) = (Arc::clone(&routes), vcpu_cpus.clone());
         // Wherever it stands it does its work; the copy may be later.
         let begin = move || {
-            let _ = step_aside(&cpus, 2);
+            let _ = place_beside(&cpus, 2);
         };
         let tick = move || {
             let now_ns = clock::monotonic_ns();

@@ -191,7 +191,7 @@ impl Publisher for FaultInjector {
         self.pages.all()
     }
 
-    fn counts_at_rest(&self, vcpu: VcpuId) -> Option<bpf::Counts> {
+    fn counts_at_rest(&self, vcpu: VcpuId) -> Option<bpf::SwitchCounts> {
         self.inner.counts_at_rest(vcpu)
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use protocol::words::Start;
+use protocol::payload::params::Start;
 
 use crate::fault_injection::Faults;
 use crate::payload;

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use protocol::machine::{DOORBELL_PORT, MILESTONE_PORT};
-use protocol::report::Milestone;
+use protocol::payload::machine::{DOORBELL_PORT, MILESTONE_PORT};
+use protocol::payload::report::Milestone;
 use protocol::{MAX_VCPUS, VcpuId};
 
 use super::report_view::ReportView;

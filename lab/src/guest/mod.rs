@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
-use protocol::report::Milestone;
-use protocol::words::{self, Workload};
+use protocol::payload::params::{self, Workload};
+use protocol::payload::report::Milestone;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::fault_injection::FaultCounts;
@@ -274,7 +274,7 @@ impl Prepared {
         let doorbell = config.doorbell.then(|| EventFd::new(libc::EFD_NONBLOCK).map(Arc::new)).transpose();
         let doorbell = doorbell.map_err(LabGuestError::Doorbell)?;
         let events = doorbell.iter().map(Arc::clone);
-        let port = protocol::machine::DOORBELL_PORT;
+        let port = protocol::payload::machine::DOORBELL_PORT;
         guest.port_events.extend(events.map(|event| PortEvent { port, event }));
         let hooks = Arc::new(LabHooks::new(guest.cpus.clone(), config.faults));
         Ok(Self { config: guest, hooks, workload, doorbell })
@@ -288,7 +288,7 @@ impl Prepared {
 /// What the payload is asked to do. Of hints, command line and options the later one wins.
 fn workload(config: &LabConfig) -> Result<Workload, LabGuestError> {
     let line = format!("{} {} {}", config.hints, config.guest.cmdline, config.options);
-    let parsed = words::parse(&line).map(|(workload, _)| workload);
+    let parsed = params::parse(&line).map(|(workload, _)| workload);
     parsed.map_err(|error| LabGuestError::Parameter(error.to_string()))
 }
 

@@ -6,7 +6,7 @@ use std::mem::{align_of, size_of};
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-use protocol::report::Report;
+use protocol::payload::report::Report;
 
 use vmm::memory::Ram;
 

@@ -1,17 +1,17 @@
-//! The oracle: how true is the byte?
+//! Oracle: measures how accurate the `preempted` byte of any publisher is.
 //!
-//! It stands beside any publisher, asks it nothing, and compares two independent witnesses:
+//! It asks the publisher nothing, and compares two independent sources:
 //!
-//! - **the truth**: perf's own record of each switch of the vCPU's thread ([`host::perf`]), and the times for
-//!   which this monitor held the vCPU;
-//! - **what was seen**: a thread on a CPU of its own that does nothing but look at the byte ([`looks`]).
+//! - **truth**: perf's record of each context switch of the vCPU thread ([`host::perf`]),
+//!   and the intervals in which this monitor descheduled the vCPU;
+//! - **observation**: a thread on a CPU of its own that samples the byte ([`sampler`]).
 //!
-//! Both carry stamps of one clock. [`judge()`] puts them together; it is pure. Where a witness has missed something, the
-//! verdict is that nothing is known, never that all is well: a full ring, switches that the scheduler counts and the ring
-//! does not have, looks that were too far apart.
+//! Both use `CLOCK_MONOTONIC`. [`judge()`] compares them; it is pure. Incomplete data never counts
+//! as correct: a full ring, switches that the scheduler counted but perf did not record, and gaps
+//! between samples make the result unknown.
 
 pub mod judge;
-pub mod looks;
+pub mod sampler;
 
-pub use judge::{Direction, Edge, Judgement, judge};
-pub use looks::{Looker, Looks};
+pub use judge::{Edge, Judgement, WrongTime, judge};
+pub use sampler::{Sampler, Samples};

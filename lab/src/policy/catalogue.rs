@@ -1,4 +1,4 @@
-//! The catalogue: policies by name, as users ask for them: `rr`, `rr:quantum=1ms`, `yield:target=next,grant=100us`.
+//! Catalogue: policies by name, as text: `rr`, `rr:slice=1ms`, `yield:target=next,grant=100us`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +15,6 @@ use super::gang::Gang;
 use super::host::Host;
 use super::micro::Micro;
 use super::parameters::{ParameterError, Parameters};
-use super::random::Random;
 use super::relaxed::Relaxed;
 use super::replay::Replay;
 use super::round_robin::RoundRobin;
@@ -23,93 +22,50 @@ use super::rtds::Rtds;
 use super::slice_left::SliceLeft;
 use super::throttle::Throttle;
 
-/// Makes a policy: of its parameters and a seed.
-type Make = fn(&mut Parameters<'_>, u64) -> Result<Box<dyn Policy>, ParameterError>;
+/// A new policy, or an invalid parameter.
+type Made = Result<Box<dyn Policy>, ParameterError>;
 
 /// A policy of the catalogue.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
-    /// Its name.
+    /// Its name on the command line.
     pub name: &'static str,
-    /// What it does, in a few words.
-    pub what: &'static str,
-    make: Make,
+    /// Its rule, in a few words.
+    pub rule: &'static str,
+    make: fn(&mut Parameters<'_>) -> Made,
 }
 
-fn boxed<P: Policy + 'static>(policy: P) -> Box<dyn Policy> {
-    Box::new(policy)
+const fn entry(name: &'static str, rule: &'static str, make: fn(&mut Parameters<'_>) -> Made) -> Entry {
+    Entry { name, rule, make }
+}
+
+fn boxed<P: Policy + 'static>(policy: Result<P, ParameterError>) -> Made {
+    Ok(Box::new(policy?))
 }
 
 /// All policies.
-pub const CATALOGUE: [Entry; 17] = [
-    Entry { name: "host", what: "whom the host likes", make: |p, _| Host::from_parameters(p).map(boxed) },
-    Entry {
-        name: "rr",
-        what: "round robin",
-        make: |p, seed| RoundRobin::from_parameters(p, seed).map(boxed),
-    },
-    Entry {
-        name: "random",
-        what: "turns of random length",
-        make: |p, seed| Random::from_parameters(p, seed).map(boxed),
-    },
-    Entry { name: "gang", what: "all of a guest, or none", make: |p, _| Gang::from_parameters(p).map(boxed) },
-    Entry {
-        name: "relaxed",
-        what: "no vCPU may lead by much",
-        make: |p, _| Relaxed::from_parameters(p).map(boxed),
-    },
-    Entry { name: "balance", what: "siblings on distinct CPUs", make: |_, _| Ok(boxed(Host::balance())) },
-    Entry {
-        name: "deferral",
-        what: "holders are let finish",
-        make: |p, seed| Deferral::from_parameters(p, seed).map(boxed),
-    },
-    Entry {
-        name: "slice-left",
-        what: "the guest knows its time",
-        make: |p, seed| SliceLeft::from_parameters(p, seed).map(boxed),
-    },
-    Entry {
-        name: "yield",
-        what: "waiters name who is to run",
-        make: |p, seed| Directed::from_parameters(p, seed).map(boxed),
-    },
-    Entry {
-        name: "boost",
-        what: "who hints comes first",
-        make: |p, seed| BoostOnHint::from_parameters(p, seed).map(boxed),
-    },
-    Entry {
-        name: "micro",
-        what: "very short turns on some CPUs",
-        make: |p, _| Micro::from_parameters(p).map(boxed),
-    },
-    Entry {
-        name: "throttle",
-        what: "a quota in each period",
-        make: |p, _| Throttle::from_parameters(p).map(boxed),
-    },
-    Entry { name: "credit", what: "who has credit left", make: |p, _| Credit::from_parameters(p).map(boxed) },
-    Entry { name: "rtds", what: "a budget in each period", make: |p, _| Rtds::from_parameters(p).map(boxed) },
-    Entry {
-        name: "adversary",
-        what: "the worst moment",
-        make: |p, seed| Adversary::from_parameters(p, seed).map(boxed),
-    },
-    Entry {
-        name: "replay",
-        what: "who ran in a trace",
-        make: |p, _| Replay::from_parameters(p, &|path| std::fs::read_to_string(path)).map(boxed),
-    },
-    Entry {
-        name: "folding",
-        what: "fewer vCPUs while steal is high",
-        make: |p, _| Folding::from_parameters(p).map(boxed),
-    },
+pub const CATALOGUE: [Entry; 16] = [
+    entry("host", "the host decides", |p| boxed(Host::from_parameters(p))),
+    entry("rr", "round robin", |p| boxed(RoundRobin::from_parameters(p))),
+    entry("gang", "all vCPUs of a guest, or none", |p| boxed(Gang::from_parameters(p))),
+    entry("relaxed", "bounded skew between vCPUs", |p| boxed(Relaxed::from_parameters(p))),
+    entry("balance", "siblings on distinct CPUs", |_| boxed(Ok(Host::balance()))),
+    entry("deferral", "lock holders run on", |p| boxed(Deferral::from_parameters(p))),
+    entry("slice-left", "the guest knows its slice", |p| boxed(SliceLeft::from_parameters(p))),
+    entry("yield", "directed yield by waiters", |p| boxed(Directed::from_parameters(p))),
+    entry("boost", "vCPUs that hint run first", |p| boxed(BoostOnHint::from_parameters(p))),
+    entry("micro", "micro-slices on some CPUs", |p| boxed(Micro::from_parameters(p))),
+    entry("throttle", "a quota in each period", |p| boxed(Throttle::from_parameters(p))),
+    entry("credit", "vCPUs with credit run first", |p| boxed(Credit::from_parameters(p))),
+    entry("rtds", "a budget in each period", |p| boxed(Rtds::from_parameters(p))),
+    entry("adversary", "preempts at the worst moment", |p| boxed(Adversary::from_parameters(p))),
+    entry("replay", "the schedule of a trace", |p| {
+        boxed(Replay::from_parameters(p, &|path| std::fs::read_to_string(path)))
+    }),
+    entry("folding", "fewer vCPUs while steal is high", |p| boxed(Folding::from_parameters(p))),
 ];
 
-/// The catalogue, as `vmm policies` prints it.
+/// Formats the catalogue as a table: name, rule and parameters of each policy.
 #[derive(Clone, Copy, Debug)]
 pub struct Catalogue;
 
@@ -117,19 +73,19 @@ impl fmt::Display for Catalogue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for entry in CATALOGUE {
             let mut parameters = Parameters::split(entry.name).unwrap_or_default();
-            // One that needs a parameter says so; the others are made, and thrown away.
-            let _ = (entry.make)(&mut parameters, 0);
+            // Making the policy records its keys, even where a required one is missing.
+            let _ = (entry.make)(&mut parameters);
             let known = parameters.known().join(", ");
-            writeln!(f, "{:<11} {:<32} {known}", entry.name, entry.what)?;
+            writeln!(f, "{:<11} {:<32} {known}", entry.name, entry.rule)?;
         }
         Ok(())
     }
 }
 
-/// How a policy is had: [`PolicyChoice`]'s other half, for policies that are not in the catalogue.
-type Maker = dyn Fn(u64) -> Result<Box<dyn Policy>, ParameterError> + Send + Sync;
+/// Makes an instance of a policy from a seed.
+type Maker = dyn Fn(u64) -> Made + Send + Sync;
 
-/// A policy that was asked for, to be made as often as it is run.
+/// A policy and its parameters, of which each run makes a new instance.
 #[derive(Clone)]
 pub struct PolicyChoice {
     text: String,
@@ -137,15 +93,16 @@ pub struct PolicyChoice {
 }
 
 impl PolicyChoice {
-    /// One of your own: how it is called in results, and how it is made, of a seed.
+    /// A policy outside the catalogue. `name` identifies it in results; `make` makes an instance
+    /// from a seed.
     pub fn own<P: Policy + 'static>(name: &str, make: impl Fn(u64) -> P + Send + Sync + 'static) -> Self {
-        Self { text: name.to_owned(), maker: Arc::new(move |seed| Ok(boxed(make(seed)))) }
+        Self { text: name.to_owned(), maker: Arc::new(move |seed| boxed(Ok(make(seed)))) }
     }
 
-    /// Makes it.
+    /// Makes an instance whose random numbers start at `seed`.
     ///
     /// # Errors
-    /// [`ParameterError`]: a file that could be read when it was asked for may be gone.
+    /// [`ParameterError::File`] if a file has become unreadable since the choice was parsed.
     pub fn make(&self, seed: u64) -> Result<Box<dyn Policy>, ParameterError> {
         (self.maker)(seed)
     }
@@ -162,11 +119,11 @@ impl FromStr for PolicyChoice {
         })?;
         let (own, make) = (text.to_owned(), entry.make);
         let maker = move |seed| {
-            let mut parameters = Parameters::split(&own)?;
-            let policy = make(&mut parameters, seed)?;
+            let mut parameters = Parameters::split(&own)?.with_seed(seed);
+            let policy = make(&mut parameters)?;
             parameters.finish().map(|()| policy)
         };
-        // What makes no sense is to be known now.
+        // Invalid parameters fail now, not at the start of a run.
         maker(0)?;
         Ok(Self { text: text.to_owned(), maker: Arc::new(maker) })
     }

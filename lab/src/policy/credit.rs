@@ -1,18 +1,20 @@
-//! Credit: whoever has credit left comes before whoever has not.
+//! Credit: vCPUs with credit left run before those without.
 //!
-//! Each accounting period CPU time is shared out as credit, by weight; running costs it. On each CPU the first of those under
-//! their credit runs for a `slice`, then the first of those over it. A vCPU that was woken while it had credit comes before
-//! both (`boost=on`), but nobody is preempted before it has run for `rate`. `cap` is the most that a vCPU may use of a CPU, in
-//! percent; 0 for no cap.
+//! Every accounting period distributes CPU time as credit, by weight; running consumes it. Each CPU
+//! runs the first vCPU with credit for a `slice`, or else the first without. With `boost=on`, a
+//! vCPU that wakes with credit preempts, but only after the running one has had `rate`. `cap`
+//! limits a vCPU to a percentage of one CPU; 0 means no cap.
 //!
-//! Source: Xen's credit scheduler (wiki.xenproject.org, `Credit Scheduler`): slices of 30 ms, accounts of 30 ms.
+//! Source: Xen's credit scheduler (wiki.xenproject.org, `Credit Scheduler`), with slices and
+//! accounting periods of 30 ms.
 
 use super::parameters::{ParameterError, Parameters};
-use super::{Cpu, Decision, Event, Lines, Ns, Policy, Scene, Vcpu, Wants};
+use super::{Cpu, Decision, Event, Needs, Ns, Policy, RunQueues, SchedState, Vcpu};
 
+/// Accounting period (ns).
 const ACCOUNTING: Ns = 30_000_000;
 
-/// See the module.
+/// Policy `credit`.
 #[derive(Clone, Debug)]
 pub struct Credit {
     weights: Vec<u32>,
@@ -20,28 +22,29 @@ pub struct Credit {
     slice: Ns,
     rate: Ns,
     boosts: bool,
-    lines: Lines,
+    queues: RunQueues,
     /// Credit of each vCPU (ns of CPU time).
     balances: Vec<i64>,
-    /// What each ran in this accounting period.
+    /// CPU time (ns) of each vCPU in this accounting period.
     used: Vec<Ns>,
-    /// Since when who has run on each CPU.
+    /// Time (ns) of the last charge on each CPU.
     since: Vec<Ns>,
 }
 
 impl Credit {
-    /// `weight=256/512/...` by vCPU, the last for all others; `cap`, `slice`, `rate` and `boost`.
+    /// Parameters: `weight=256/512/...`, one for each vCPU, of which the last applies to all
+    /// others; `cap`, `slice`, `rate` and `boost`.
     ///
     /// # Errors
-    /// [`ParameterError`].
+    /// [`ParameterError`] for a value that cannot be parsed.
     pub fn from_parameters(parameters: &mut Parameters<'_>) -> Result<Self, ParameterError> {
         Ok(Self {
             weights: parameters.numbers("weight")?,
             cap: parameters.number("cap", 0, 0..=100)?,
-            slice: parameters.turn("slice", 30_000_000)?,
-            rate: parameters.turn("rate", 1_000_000)?,
-            boosts: parameters.switch("boost")?,
-            lines: Lines::default(),
+            slice: parameters.slice("slice", 30_000_000)?,
+            rate: parameters.slice("rate", 1_000_000)?,
+            boosts: parameters.on_off("boost")?,
+            queues: RunQueues::default(),
             balances: Vec::new(),
             used: Vec::new(),
             since: Vec::new(),
@@ -52,80 +55,91 @@ impl Credit {
         u64::from(self.weights.get(vcpu).or(self.weights.last()).copied().unwrap_or(256))
     }
 
-    /// Charges who runs on `cpu` for what it ran since it was last charged.
-    fn charge(&mut self, cpu: Cpu, scene: &Scene) {
+    fn has_credit(&self, vcpu: Vcpu) -> bool {
+        self.balances.get(vcpu).is_some_and(|credit| *credit > 0)
+    }
+
+    /// Charges the vCPU on `cpu` for its CPU time since the last charge.
+    fn charge(&mut self, cpu: Cpu, state: &SchedState) {
         let Some(since) = self.since.get_mut(cpu) else { return };
-        let ran = scene.now.saturating_sub(std::mem::replace(since, scene.now));
-        let Some(vcpu) = scene.on(cpu).filter(|vcpu| *vcpu < self.balances.len()) else { return };
+        let ran = state.now.saturating_sub(std::mem::replace(since, state.now));
+        let Some(vcpu) = state.on(cpu).filter(|vcpu| *vcpu < self.balances.len()) else { return };
         self.balances[vcpu] = self.balances[vcpu].saturating_sub_unsigned(ran);
         self.used[vcpu] += ran;
     }
 
-    /// Shares out the CPUs' time by weight, among those that live on each.
-    fn account(&mut self, scene: &Scene) {
-        for cpu in 0..scene.cpus.len() {
-            self.charge(cpu, scene);
-            let here: Vec<_> = self.lines.of(cpu).filter(|vcpu| scene.may_run(*vcpu)).collect();
+    /// Distributes one accounting period of each CPU among the vCPUs in its queue, by weight.
+    fn account(&mut self, state: &SchedState) {
+        for cpu in 0..state.cpus.len() {
+            self.charge(cpu, state);
+            let here: Vec<_> = self.queues.of(cpu).filter(|vcpu| state.may_run(*vcpu)).collect();
             let total: u64 = here.iter().map(|vcpu| self.weight(*vcpu)).sum();
             for vcpu in here {
                 let share = ACCOUNTING * self.weight(vcpu) / total.max(1);
-                let most = i64::try_from(self.slice.max(ACCOUNTING)).unwrap_or(i64::MAX);
-                // Whoever does not use its credit may not hoard it, and whoever overdraws is not punished for ever.
-                self.balances[vcpu] = self.balances[vcpu].saturating_add_unsigned(share).clamp(-most, most);
+                let limit = i64::try_from(self.slice.max(ACCOUNTING)).unwrap_or(i64::MAX);
+                // Idle vCPUs do not hoard credit, and overdrafts do not last.
+                self.balances[vcpu] = self.balances[vcpu].saturating_add_unsigned(share).clamp(-limit, limit);
             }
         }
         self.used.fill(0);
     }
 
-    fn give(&mut self, cpu: Cpu, due: Ns, scene: &Scene, out: &mut Vec<Decision>) {
-        self.charge(cpu, scene);
-        let most = ACCOUNTING * Ns::from(self.cap) / 100;
-        let (credit, used, cap) = (&self.balances, &self.used, self.cap);
-        let can =
-            |vcpu: Vcpu| scene.may_run(vcpu) && (cap == 0 || used.get(vcpu).is_some_and(|used| *used < most));
-        let has_credit = |vcpu: Vcpu| credit.get(vcpu).is_some_and(|credit| *credit > 0);
-        let next =
-            self.lines.next(cpu, |vcpu| can(vcpu) && has_credit(vcpu)).or_else(|| self.lines.next(cpu, can));
+    fn dispatch(&mut self, cpu: Cpu, due: Ns, state: &SchedState, out: &mut Vec<Decision>) {
+        self.charge(cpu, state);
+        let limit = ACCOUNTING * Ns::from(self.cap) / 100;
+        let (balances, used, cap) = (&self.balances, &self.used, self.cap);
+        let is_eligible = |vcpu: Vcpu| {
+            state.may_run(vcpu) && (cap == 0 || used.get(vcpu).is_some_and(|used| *used < limit))
+        };
+        let has_credit = |vcpu: Vcpu| balances.get(vcpu).is_some_and(|credit| *credit > 0);
+        let next = self
+            .queues
+            .pick_next(cpu, |vcpu| is_eligible(vcpu) && has_credit(vcpu))
+            .or_else(|| self.queues.pick_next(cpu, is_eligible));
         out.push(match next {
             Some(vcpu) => {
                 let left =
-                    if cap == 0 { self.slice } else { most.saturating_sub(self.used[vcpu]).max(self.rate) };
-                Decision::Run { cpu, vcpu, until: scene.after(due, self.slice.min(left)) }
+                    if cap == 0 { self.slice } else { limit.saturating_sub(used[vcpu]).max(self.rate) };
+                Decision::Run { cpu, vcpu, until: state.forward(due, self.slice.min(left)) }
             }
-            None => Decision::Idle { cpu, until: scene.now + self.rate },
+            None => Decision::Idle { cpu, until: state.now + self.rate },
         });
+    }
+
+    /// Runs a woken vCPU at once if it has credit and the running vCPU has had its `rate`.
+    fn wake(&mut self, vcpu: Vcpu, state: &SchedState, out: &mut Vec<Decision>) {
+        let cpu = state.home_of(vcpu);
+        let ran = self.since.get(cpu).map(|since| state.now.saturating_sub(*since));
+        if ran.is_some_and(|ran| ran >= self.rate) && self.has_credit(vcpu) {
+            self.charge(cpu, state);
+            out.push(Decision::Run { cpu, vcpu, until: state.now + self.slice });
+        }
     }
 }
 
 impl Policy for Credit {
-    fn wants(&self) -> Wants {
-        Wants { told: self.boosts, rings: self.boosts, ..Wants::default() }
+    fn needs(&self) -> Needs {
+        Needs { guest_hints: self.boosts, doorbell: self.boosts, ..Needs::default() }
     }
 
-    fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {
+    fn decide(&mut self, event: Event, state: &SchedState, out: &mut Vec<Decision>) {
         match event {
             Event::Begin => {
-                self.lines = Lines::by_home(scene);
-                self.balances = vec![0; scene.vcpus.len()];
-                self.used = vec![0; scene.vcpus.len()];
-                self.since = vec![scene.now; scene.cpus.len()];
-                self.account(scene);
-                (0..scene.cpus.len()).for_each(|cpu| self.give(cpu, scene.now, scene, out));
-                out.push(Decision::Alarm { at: scene.now + ACCOUNTING });
+                self.queues = RunQueues::by_home(state);
+                self.balances = vec![0; state.vcpus.len()];
+                self.used = vec![0; state.vcpus.len()];
+                self.since = vec![state.now; state.cpus.len()];
+                self.account(state);
+                (0..state.cpus.len()).for_each(|cpu| self.dispatch(cpu, state.now, state, out));
+                out.push(Decision::Alarm { at: state.now + ACCOUNTING });
             }
-            Event::Tick { cpu, due } => self.give(cpu, due, scene, out),
+            Event::Tick { cpu, due } => self.dispatch(cpu, due, state, out),
             Event::Alarm { due } => {
-                self.account(scene);
-                out.push(Decision::Alarm { at: scene.after(due, ACCOUNTING) });
+                self.account(state);
+                out.push(Decision::Alarm { at: state.forward(due, ACCOUNTING) });
             }
-            Event::Woke { vcpu } if self.boosts && scene.may_run(vcpu) && scene.cpu_of(vcpu).is_none() => {
-                let cpu = scene.vcpus.get(vcpu).map_or(0, |view| view.home);
-                let has_run =
-                    self.since.get(cpu).is_some_and(|since| scene.now.saturating_sub(*since) >= self.rate);
-                if has_run && self.balances.get(vcpu).is_some_and(|credit| *credit > 0) {
-                    self.charge(cpu, scene);
-                    out.push(Decision::Run { cpu, vcpu, until: scene.now + self.slice });
-                }
+            Event::Woke { vcpu } if self.boosts && state.may_run(vcpu) && state.cpu_of(vcpu).is_none() => {
+                self.wake(vcpu, state, out);
             }
             _ => {}
         }

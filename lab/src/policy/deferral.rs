@@ -1,114 +1,115 @@
-//! Deferral: whoever holds a lock when its turn ends is let go on for a moment.
+//! Deferral: round robin that defers the preemption of a lock holder.
 //!
-//! `grace` is that moment; the same vCPU gets so many in a row (`most`), and with `debt=on` its next turn is shorter by what it
-//! was given. It saves holders. It does not save whoever is next in line, so locks that pass themselves on gain nothing.
+//! A vCPU that holds a lock at the end of its slice continues for `grace`, at most `max` times in a
+//! row. With `debt=on` its next slice is shorter by the time it got. Deferral avoids lock holder
+//! preemption. It does not avoid the preemption of the next waiter, so FIFO locks gain nothing.
 //!
-//! Source: Uhlig et al., VM 2004; eCS (Kashyap, Min, Kim, ATC 2018).
+//! Source: Uhlig et al., "Towards Scalable Multiprocessor Virtual Machines", VM 2004; eCS (Kashyap,
+//! Min, Kim, ATC 2018).
 
 use super::parameters::{ParameterError, Parameters};
 use super::round_robin::RoundRobin;
-use super::{Cpu, Decision, Event, Ns, Policy, Scene, Vcpu, Wants};
+use super::{Cpu, Decision, Event, Needs, Ns, Policy, SchedState, Vcpu};
 
-/// What it takes until a vCPU that was chosen runs.
-const SWITCH: Ns = 50_000;
+/// Time from a decision until the chosen vCPU runs (ns).
+const SWITCH_COST: Ns = 50_000;
 
-/// See the module.
+/// Policy `deferral`.
 #[derive(Clone, Debug)]
 pub struct Deferral {
     base: RoundRobin,
     grace: Ns,
-    most: u32,
+    max: u32,
     repays: bool,
-    /// What each vCPU was given since its turn was to end: times.
-    given: Vec<u32>,
-    /// What each vCPU owes.
+    /// Deferrals of each vCPU since the planned end of its slice.
+    deferrals: Vec<u32>,
+    /// Time that each vCPU owes (ns).
     debts: Vec<Ns>,
-    /// When the turn on each CPU was to end.
-    grid: Vec<Ns>,
+    /// Planned end of the undeferred slice on each CPU (ns).
+    planned_ends: Vec<Ns>,
 }
 
 impl Deferral {
-    /// Round robin's parameters, `grace`, `most` and `debt`.
+    /// Parameters: those of `rr`, and `grace`, `max` and `debt`.
     ///
     /// # Errors
-    /// [`ParameterError`].
-    pub fn from_parameters(parameters: &mut Parameters<'_>, seed: u64) -> Result<Self, ParameterError> {
+    /// [`ParameterError`] for a value that cannot be parsed.
+    pub fn from_parameters(parameters: &mut Parameters<'_>) -> Result<Self, ParameterError> {
         Ok(Self {
-            base: RoundRobin::from_parameters(parameters, seed)?,
+            base: RoundRobin::from_parameters(parameters)?,
             grace: parameters.time("grace", 50_000)?,
-            most: parameters.number("most", 4, 1..=1_000)?,
-            repays: parameters.switch("debt")?,
-            given: Vec::new(),
+            max: parameters.number("max", 4, 1..=1_000)?,
+            repays: parameters.on_off("debt")?,
+            deferrals: Vec::new(),
             debts: Vec::new(),
-            grid: Vec::new(),
+            planned_ends: Vec::new(),
         })
     }
 
-    /// Whether `vcpu` is to go on: it holds a lock, and has not been given all that it may be.
-    fn is_spared(&mut self, vcpu: Vcpu, scene: &Scene) -> bool {
-        let Some(given) = self.given.get_mut(vcpu) else { return false };
-        if scene.told(vcpu).holds == 0 || *given == self.most {
-            *given = 0;
+    /// Counts a deferral of `vcpu`. Returns false, and resets the count, if it holds no lock or was
+    /// deferred `max` times.
+    fn defer(&mut self, vcpu: Vcpu, state: &SchedState) -> bool {
+        let Some(deferrals) = self.deferrals.get_mut(vcpu) else { return false };
+        if state.hints(vcpu).locks_held == 0 || *deferrals == self.max {
+            *deferrals = 0;
             return false;
         }
-        *given += 1;
+        *deferrals += 1;
+        self.debts[vcpu] += if self.repays { self.grace } else { 0 };
         true
     }
 
-    /// A host with more than one CPU acts a few microseconds after it has looked. Who has taken a lock in between is brought back
-    /// for a moment, and for as long as it takes to do so; then whoever's turn it is goes on.
-    fn bring_back(&mut self, vcpu: Vcpu, scene: &Scene, out: &mut Vec<Decision>) {
-        let Some(view) = scene.vcpus.get(vcpu) else { return };
-        let (cpu, until) = (view.home, scene.now + SWITCH + self.grace);
-        let is_early = scene.cpus.get(cpu).is_some_and(|cpu| cpu.until > until);
-        if is_early && scene.may_run(vcpu) && scene.cpu_of(vcpu).is_none() && self.is_spared(vcpu, scene) {
-            self.debts[vcpu] += if self.repays { self.grace } else { 0 };
+    /// Boosts a vCPU that acquired a lock between the decision and its preemption. On hosts with
+    /// several CPUs that gap is a few microseconds.
+    fn boost_holder(&mut self, vcpu: Vcpu, state: &SchedState, out: &mut Vec<Decision>) {
+        let (cpu, until) = (state.home_of(vcpu), state.now + SWITCH_COST + self.grace);
+        let is_early = state.slice_end(cpu) > until;
+        if is_early && state.may_run(vcpu) && state.cpu_of(vcpu).is_none() && self.defer(vcpu, state) {
             out.push(Decision::Boost { cpu, vcpu, until });
         }
     }
 
-    fn tick(&mut self, cpu: Cpu, due: Ns, scene: &Scene, out: &mut Vec<Decision>) {
-        if let Some(vcpu) = scene.on(cpu)
-            && self.is_spared(vcpu, scene)
+    fn tick(&mut self, cpu: Cpu, due: Ns, state: &SchedState, out: &mut Vec<Decision>) {
+        if let Some(vcpu) = state.on(cpu)
+            && self.defer(vcpu, state)
         {
-            self.debts[vcpu] += if self.repays { self.grace } else { 0 };
-            return out.push(Decision::Run { cpu, vcpu, until: scene.now + self.grace });
+            return out.push(Decision::Run { cpu, vcpu, until: state.now + self.grace });
         }
-        // The others' turns keep to their grid: what one is given, the next one lacks.
-        let due = self.grid.get(cpu).copied().unwrap_or(due);
-        self.base.give(cpu, due, scene, out);
+        // Slices keep their grid: a deferral shortens the next slice on this CPU.
+        let due = self.planned_ends.get(cpu).copied().unwrap_or(due);
+        self.base.dispatch(cpu, due, state, out);
         let Some(Decision::Run { vcpu, until, .. }) = out.last_mut() else { return };
-        self.grid[cpu] = *until;
+        self.planned_ends[cpu] = *until;
         let debt = std::mem::take(&mut self.debts[*vcpu]);
         let shorter = until.saturating_sub(debt);
-        // A quarter of a turn is left to everybody.
-        if shorter > scene.now + self.base.quantum() / 4 {
+        // A debtor keeps at least a quarter of its slice.
+        if shorter > state.now + self.base.slice() / 4 {
             *until = shorter;
-            self.grid[cpu] = shorter;
+            self.planned_ends[cpu] = shorter;
         }
     }
 }
 
 impl Policy for Deferral {
-    fn wants(&self) -> Wants {
-        self.base.wants().and(Wants { told: true, ..Wants::default() })
+    fn needs(&self) -> Needs {
+        self.base.needs().union(Needs { guest_hints: true, ..Needs::default() })
     }
 
-    fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {
+    fn decide(&mut self, event: Event, state: &SchedState, out: &mut Vec<Decision>) {
         match event {
             Event::Begin => {
-                self.given = vec![0; scene.vcpus.len()];
-                self.debts = vec![0; scene.vcpus.len()];
-                self.base.decide(event, scene, out);
+                self.deferrals = vec![0; state.vcpus.len()];
+                self.debts = vec![0; state.vcpus.len()];
+                self.base.decide(event, state, out);
                 let until = |decision: &Decision| match decision {
                     Decision::Run { until, .. } | Decision::Idle { until, .. } => *until,
-                    _ => scene.now,
+                    _ => state.now,
                 };
-                self.grid = out.iter().map(until).collect();
+                self.planned_ends = out.iter().map(until).collect();
             }
-            Event::Tick { cpu, due } => self.tick(cpu, due, scene, out),
-            Event::Caught { vcpu } => self.bring_back(vcpu, scene, out),
-            _ => self.base.decide(event, scene, out),
+            Event::Tick { cpu, due } => self.tick(cpu, due, state, out),
+            Event::HolderPreempted { vcpu } => self.boost_holder(vcpu, state, out),
+            _ => self.base.decide(event, state, out),
         }
     }
 }

@@ -1,17 +1,18 @@
-//! Directed yield: a waiter names whom it waits for, and that one has the waiter's CPU.
+//! Directed yield: round robin, and a waiter can yield its CPU to the vCPU that it waits for.
 //!
-//! - `target` is who gets it: whom the waiter names (`named`), whoever holds a lock (`holder`), whoever has waited for longest
-//!   (`next`: with locks that pass themselves on, the next in line), or any that does not run, in turn (`any`), which is what
-//!   KVM does where it knows no better.
-//! - `grant` is for how long; then the waiter goes on.
-//! - `sustain=on` lets the favour last for the rest of the waiter's turn, or it would often be taken back before it was of use;
-//!   a waiter can do that once in `rate`, and one that was itself favoured gives nothing back within `pingpong`.
+//! - `target` selects the boosted vCPU: the one that the waiter names (`named`), a lock holder
+//!   (`holder`), the longest waiter if nothing holds a lock (`next`, which suits FIFO locks), or
+//!   any preempted sibling in turn (`any`, as KVM does without information about the lock).
+//! - `grant` limits the boost. The waiter then continues.
+//! - `sustain=on` extends the boost to the rest of the waiter's slice. A waiter can do this once in
+//!   `rate`. A boosted vCPU cannot yield within `pingpong`.
 //!
-//! Source: KVM's `kvm_vcpu_on_spin`; "Boost queue head", Linux 266e85a5ec91; the vCPU debooster, lkml November 2025.
+//! Source: KVM's `kvm_vcpu_on_spin`; "Boost queue head", Linux 266e85a5ec91; the vCPU debooster,
+//! lkml November 2025.
 
 use super::parameters::{ParameterError, Parameters};
 use super::round_robin::RoundRobin;
-use super::{Decision, Event, Ns, Policy, Scene, Vcpu, Wants};
+use super::{Decision, Event, Needs, Ns, Policy, SchedState, Vcpu};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Target {
@@ -21,7 +22,7 @@ enum Target {
     Any,
 }
 
-/// See the module.
+/// Policy `yield`.
 #[derive(Clone, Debug)]
 pub struct Directed {
     base: RoundRobin,
@@ -30,89 +31,96 @@ pub struct Directed {
     sustains: bool,
     rate: Ns,
     pingpong: Ns,
-    /// When each vCPU last gave, and was last given, something.
-    gave: Vec<Option<Ns>>,
-    given: Vec<Option<Ns>>,
-    /// Who was favoured last, where it is anybody's turn.
-    last: Vcpu,
+    /// Last time (ns) that each vCPU yielded.
+    yielded: Vec<Option<Ns>>,
+    /// Last time (ns) that each vCPU was boosted.
+    boosted: Vec<Option<Ns>>,
+    /// The last target of [`Target::Any`], as in KVM's `last_boosted_vcpu`.
+    last_boosted: Vcpu,
 }
 
 impl Directed {
-    /// Round robin's parameters, `target`, `grant`, `sustain`, `rate` and `pingpong`.
+    /// Parameters: those of `rr`, and `target`, `grant`, `sustain`, `rate` and `pingpong`.
     ///
     /// # Errors
-    /// [`ParameterError`].
-    pub fn from_parameters(parameters: &mut Parameters<'_>, seed: u64) -> Result<Self, ParameterError> {
+    /// [`ParameterError`] for a value that cannot be parsed.
+    pub fn from_parameters(parameters: &mut Parameters<'_>) -> Result<Self, ParameterError> {
         Ok(Self {
-            base: RoundRobin::from_parameters(parameters, seed)?,
-            target: match parameters.word("target", &["named", "holder", "next", "any"])? {
+            base: RoundRobin::from_parameters(parameters)?,
+            target: match parameters.one_of("target", &["named", "holder", "next", "any"])? {
                 "holder" => Target::Holder,
                 "next" => Target::Next,
                 "any" => Target::Any,
                 _ => Target::Named,
             },
             grant: parameters.time("grant", 200_000)?,
-            sustains: parameters.switch("sustain")?,
+            sustains: parameters.on_off("sustain")?,
             rate: parameters.time("rate", 6_000_000)?,
             pingpong: parameters.time("pingpong", 600_000)?,
-            gave: Vec::new(),
-            given: Vec::new(),
-            last: 0,
+            yielded: Vec::new(),
+            boosted: Vec::new(),
+            last_boosted: 0,
         })
     }
 
-    /// Who is to have the CPU of `from`, which names `to`.
-    fn pick(&mut self, from: Vcpu, to: Vcpu, scene: &Scene) -> Option<Vcpu> {
-        let guest = scene.vcpus.get(from)?.guest;
-        let is_off = |vcpu: &Vcpu| {
-            let halted = scene.told(*vcpu).is_halted;
-            scene.may_run(*vcpu) && !halted && scene.cpu_of(*vcpu).is_none()
+    /// The vCPU to boost when `from` yields and names `to`; `None` if it runs already or is halted.
+    fn pick(&mut self, from: Vcpu, to: Vcpu, state: &SchedState) -> Option<Vcpu> {
+        let guest = state.vcpus.get(from)?.guest;
+        let is_preempted = |vcpu: &Vcpu| {
+            let halted = state.hints(*vcpu).is_halted;
+            state.may_run(*vcpu) && !halted && state.cpu_of(*vcpu).is_none()
         };
         match self.target {
-            Target::Named => Some(to).filter(is_off),
-            Target::Holder => scene.holder(guest).filter(is_off),
-            // Between two holders the next in line is who the lock waits for.
-            Target::Next => scene.holder(guest).or_else(|| scene.next_in_line(guest)).filter(is_off),
+            Target::Named => Some(to).filter(is_preempted),
+            Target::Holder => state.holder(guest).filter(is_preempted),
+            // Between two owners, a FIFO lock waits for its longest waiter.
+            Target::Next => state.holder(guest).or_else(|| state.longest_waiter(guest)).filter(is_preempted),
             Target::Any => {
-                let all: Vec<_> = scene.of_guest(guest).filter(is_off).collect();
-                let next =
-                    all.iter().copied().find(|vcpu| *vcpu > self.last).or_else(|| all.first().copied())?;
-                self.last = next;
-                Some(next)
+                let all: Vec<_> = state.of_guest(guest).filter(is_preempted).collect();
+                let next = all.iter().copied().find(|vcpu| *vcpu > self.last_boosted);
+                self.last_boosted = next.or_else(|| all.first().copied())?;
+                Some(self.last_boosted)
             }
         }
     }
 
-    fn may_give(&self, from: Vcpu, now: Ns) -> bool {
-        let long_ago = |times: &[Option<Ns>], time| {
+    /// Whether the limits on sustained yields allow `from` to yield at `now` (ns).
+    fn may_yield(&self, from: Vcpu, now: Ns) -> bool {
+        let has_passed = |times: &[Option<Ns>], time| {
             times.get(from).copied().flatten().is_none_or(|at| now.saturating_sub(at) >= time)
         };
-        !self.sustains || long_ago(&self.gave, self.rate) && long_ago(&self.given, self.pingpong)
+        !self.sustains || has_passed(&self.yielded, self.rate) && has_passed(&self.boosted, self.pingpong)
+    }
+
+    fn yield_to(&mut self, from: Vcpu, to: Vcpu, state: &SchedState, out: &mut Vec<Decision>) {
+        // A waiter that has lost its CPU since it asked has nothing to yield.
+        let Some(cpu) = state.cpu_of(from).filter(|_| self.may_yield(from, state.now)) else { return };
+        let Some(vcpu) = self.pick(from, to, state) else { return };
+        let end = state.slice_end(cpu);
+        let until = if self.sustains { end } else { end.min(state.now + self.grant) };
+        if until > state.now {
+            self.yielded[from] = Some(state.now);
+            self.boosted[vcpu] = Some(state.now);
+            out.push(Decision::Boost { cpu, vcpu, until });
+        }
     }
 }
 
 impl Policy for Directed {
-    fn wants(&self) -> Wants {
-        self.base.wants().and(Wants { told: true, rings: true, yields: true, ..Wants::default() })
+    fn needs(&self) -> Needs {
+        let own = Needs { guest_hints: true, doorbell: true, yield_targets: true, ..Needs::default() };
+        self.base.needs().union(own)
     }
 
-    fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {
-        let Event::YieldTo { from, to } = event else {
-            if event == Event::Begin {
-                self.gave = vec![None; scene.vcpus.len()];
-                self.given = vec![None; scene.vcpus.len()];
+    fn decide(&mut self, event: Event, state: &SchedState, out: &mut Vec<Decision>) {
+        match event {
+            Event::Begin => {
+                self.yielded = vec![None; state.vcpus.len()];
+                self.boosted = vec![None; state.vcpus.len()];
+                self.base.decide(event, state, out);
             }
-            return self.base.decide(event, scene, out);
-        };
-        // One that has lost its CPU since has nothing to give.
-        let Some(cpu) = scene.cpu_of(from).filter(|_| self.may_give(from, scene.now)) else { return };
-        let Some(vcpu) = self.pick(from, to, scene) else { return };
-        let end = scene.cpus.get(cpu).map_or(scene.now, |cpu| cpu.until);
-        let until = if self.sustains { end } else { end.min(scene.now + self.grant) };
-        if until > scene.now {
-            self.gave[from] = Some(scene.now);
-            self.given[vcpu] = Some(scene.now);
-            out.push(Decision::Boost { cpu, vcpu, until });
+            Event::YieldTo { from, to } => self.yield_to(from, to, state, out),
+            _ => self.base.decide(event, state, out),
         }
     }
 }

@@ -1,63 +1,70 @@
-//! Gang: the vCPUs of a guest run together or not at all.
+//! Gang scheduling: the vCPUs of a guest run together, or none of them runs.
 //!
-//! A guest with more vCPUs than there are CPUs is cut into gangs of as many as fit. CPUs that a gang does not fill stay idle
-//! (`pad=idle`), so that whoever is not in it disturbs nobody, or are lent to others (`fill`).
+//! A guest with more vCPUs than there are CPUs is split into gangs of one vCPU a CPU. CPUs that a
+//! gang does not fill stay idle (`pad=idle`), which isolates gangs, or run vCPUs of other gangs
+//! (`pad=fill`).
+//!
+//! Source: Ousterhout, "Scheduling Techniques for Concurrent Systems", ICDCS 1982.
 
 use std::collections::VecDeque;
 
 use super::parameters::{ParameterError, Parameters};
-use super::{Decision, Event, Ns, Policy, Scene, Vcpu};
+use super::{Decision, Event, Ns, Policy, SchedState, Vcpu};
 
-/// See the module.
+/// Policy `gang`.
 #[derive(Clone, Debug)]
 pub struct Gang {
-    quantum: Ns,
+    slice: Ns,
     fills: bool,
     gangs: VecDeque<Vec<Vcpu>>,
-    /// The ticks of all CPUs are one moment: this one has been answered.
-    answered: Option<Ns>,
+    /// Planned end (ns) of the last slice. The ticks of all CPUs share it, and the first one
+    /// switches all CPUs.
+    last_due: Option<Ns>,
 }
 
 impl Gang {
-    /// `quantum`, of a gang's turn; `pad=idle` or `fill`.
+    /// Parameters: `slice`, the slice of a gang; `pad`, `idle` or `fill`.
     ///
     /// # Errors
-    /// [`ParameterError`].
+    /// [`ParameterError`] for a value that cannot be parsed.
     pub fn from_parameters(parameters: &mut Parameters<'_>) -> Result<Self, ParameterError> {
         Ok(Self {
-            quantum: parameters.turn("quantum", 3_000_000)?,
-            fills: parameters.word("pad", &["idle", "fill"])? == "fill",
+            slice: parameters.slice("slice", 3_000_000)?,
+            fills: parameters.one_of("pad", &["idle", "fill"])? == "fill",
             gangs: VecDeque::new(),
-            answered: None,
+            last_due: None,
         })
     }
 
-    fn turn(&mut self, due: Ns, scene: &Scene, out: &mut Vec<Decision>) {
-        self.answered = Some(due);
-        let until = scene.after(due, self.quantum);
-        let can = |vcpu: &Vcpu| scene.may_run(*vcpu);
-        let Some(at) = self.gangs.iter().position(|gang| gang.iter().any(can)) else {
-            out.extend((0..scene.cpus.len()).map(|cpu| Decision::Idle { cpu, until }));
-            return;
+    /// The eligible vCPUs of the next gang, followed by those of the other gangs with `pad=fill`.
+    /// Moves the gang to the tail.
+    fn pick_next(&mut self, state: &SchedState) -> Vec<Vcpu> {
+        let may_run = |vcpu: &Vcpu| state.may_run(*vcpu);
+        let Some(head) = self.gangs.iter().position(|gang| gang.iter().any(may_run)) else {
+            return Vec::new();
         };
-        self.gangs.rotate_left(at);
-        let mut chosen: Vec<_> = self.gangs.iter().take(1).flatten().copied().filter(can).collect();
-        if self.fills {
-            chosen.extend(self.gangs.iter().skip(1).flatten().copied().filter(can));
-        }
+        self.gangs.rotate_left(head);
+        let gangs = if self.fills { self.gangs.len() } else { 1 };
+        let vcpus = self.gangs.iter().take(gangs).flatten().copied().filter(may_run).collect();
         self.gangs.rotate_left(1);
-        // Whoever can, runs where it lives; a CPU that is free takes whoever is left over.
-        let mut cpus = vec![None; scene.cpus.len()];
-        let mut left_over = VecDeque::new();
-        for vcpu in chosen {
-            let home = scene.vcpus.get(vcpu).and_then(|view| cpus.get_mut(view.home));
-            match home {
-                Some(place @ None) => *place = Some(vcpu),
-                _ => left_over.push_back(vcpu),
+        vcpus
+    }
+
+    /// Switches all CPUs to the next gang.
+    fn dispatch(&mut self, due: Ns, state: &SchedState, out: &mut Vec<Decision>) {
+        self.last_due = Some(due);
+        let until = state.forward(due, self.slice);
+        // Each vCPU runs on its home if that is free. Other CPUs take the remaining vCPUs in order.
+        let mut cpus = vec![None; state.cpus.len()];
+        let mut remaining = VecDeque::new();
+        for vcpu in self.pick_next(state) {
+            match state.vcpus.get(vcpu).and_then(|view| cpus.get_mut(view.home)) {
+                Some(home @ None) => *home = Some(vcpu),
+                _ => remaining.push_back(vcpu),
             }
         }
-        for (cpu, place) in cpus.into_iter().enumerate() {
-            out.push(match place.or_else(|| left_over.pop_front()) {
+        for (cpu, vcpu) in cpus.into_iter().enumerate() {
+            out.push(match vcpu.or_else(|| remaining.pop_front()) {
                 Some(vcpu) => Decision::Run { cpu, vcpu, until },
                 None => Decision::Idle { cpu, until },
             });
@@ -66,22 +73,22 @@ impl Gang {
 }
 
 impl Policy for Gang {
-    fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {
+    fn decide(&mut self, event: Event, state: &SchedState, out: &mut Vec<Decision>) {
         match event {
             Event::Begin => {
-                let size = scene.cpus.len().max(1);
+                let size = state.cpus.len().max(1);
                 self.gangs.clear();
-                for guest in 0..scene.guests() {
-                    let vcpus: Vec<_> = scene.of_guest(guest).collect();
+                for guest in 0..state.guests() {
+                    let vcpus: Vec<_> = state.of_guest(guest).collect();
                     self.gangs.extend(vcpus.chunks(size).map(<[Vcpu]>::to_vec));
                 }
-                self.turn(scene.now, scene, out);
+                self.dispatch(state.now, state, out);
             }
-            Event::Tick { due, .. } if self.answered.is_none_or(|answered| answered < due) => {
-                self.turn(due, scene, out);
+            Event::Tick { due, .. } if self.last_due.is_none_or(|last| last < due) => {
+                self.dispatch(due, state, out);
             }
-            // Its CPU ticks at once, perhaps at a moment that has been answered.
-            Event::Exit { .. } => self.answered = None,
+            // The CPU of the vCPU that exited ticks at once, possibly not after `last_due`.
+            Event::Exit { .. } => self.last_due = None,
             _ => {}
         }
     }

@@ -1,15 +1,18 @@
-//! Micro-slices: on some CPUs turns are very short, so that whoever is waited for comes soon.
+//! Micro-slices: round robin with very short slices on some CPUs, which bounds the time until an
+//! awaited vCPU runs.
 //!
-//! The last `cpus` CPUs have turns of `short`. With `classify=on` whoever holds a lock, or waits for one, when its turn ends
-//! moves there, and goes back home when it does neither.
+//! The last `cpus` CPUs use slices of `short`. With `classify=on`, a vCPU that holds or waits for a
+//! lock at the end of its slice migrates to the last CPU. It returns to its home at the end of a
+//! slice in which it does neither.
 //!
-//! Source: Ahn et al., MICRO 2014; flexible micro-sliced cores, `EuroSys` 2018.
+//! Source: Ahn et al., "Micro-Sliced Virtual Processors", MICRO 2014, and "Accelerating Critical OS
+//! Services in Virtualized Systems with Flexible Micro-sliced Cores", `EuroSys` 2018.
 
 use super::parameters::{ParameterError, Parameters};
 use super::round_robin::RoundRobin;
-use super::{Cpu, Decision, Event, Lines, Ns, Policy, Scene, Wants};
+use super::{Cpu, Decision, Event, Needs, Ns, Policy, RunQueues, SchedState};
 
-/// See the module.
+/// Policy `micro`.
 #[derive(Clone, Debug)]
 pub struct Micro {
     base: RoundRobin,
@@ -19,56 +22,55 @@ pub struct Micro {
 }
 
 impl Micro {
-    /// `quantum`, `short`, `cpus` and `classify`.
+    /// Parameters: `slice`, `short`, `cpus` and `classify`.
     ///
     /// # Errors
-    /// [`ParameterError`].
+    /// [`ParameterError`] for a value that cannot be parsed.
     pub fn from_parameters(parameters: &mut Parameters<'_>) -> Result<Self, ParameterError> {
         Ok(Self {
-            base: RoundRobin::new(parameters.turn("quantum", 3_000_000)?),
-            short: parameters.turn("short", 500_000)?,
+            base: RoundRobin::new(parameters.slice("slice", 3_000_000)?),
+            short: parameters.slice("short", 500_000)?,
             cpus: parameters.number("cpus", 1, 1..=4096)?,
-            classifies: parameters.switch("classify")?,
+            classifies: parameters.on_off("classify")?,
         })
     }
 
-    fn is_short(&self, cpu: Cpu, scene: &Scene) -> bool {
-        cpu + self.cpus >= scene.cpus.len()
+    fn is_micro_sliced(&self, cpu: Cpu, state: &SchedState) -> bool {
+        cpu + self.cpus >= state.cpus.len()
     }
 
-    fn give(&mut self, cpu: Cpu, due: Ns, scene: &Scene, out: &mut Vec<Decision>) {
+    fn dispatch(&mut self, cpu: Cpu, due: Ns, state: &SchedState, out: &mut Vec<Decision>) {
         if self.classifies
-            && let Some(vcpu) = scene.on(cpu)
+            && let Some(vcpu) = state.on(cpu)
         {
-            let told = scene.told(vcpu);
-            let is_critical = told.holds > 0 || told.waits_since.is_some();
-            let home = scene.vcpus.get(vcpu).map_or(cpu, |view| view.home);
-            let short = scene.cpus.len().saturating_sub(1);
-            self.base.lines().join(if is_critical { short } else { home }, vcpu);
+            let hints = state.hints(vcpu);
+            let is_critical = hints.locks_held > 0 || hints.waiting_since_tsc.is_some();
+            let last = state.cpus.len().saturating_sub(1);
+            self.base.queues().enqueue(if is_critical { last } else { state.home_of(vcpu) }, vcpu);
         }
-        let step = if self.is_short(cpu, scene) { self.short } else { self.base.quantum() };
-        let until = scene.after(due, step);
-        // A line may be empty: they are all on the other side.
-        let next = self.base.lines().next(cpu, |vcpu| scene.may_run_on(cpu, vcpu));
+        let slice = if self.is_micro_sliced(cpu, state) { self.short } else { self.base.slice() };
+        let until = state.forward(due, slice);
+        // The queue is empty if all its vCPUs have migrated.
+        let next = self.base.queues().pick_next(cpu, |vcpu| state.may_run_on(cpu, vcpu));
         out.push(match next {
             Some(vcpu) => Decision::Run { cpu, vcpu, until },
-            None => Decision::Idle { cpu, until: scene.now + self.short },
+            None => Decision::Idle { cpu, until: state.now + self.short },
         });
     }
 }
 
 impl Policy for Micro {
-    fn wants(&self) -> Wants {
-        Wants { told: self.classifies, ..Wants::default() }
+    fn needs(&self) -> Needs {
+        Needs { guest_hints: self.classifies, ..Needs::default() }
     }
 
-    fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {
+    fn decide(&mut self, event: Event, state: &SchedState, out: &mut Vec<Decision>) {
         match event {
             Event::Begin => {
-                *self.base.lines() = Lines::by_home(scene);
-                (0..scene.cpus.len()).for_each(|cpu| self.give(cpu, scene.now, scene, out));
+                *self.base.queues() = RunQueues::by_home(state);
+                (0..state.cpus.len()).for_each(|cpu| self.dispatch(cpu, state.now, state, out));
             }
-            Event::Tick { cpu, due } => self.give(cpu, due, scene, out),
+            Event::Tick { cpu, due } => self.dispatch(cpu, due, state, out),
             _ => {}
         }
     }

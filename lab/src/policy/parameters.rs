@@ -1,76 +1,77 @@
-//! Parameters of a policy, as users write them: `rr:quantum=3ms,phase=staggered`.
+//! Parameters of a policy as text: `rr:slice=3ms,phase=staggered`.
 
 use std::collections::BTreeMap;
 
 use super::Ns;
 
-/// A policy's parameters make no sense.
+/// An invalid policy name or parameter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterError {
-    /// Nothing of that name.
+    /// The policy does not exist.
     #[error("there is no policy {name:?} (policies are {known})")]
     Unknown {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// What could have been.
+        /// Names of all policies.
         known: String,
     },
-    /// Not `key=value`.
-    #[error("{0:?} is no parameter (write key=value, separated by commas, as in rr:quantum=3ms)")]
+    /// A parameter is not of the form `key=value`.
+    #[error("{0:?} is not a parameter (write key=value, separated by commas, as in rr:slice=3ms)")]
     NotAPair(String),
-    /// A key that the policy does not have.
+    /// The policy has no parameter of this name.
     #[error("policy {policy} has no parameter {key:?} (it has {known})")]
     NoSuchKey {
-        /// The policy.
+        /// Name of the policy.
         policy: String,
-        /// The key.
+        /// The unknown key.
         key: String,
-        /// Those it has.
+        /// Keys of the policy.
         known: String,
     },
-    /// A value that cannot be read.
+    /// A value cannot be parsed.
     #[error("{key}={value} cannot be read ({expected})")]
     Value {
         /// The key.
         key: String,
-        /// The value.
+        /// The invalid value.
         value: String,
-        /// What was expected.
+        /// Description of valid values.
         expected: String,
     },
-    /// A parameter that must be given.
+    /// A required parameter is missing.
     #[error("policy {policy} needs {key}= ({expected})")]
     Missing {
-        /// The policy.
+        /// Name of the policy.
         policy: String,
-        /// The key.
+        /// The missing key.
         key: &'static str,
-        /// What is expected.
+        /// Description of valid values.
         expected: &'static str,
     },
-    /// A file.
+    /// A file cannot be read or parsed.
     #[error("cannot read {path}: {why}")]
     File {
-        /// Its path.
+        /// Path of the file.
         path: String,
-        /// Why not.
+        /// The cause.
         why: String,
     },
 }
 
-/// A turn that is shorter would be over before it has begun (ns).
-pub const SHORTEST_TURN: Ns = 100_000;
+/// Minimum length of a slice (ns). A shorter slice would end before the vCPU runs.
+pub const MIN_SLICE: Ns = 100_000;
 
-/// See the module. Whoever takes a parameter thereby says that there is one.
+/// Unparsed parameters. A getter consumes its key, and records that the policy has that key.
 #[derive(Clone, Debug, Default)]
 pub struct Parameters<'t> {
     policy: &'t str,
+    seed: u64,
     given: BTreeMap<&'t str, &'t str>,
     known: Vec<&'static str>,
 }
 
 impl<'t> Parameters<'t> {
-    /// Splits `text` into the policy's name and its parameters.
+    /// Splits `text` into the name of the policy and its parameters.
     ///
     /// # Errors
     /// [`ParameterError::NotAPair`].
@@ -79,96 +80,115 @@ impl<'t> Parameters<'t> {
         let pair =
             |part: &'t str| part.split_once('=').ok_or_else(|| ParameterError::NotAPair(part.to_owned()));
         let given = rest.split(',').filter(|part| !part.is_empty()).map(pair).collect::<Result<_, _>>()?;
-        Ok(Self { policy, given, known: Vec::new() })
+        Ok(Self { policy, seed: 0, given, known: Vec::new() })
     }
 
-    /// The policy's name.
+    /// Sets the seed of the policy's random numbers.
+    #[must_use]
+    pub fn with_seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// Name of the policy.
     pub fn policy(&self) -> &'t str {
         self.policy
     }
 
-    /// Those that were asked for so far.
+    /// Seed of the policy's random numbers.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The keys that getters have asked for so far.
     pub fn known(&self) -> &[&'static str] {
         &self.known
     }
 
-    /// A text; `None` where it is not given.
+    /// The unparsed value of `key`; `None` if it is not given.
     pub fn text(&mut self, key: &'static str) -> Option<&'t str> {
         self.known.push(key);
         self.given.remove(key)
     }
 
-    /// As [`Parameters::text`].
+    /// The unparsed value of a required `key`.
     ///
     /// # Errors
-    /// [`ParameterError::Missing`].
-    pub fn needed(&mut self, key: &'static str, expected: &'static str) -> Result<&'t str, ParameterError> {
+    /// [`ParameterError::Missing`], with the description `expected`.
+    pub fn required(&mut self, key: &'static str, expected: &'static str) -> Result<&'t str, ParameterError> {
         let policy = self.policy.to_owned();
         self.text(key).ok_or(ParameterError::Missing { policy, key, expected })
     }
 
-    /// One of `words`, the first where none is given.
+    /// The value of `key`, parsed by `parse`; `default` if it is not given.
+    fn parsed<T>(
+        &mut self,
+        key: &'static str,
+        default: T,
+        expected: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<T, ParameterError> {
+        let Some(value) = self.text(key) else { return Ok(default) };
+        parse(value).ok_or_else(|| ParameterError::Value {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            expected: expected.to_owned(),
+        })
+    }
+
+    /// One of `words`; the first one is the default.
     ///
     /// # Errors
     /// [`ParameterError::Value`].
-    pub fn word(
+    pub fn one_of(
         &mut self,
         key: &'static str,
         words: &[&'static str],
     ) -> Result<&'static str, ParameterError> {
-        let Some(value) = self.text(key) else { return Ok(words.first().copied().unwrap_or_default()) };
-        let found = words.iter().find(|word| **word == value);
-        found.copied().ok_or_else(|| wrong(key, value, &words.join(", ")))
+        let default = words.first().copied().unwrap_or_default();
+        let find = |value: &str| words.iter().find(|word| **word == value).copied();
+        self.parsed(key, default, &words.join(", "), find)
     }
 
-    /// `on` or `off`.
+    /// `on` or `off`; the default is `off`.
     ///
     /// # Errors
     /// [`ParameterError::Value`].
-    pub fn switch(&mut self, key: &'static str) -> Result<bool, ParameterError> {
-        Ok(self.word(key, &["off", "on"])? == "on")
+    pub fn on_off(&mut self, key: &'static str) -> Result<bool, ParameterError> {
+        Ok(self.one_of(key, &["off", "on"])? == "on")
     }
 
-    /// A time with its unit: `250ns`, `50us`, `3ms`, `1s`.
+    /// A positive duration with its unit: `250ns`, `50us`, `3ms`, `1s`. Returns ns.
     ///
     /// # Errors
-    /// [`ParameterError::Value`], also of 0.
+    /// [`ParameterError::Value`].
     pub fn time(&mut self, key: &'static str, default: Ns) -> Result<Ns, ParameterError> {
-        match self.text(key) {
-            None => Ok(default),
-            Some(value) => time(value)
-                .filter(|ns| *ns > 0)
-                .ok_or_else(|| wrong(key, value, "a time, as in 250ns, 50us, 3ms, 1s")),
-        }
+        let positive = |value: &str| time(value).filter(|ns| *ns > 0);
+        self.parsed(key, default, "a time, as in 250ns, 50us, 3ms, 1s", positive)
     }
 
-    /// The length of a turn: a time of [`SHORTEST_TURN`] at least.
+    /// A duration with its unit, which may be 0. Returns ns.
     ///
     /// # Errors
     /// [`ParameterError::Value`].
-    pub fn turn(&mut self, key: &'static str, default: Ns) -> Result<Ns, ParameterError> {
-        match self.text(key) {
-            None => Ok(default),
-            Some(value) => {
-                let turn = time(value).filter(|ns| *ns >= SHORTEST_TURN);
-                turn.ok_or_else(|| {
-                    wrong(key, value, "the length of a turn, 100us at least, as in 500us or 3ms")
-                })
-            }
-        }
+    pub fn time_or_zero(&mut self, key: &'static str, default: Ns) -> Result<Ns, ParameterError> {
+        self.parsed(key, default, "a time, as in 0us or 20us", time)
     }
 
-    /// A share: `0.5` or `50%`, from 0 to 1.
+    /// The length of a slice: a duration of at least [`MIN_SLICE`]. Returns ns.
     ///
     /// # Errors
     /// [`ParameterError::Value`].
-    pub fn share(&mut self, key: &'static str, default: f64) -> Result<f64, ParameterError> {
-        match self.text(key) {
-            None => Ok(default),
-            Some(value) => {
-                share(value).ok_or_else(|| wrong(key, value, "a share from 0 to 1, as in 0.5 or 50%"))
-            }
-        }
+    pub fn slice(&mut self, key: &'static str, default: Ns) -> Result<Ns, ParameterError> {
+        let long_enough = |value: &str| time(value).filter(|ns| *ns >= MIN_SLICE);
+        self.parsed(key, default, "the length of a slice, at least 100us, as in 500us or 3ms", long_enough)
+    }
+
+    /// A fraction from 0 to 1: `0.5` or `50%`.
+    ///
+    /// # Errors
+    /// [`ParameterError::Value`].
+    pub fn fraction(&mut self, key: &'static str, default: f64) -> Result<f64, ParameterError> {
+        self.parsed(key, default, "a fraction from 0 to 1, as in 0.5 or 50%", fraction)
     }
 
     /// A number within `range`.
@@ -184,52 +204,33 @@ impl<'t> Parameters<'t> {
     where
         T: std::str::FromStr + PartialOrd + std::fmt::Display,
     {
-        match self.text(key) {
-            None => Ok(default),
-            Some(value) => {
-                let number = value.parse().ok().filter(|number| range.contains(number));
-                number.ok_or_else(|| {
-                    wrong(key, value, &format!("a number from {} to {}", range.start(), range.end()))
-                })
-            }
-        }
+        let expected = format!("a number from {} to {}", range.start(), range.end());
+        let in_range = |value: &str| value.parse().ok().filter(|number| range.contains(number));
+        self.parsed(key, default, &expected, in_range)
     }
 
-    /// Numbers separated by `/`.
+    /// Positive numbers, separated by `/`; the default is an empty list.
     ///
     /// # Errors
     /// [`ParameterError::Value`].
     pub fn numbers(&mut self, key: &'static str) -> Result<Vec<u32>, ParameterError> {
-        let Some(value) = self.text(key) else { return Ok(Vec::new()) };
-        let numbers = value
-            .split('/')
-            .map(|part| part.parse().ok().filter(|number| *number > 0))
-            .collect::<Option<_>>();
-        numbers.ok_or_else(|| wrong(key, value, "numbers from 1, as in 4/2/1"))
+        let positive = |part: &str| part.parse().ok().filter(|number| *number > 0);
+        let all = |value: &str| value.split('/').map(positive).collect();
+        self.parsed(key, Vec::new(), "numbers from 1, as in 4/2/1", all)
     }
 
-    /// That everything given was taken.
+    /// Checks that getters have consumed all parameters.
     ///
     /// # Errors
     /// [`ParameterError::NoSuchKey`].
     pub fn finish(self) -> Result<(), ParameterError> {
+        let Some(key) = self.given.keys().next() else { return Ok(()) };
         let known = if self.known.is_empty() { "none".to_owned() } else { self.known.join(", ") };
-        match self.given.keys().next() {
-            None => Ok(()),
-            Some(key) => Err(ParameterError::NoSuchKey {
-                policy: self.policy.to_owned(),
-                key: (*key).to_owned(),
-                known,
-            }),
-        }
+        Err(ParameterError::NoSuchKey { policy: self.policy.to_owned(), key: (*key).to_owned(), known })
     }
 }
 
-fn wrong(key: &str, value: &str, expected: &str) -> ParameterError {
-    ParameterError::Value { key: key.to_owned(), value: value.to_owned(), expected: expected.to_owned() }
-}
-
-/// A time with its unit (ns).
+/// Parses a duration with its unit, of at most a day. Returns ns.
 pub fn time(text: &str) -> Option<Ns> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
     let (number, unit) = text.split_at(digits);
@@ -244,18 +245,18 @@ pub fn time(text: &str) -> Option<Ns> {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "a day in ns fits, and no digit says less than 0"
+        reason = "a day in ns fits, and digits without a sign are not negative"
     )]
     (ns <= 86_400e9).then_some(ns as Ns)
 }
 
-/// A share.
-pub fn share(text: &str) -> Option<f64> {
-    let share = match text.strip_suffix('%') {
+/// Parses a fraction from 0 to 1: `0.5` or `50%`.
+pub fn fraction(text: &str) -> Option<f64> {
+    let fraction = match text.strip_suffix('%') {
         Some(percent) => percent.parse::<f64>().ok()? / 100.0,
         None => text.parse().ok()?,
     };
-    (0.0..=1.0).contains(&share).then_some(share)
+    (0.0..=1.0).contains(&fraction).then_some(fraction)
 }
 
 #[cfg(test)]
@@ -263,31 +264,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_and_shares_are_read_with_their_units_and_nothing_else_is() {
+    fn times_and_fractions_are_parsed_with_their_units_and_nothing_else_is() {
         for (text, ns) in [("250ns", 250), ("50us", 50_000), ("1.5ms", 1_500_000), ("2s", 2_000_000_000)] {
             assert_eq!(time(text), Some(ns), "{text}");
         }
         for text in ["", "3", "ms", "-1ms", "1e3ms", "1h", "1.2.3ms", "90000000s", "NaNs"] {
             assert_eq!(time(text), None, "{text}");
         }
-        assert_eq!((share("50%"), share("0.25"), share("1")), (Some(0.5), Some(0.25), Some(1.0)));
+        assert_eq!((fraction("50%"), fraction("0.25"), fraction("1")), (Some(0.5), Some(0.25), Some(1.0)));
         for text in ["", "-0.1", "101%", "NaN", "half"] {
-            assert_eq!(share(text), None, "{text}");
+            assert_eq!(fraction(text), None, "{text}");
         }
     }
 
     #[test]
-    fn what_nobody_takes_is_refused_and_says_what_there_is() {
-        let mut parameters = Parameters::split("rr:quantum=1ms,quantity=2").unwrap();
-        assert_eq!(parameters.time("quantum", 5), Ok(1_000_000));
+    fn unknown_key_is_refused_and_names_the_known_ones() {
+        let mut parameters = Parameters::split("rr:slice=1ms,quantity=2").unwrap();
+        assert_eq!(parameters.time("slice", 5), Ok(1_000_000));
         let error = parameters.finish().unwrap_err().to_string();
-        assert_eq!(error, "policy rr has no parameter \"quantity\" (it has quantum)");
-        assert!(Parameters::split("rr:quantum").is_err());
-        let mut parameters = Parameters::split("rr:quantum=0ms").unwrap();
-        assert!(parameters.time("quantum", 5).is_err());
-        let mut parameters = Parameters::split("rr:quantum=99us,short=100us").unwrap();
+        assert_eq!(error, "policy rr has no parameter \"quantity\" (it has slice)");
+        assert!(Parameters::split("rr:slice").is_err());
+        let mut parameters = Parameters::split("rr:slice=0ms").unwrap();
+        assert!(parameters.time("slice", 5).is_err());
+        let mut parameters = Parameters::split("rr:slice=99us,short=100us").unwrap();
         assert_eq!(
-            (parameters.turn("short", 5), parameters.turn("quantum", 5).is_err()),
+            (parameters.slice("short", 5), parameters.slice("slice", 5).is_err()),
             (Ok(100_000), true)
         );
     }

@@ -1,75 +1,78 @@
-//! Relaxed co-scheduling: as the host likes, but no vCPU may lead its siblings by much.
+//! Relaxed co-scheduling: the host schedules, but no vCPU may run ahead of its siblings by much.
 //!
-//! Each `period` the progress of a guest's vCPUs is compared. One that has run longer than the slowest by more than `skew` is
-//! stopped; it goes on when it leads by less than `restart`. Between nothing (a large skew) and a gang (none).
+//! Every `period` the policy compares the CPU time of the vCPUs of a guest. A vCPU that leads the
+//! slowest sibling by more than `skew` is throttled until its lead is below `restart`. A large skew
+//! imposes nothing; no skew is gang scheduling.
 //!
 //! Source: `VMware`, "Co-scheduling SMP VMs in `VMware` ESX Server", 2008.
 
 use super::parameters::{ParameterError, Parameters};
-use super::{Decision, Event, Ns, Policy, Scene, Vcpu, Wants};
+use super::{Decision, Event, Needs, Ns, Policy, SchedState, Vcpu};
 
-/// See the module.
+/// Policy `relaxed`.
 #[derive(Clone, Debug)]
 pub struct Relaxed {
     skew: Ns,
     restart: Ns,
     period: Ns,
-    /// What each vCPU had run when it began.
-    began: Vec<Ns>,
+    /// CPU time (ns) of each vCPU at [`Event::Begin`].
+    baseline: Vec<Ns>,
 }
 
 impl Relaxed {
-    /// `skew`, `restart` and `period`.
+    /// Parameters: `skew`, `restart` and `period`.
     ///
     /// # Errors
-    /// [`ParameterError`].
+    /// [`ParameterError`] for a value that cannot be parsed.
     pub fn from_parameters(parameters: &mut Parameters<'_>) -> Result<Self, ParameterError> {
         let skew = parameters.time("skew", 3_000_000)?;
         Ok(Self {
             skew,
             restart: parameters.time("restart", skew / 2)?.min(skew),
             period: parameters.time("period", 1_000_000)?,
-            began: Vec::new(),
+            baseline: Vec::new(),
         })
     }
 
-    fn progress(&self, vcpu: Vcpu, scene: &Scene) -> Ns {
-        let ran = scene.vcpus.get(vcpu).map_or(0, |view| view.ran);
-        ran.saturating_sub(self.began.get(vcpu).copied().unwrap_or(0))
+    /// CPU time of `vcpu` since [`Event::Begin`] (ns).
+    fn progress(&self, vcpu: Vcpu, state: &SchedState) -> Ns {
+        let ran = state.vcpus.get(vcpu).map_or(0, |view| view.ran);
+        ran.saturating_sub(self.baseline.get(vcpu).copied().unwrap_or(0))
+    }
+
+    /// Throttles the leaders of `guest`, and unthrottles vCPUs whose siblings have caught up.
+    fn balance(&self, guest: usize, state: &SchedState, out: &mut Vec<Decision>) {
+        // An idle vCPU makes no progress, and does not hold its siblings back.
+        let is_busy =
+            |vcpu: &Vcpu| state.vcpus.get(*vcpu).is_some_and(|view| !view.is_asleep || view.is_throttled);
+        let progress = state.of_guest(guest).filter(is_busy).map(|vcpu| self.progress(vcpu, state));
+        let Some(slowest) = progress.min() else { return };
+        for vcpu in state.of_guest(guest) {
+            let lead = self.progress(vcpu, state).saturating_sub(slowest);
+            let is_throttled = state.vcpus.get(vcpu).is_some_and(|view| view.is_throttled);
+            if !is_throttled && lead > self.skew {
+                out.push(Decision::Throttle { vcpu });
+            } else if is_throttled && lead < self.restart {
+                out.push(Decision::Unthrottle { vcpu });
+            }
+        }
     }
 }
 
 impl Policy for Relaxed {
-    fn wants(&self) -> Wants {
-        Wants { accounts: true, ..Wants::default() }
+    fn needs(&self) -> Needs {
+        Needs { cpu_time: true, ..Needs::default() }
     }
 
-    fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {
+    fn decide(&mut self, event: Event, state: &SchedState, out: &mut Vec<Decision>) {
         match event {
             Event::Begin => {
-                self.began = scene.vcpus.iter().map(|view| view.ran).collect();
-                out.push(Decision::Alarm { at: scene.now + self.period });
+                self.baseline = state.vcpus.iter().map(|view| view.ran).collect();
+                out.push(Decision::Alarm { at: state.now + self.period });
             }
             Event::Alarm { due } => {
-                for guest in 0..scene.guests() {
-                    // One that has nothing to do makes no progress, and is waited for by nobody.
-                    let wants = |vcpu: &Vcpu| {
-                        scene.vcpus.get(*vcpu).is_some_and(|view| !view.is_asleep || view.is_parked)
-                    };
-                    let slowest =
-                        scene.of_guest(guest).filter(wants).map(|vcpu| self.progress(vcpu, scene)).min();
-                    let Some(slowest) = slowest else { continue };
-                    for vcpu in scene.of_guest(guest) {
-                        let lead = self.progress(vcpu, scene).saturating_sub(slowest);
-                        let is_parked = scene.vcpus.get(vcpu).is_some_and(|view| view.is_parked);
-                        if !is_parked && lead > self.skew {
-                            out.push(Decision::Park { vcpu });
-                        } else if is_parked && lead < self.restart {
-                            out.push(Decision::Resume { vcpu });
-                        }
-                    }
-                }
-                out.push(Decision::Alarm { at: scene.after(due, self.period) });
+                (0..state.guests()).for_each(|guest| self.balance(guest, state, out));
+                out.push(Decision::Alarm { at: state.forward(due, self.period) });
             }
             _ => {}
         }

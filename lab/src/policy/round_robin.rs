@@ -1,125 +1,132 @@
-//! Round robin: on each CPU the next one, after a quantum.
+//! Round robin: each CPU runs the next vCPU of its queue for one slice.
 //!
-//! All CPUs change at the same moments (`phase=aligned`), or each at its own (`staggered`). With `jitter` each turn is longer or
-//! shorter by so large a part of the quantum at most. With `halts=next` a vCPU that has nothing to do gives up its turn.
+//! - `phase`: all CPUs switch at the same time (`aligned`), or at evenly spaced offsets
+//!   (`staggered`).
+//! - `jitter`: each slice is uniformly distributed over `slice` plus or minus this fraction of it.
+//!   `jitter=100%` decorrelates the schedule from the guest: repeated rounds with other seeds are
+//!   independent samples.
+//! - `halts`: a vCPU that halts keeps its CPU (`keep`), or the next vCPU gets the rest of the slice
+//!   (`next`).
+//!
+//! Source: any operating systems textbook.
 
 use fastrand::Rng;
 
-use super::parameters::{ParameterError, Parameters};
-use super::{Cpu, Decision, Event, Lines, Ns, Policy, Scene, Vcpu, Wants};
+use super::parameters::{MIN_SLICE, ParameterError, Parameters};
+use super::{Cpu, Decision, Event, Needs, Ns, Policy, RunQueues, SchedState, Vcpu};
 
-/// See the module.
+/// Policy `rr`, and the base of the policies that modify it.
 #[derive(Clone, Debug)]
 pub struct RoundRobin {
-    quantum: Ns,
+    slice: Ns,
     jitter: f64,
     is_staggered: bool,
-    gives_up: bool,
+    skips_halted: bool,
     seed: u64,
-    /// One for each CPU: in whichever order they are asked about, each draws the same.
+    /// One for each CPU, so that the order in which CPUs are handled does not change the draws.
     rngs: Vec<Rng>,
-    lines: Lines,
+    queues: RunQueues,
 }
 
 impl RoundRobin {
-    /// Turns of `quantum` ns, aligned.
-    pub fn new(quantum: Ns) -> Self {
+    /// Aligned slices of `slice` ns without jitter.
+    pub fn new(slice: Ns) -> Self {
         Self {
-            quantum: quantum.max(1),
+            slice: slice.max(1),
             jitter: 0.0,
             is_staggered: false,
-            gives_up: false,
+            skips_halted: false,
             seed: 0,
             rngs: Vec::new(),
-            lines: Lines::default(),
+            queues: RunQueues::default(),
         }
     }
 
-    /// What `parameters` ask for.
+    /// Parameters: `slice`, `jitter`, `phase` and `halts`.
     ///
     /// # Errors
-    /// [`ParameterError`].
-    pub fn from_parameters(parameters: &mut Parameters<'_>, seed: u64) -> Result<Self, ParameterError> {
+    /// [`ParameterError`] for a value that cannot be parsed.
+    pub fn from_parameters(parameters: &mut Parameters<'_>) -> Result<Self, ParameterError> {
         Ok(Self {
-            jitter: parameters.share("jitter", 0.0)?,
-            is_staggered: parameters.word("phase", &["aligned", "staggered"])? == "staggered",
-            gives_up: parameters.word("halts", &["keep", "next"])? == "next",
-            seed,
-            ..Self::new(parameters.turn("quantum", 3_000_000)?)
+            jitter: parameters.fraction("jitter", 0.0)?,
+            is_staggered: parameters.one_of("phase", &["aligned", "staggered"])? == "staggered",
+            skips_halted: parameters.one_of("halts", &["keep", "next"])? == "next",
+            seed: parameters.seed(),
+            ..Self::new(parameters.slice("slice", 3_000_000)?)
         })
     }
 
-    /// The length of a turn.
-    pub fn quantum(&self) -> Ns {
-        self.quantum
+    /// Mean length of a slice (ns).
+    pub fn slice(&self) -> Ns {
+        self.slice
     }
 
-    /// Who comes next on `cpu`; that one then stands last.
-    pub fn next(&mut self, cpu: Cpu, scene: &Scene) -> Option<Vcpu> {
-        let is_wanted = |vcpu| scene.may_run_on(cpu, vcpu) && !(self.gives_up && scene.told(vcpu).is_halted);
-        // Where all have nothing to do, one of them has its turn all the same: it may be woken in it.
-        self.lines.next(cpu, is_wanted).or_else(|| self.lines.next(cpu, |vcpu| scene.may_run_on(cpu, vcpu)))
+    /// Picks the next vCPU for `cpu`, and moves it to the tail of the queue.
+    pub fn pick_next(&mut self, cpu: Cpu, state: &SchedState) -> Option<Vcpu> {
+        let skips_halted = self.skips_halted;
+        let wants_to_run =
+            |vcpu| state.may_run_on(cpu, vcpu) && !(skips_halted && state.hints(vcpu).is_halted);
+        // If all vCPUs are halted, one gets the slice anyway: a sibling may wake it.
+        self.queues
+            .pick_next(cpu, wants_to_run)
+            .or_else(|| self.queues.pick_next(cpu, |vcpu| state.may_run_on(cpu, vcpu)))
     }
 
-    /// Who waits at `cpu` in which order.
-    pub fn lines(&mut self) -> &mut Lines {
-        &mut self.lines
+    /// The run queues, for policies that reorder them.
+    pub fn queues(&mut self) -> &mut RunQueues {
+        &mut self.queues
     }
 
-    /// Until when a turn lasts that begins where one was due to end.
-    pub fn turn(&mut self, cpu: Cpu, due: Ns, scene: &Scene) -> Ns {
-        let longest = self.quantum as f64 * self.jitter;
-        let chance = self.rngs.get_mut(cpu).map_or(0.5, Rng::f64);
-        let change = longest * (2.0 * chance - 1.0);
+    /// End (ns) of a slice on `cpu` that follows one with the planned end `due`.
+    fn next_end(&mut self, cpu: Cpu, due: Ns, state: &SchedState) -> Ns {
+        let amplitude = self.slice as f64 * self.jitter;
+        let draw = self.rngs.get_mut(cpu).map_or(0.5, Rng::f64);
+        let jitter = amplitude * (2.0 * draw - 1.0);
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "rounded, and not less than 1"
+            reason = "rounded, and at least 1"
         )]
-        let step = (self.quantum as f64 + change).max(1.0) as Ns;
-        scene.after(due, step)
+        let slice = (self.slice as f64 + jitter).max(1.0) as Ns;
+        state.forward(due, slice.max(MIN_SLICE.min(self.slice)))
     }
 
-    /// Gives `cpu` to the next one, or to nobody, for a turn.
-    pub fn give(&mut self, cpu: Cpu, due: Ns, scene: &Scene, out: &mut Vec<Decision>) {
-        let until = self.turn(cpu, due, scene);
-        out.push(match self.next(cpu, scene) {
+    /// Assigns `cpu` to the next vCPU for one slice, or leaves it idle if none is eligible. `due`
+    /// is the planned end of the previous slice (ns).
+    pub fn dispatch(&mut self, cpu: Cpu, due: Ns, state: &SchedState, out: &mut Vec<Decision>) {
+        let until = self.next_end(cpu, due, state);
+        out.push(match self.pick_next(cpu, state) {
             Some(vcpu) => Decision::Run { cpu, vcpu, until },
             None => Decision::Idle { cpu, until },
         });
     }
 }
 
-/// A source of randomness for each CPU.
-pub fn rngs(seed: u64, scene: &Scene) -> Vec<Rng> {
-    let mut first = Rng::with_seed(seed);
-    scene.cpus.iter().map(|_| first.fork()).collect()
-}
-
 impl Policy for RoundRobin {
-    fn wants(&self) -> Wants {
-        Wants { told: self.gives_up, rings: self.gives_up, ..Wants::default() }
+    fn needs(&self) -> Needs {
+        Needs { guest_hints: self.skips_halted, doorbell: self.skips_halted, ..Needs::default() }
     }
 
-    fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {
+    fn decide(&mut self, event: Event, state: &SchedState, out: &mut Vec<Decision>) {
         match event {
             Event::Begin => {
-                self.lines = Lines::by_home(scene);
-                self.rngs = rngs(self.seed, scene);
-                let cpus = self.lines.cpus();
+                self.queues = RunQueues::by_home(state);
+                let mut root = Rng::with_seed(self.seed);
+                self.rngs = state.cpus.iter().map(|_| root.fork()).collect();
+                let cpus = self.queues.cpus();
                 for cpu in 0..cpus {
-                    // Staggered, the first turns are of all lengths up to a quantum.
-                    let early = if self.is_staggered { self.quantum * cpu as Ns / cpus as Ns } else { 0 };
-                    self.give(cpu, scene.now.saturating_sub(early), scene, out);
+                    // Staggered CPUs start with a partial slice.
+                    let early = if self.is_staggered { self.slice * cpu as Ns / cpus as Ns } else { 0 };
+                    self.dispatch(cpu, state.now.saturating_sub(early), state, out);
                 }
             }
-            Event::Tick { cpu, due } => self.give(cpu, due, scene, out),
-            Event::Halted { vcpu } if self.gives_up => {
-                if let Some(cpu) = scene.cpu_of(vcpu) {
-                    let until = scene.cpus.get(cpu).map_or(0, |cpu| cpu.until);
-                    // What is left of its turn is the next one's.
+            Event::Tick { cpu, due } => self.dispatch(cpu, due, state, out),
+            Event::Halted { vcpu } if self.skips_halted => {
+                if let Some(cpu) = state.cpu_of(vcpu) {
+                    let until = state.slice_end(cpu);
+                    // The next vCPU gets the rest of the slice.
                     if let Some(vcpu) =
-                        self.next(cpu, scene).filter(|next| *next != vcpu && until > scene.now)
+                        self.pick_next(cpu, state).filter(|next| *next != vcpu && until > state.now)
                     {
                         out.push(Decision::Run { cpu, vcpu, until });
                     }

@@ -1,92 +1,114 @@
-//! RTDS: each vCPU has a budget in each period, and the one whose period ends first runs first.
+//! RTDS: each vCPU has a budget in each period, and each CPU runs the vCPU with the earliest
+//! deadline.
 //!
-//! Where no `budget` is given it is an equal share of the period. With `extra=on` a CPU whose vCPUs have all used up their budgets
-//! is given to them in turn; otherwise it stays idle. Gaps are then known beforehand: none is longer than twice the period less
-//! the budget.
+//! The deadline is the end of the period. The default `budget` is an equal share of `period`. When
+//! the budgets of all vCPUs of a CPU are exhausted, the CPU stays idle, or with `extra=on` runs
+//! them in turn. The time that a vCPU does not run is bounded by twice (period - budget).
 //!
-//! Source: Xen's RTDS (`xen/common/sched/rt.c`), by CPU as its partitioned form.
+//! Source: Xen's RTDS (`xen/common/sched/rt.c`), here partitioned: one queue for each CPU.
 
 use super::parameters::{ParameterError, Parameters};
-use super::{Cpu, Decision, Event, Lines, Ns, Policy, Scene, Vcpu};
+use super::{Cpu, Decision, Event, Ns, Policy, RunQueues, SchedState, Vcpu};
 
-/// See the module.
+/// Policy `rtds`.
 #[derive(Clone, Debug)]
 pub struct Rtds {
     period: Ns,
-    /// What each has; 0 for an equal share.
+    /// Budget of each vCPU (ns); 0 selects an equal share.
     budget: Ns,
     has_extra: bool,
-    lines: Lines,
-    /// What is left of each vCPU's budget, and when its period ends.
-    servers: Vec<(Ns, Ns)>,
-    /// Since when who has run on each CPU, on its budget or not.
-    since: Vec<(Ns, bool)>,
+    queues: RunQueues,
+    servers: Vec<Server>,
+    since: Vec<Charge>,
+}
+
+/// The deferrable server of a vCPU.
+#[derive(Clone, Copy, Debug)]
+struct Server {
+    /// Remaining budget (ns).
+    left: Ns,
+    /// End of the period (ns).
+    deadline: Ns,
+}
+
+/// The current slice on a CPU.
+#[derive(Clone, Copy, Debug)]
+struct Charge {
+    /// Its start (ns).
+    since: Ns,
+    /// Whether it consumes the vCPU's budget.
+    is_budgeted: bool,
 }
 
 impl Rtds {
-    /// `period`, `budget` and `extra`.
+    /// Parameters: `period`, `budget` and `extra`.
     ///
     /// # Errors
-    /// [`ParameterError`].
+    /// [`ParameterError`] for a value that cannot be parsed.
     pub fn from_parameters(parameters: &mut Parameters<'_>) -> Result<Self, ParameterError> {
-        let period = parameters.turn("period", 10_000_000)?;
+        let period = parameters.slice("period", 10_000_000)?;
         Ok(Self {
             period,
             budget: parameters.time("budget", 0)?.min(period),
-            has_extra: parameters.switch("extra")?,
-            lines: Lines::default(),
+            has_extra: parameters.on_off("extra")?,
+            queues: RunQueues::default(),
             servers: Vec::new(),
             since: Vec::new(),
         })
     }
 
-    fn give(&mut self, cpu: Cpu, scene: &Scene, out: &mut Vec<Decision>) {
-        let now = scene.now;
-        let Some(since) = self.since.get_mut(cpu) else { return };
-        let (began, was_on_budget) = std::mem::replace(since, (now, false));
-        if let Some((left, _)) =
-            scene.on(cpu).filter(|_| was_on_budget).and_then(|vcpu| self.servers.get_mut(vcpu))
+    /// Charges the slice on `cpu` that ends now.
+    fn charge(&mut self, cpu: Cpu, state: &SchedState) {
+        let Some(charge) = self.since.get_mut(cpu) else { return };
+        let ended = std::mem::replace(charge, Charge { since: state.now, is_budgeted: false });
+        if let Some(server) =
+            state.on(cpu).filter(|_| ended.is_budgeted).and_then(|vcpu| self.servers.get_mut(vcpu))
         {
-            *left = left.saturating_sub(now.saturating_sub(began));
+            server.left = server.left.saturating_sub(state.now.saturating_sub(ended.since));
         }
-        let here: Vec<Vcpu> = self.lines.of(cpu).filter(|vcpu| scene.may_run(*vcpu)).collect();
-        let mut replenished = now + self.period;
+    }
+
+    fn dispatch(&mut self, cpu: Cpu, state: &SchedState, out: &mut Vec<Decision>) {
+        let now = state.now;
+        self.charge(cpu, state);
+        let here: Vec<Vcpu> = self.queues.of(cpu).filter(|vcpu| state.may_run(*vcpu)).collect();
+        let mut next_replenishment = now + self.period;
         for vcpu in &here {
-            let Some((left, end)) = self.servers.get_mut(*vcpu) else { continue };
-            if *end <= now {
-                (*left, *end) = (self.budget, scene.after(*end, self.period));
+            let Some(server) = self.servers.get_mut(*vcpu) else { continue };
+            if server.deadline <= now {
+                *server = Server { left: self.budget, deadline: state.forward(server.deadline, self.period) };
             }
-            replenished = replenished.min(*end);
+            next_replenishment = next_replenishment.min(server.deadline);
         }
-        let budgeted =
-            here.iter().copied().filter(|vcpu| self.servers.get(*vcpu).is_some_and(|(left, _)| *left > 0));
-        let first = budgeted.min_by_key(|vcpu| self.servers.get(*vcpu).map(|(_, end)| *end));
-        if let Some(vcpu) = first {
-            self.since[cpu] = (now, true);
-            let left = self.servers.get(vcpu).map_or(0, |(left, _)| *left);
-            out.push(Decision::Run { cpu, vcpu, until: (now + left).min(replenished) });
-        } else if let Some(vcpu) = self.lines.next(cpu, |vcpu| self.has_extra && scene.may_run(vcpu)) {
-            out.push(Decision::Run { cpu, vcpu, until: (now + self.budget).min(replenished) });
+        let servers = here.iter().filter_map(|vcpu| Some((*vcpu, *self.servers.get(*vcpu)?)));
+        let budgeted = servers.filter(|(_, server)| server.left > 0);
+        if let Some((vcpu, server)) = budgeted.min_by_key(|(_, server)| server.deadline) {
+            self.since[cpu].is_budgeted = true;
+            out.push(Decision::Run { cpu, vcpu, until: (now + server.left).min(next_replenishment) });
+        } else if let Some(vcpu) = self.queues.pick_next(cpu, |vcpu| self.has_extra && state.may_run(vcpu)) {
+            out.push(Decision::Run { cpu, vcpu, until: (now + self.budget).min(next_replenishment) });
         } else {
-            out.push(Decision::Idle { cpu, until: replenished });
+            out.push(Decision::Idle { cpu, until: next_replenishment });
         }
     }
 }
 
 impl Policy for Rtds {
-    fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {
+    fn decide(&mut self, event: Event, state: &SchedState, out: &mut Vec<Decision>) {
         match event {
             Event::Begin => {
-                self.lines = Lines::by_home(scene);
+                self.queues = RunQueues::by_home(state);
                 if self.budget == 0 {
-                    let most = (0..scene.cpus.len()).map(|cpu| self.lines.of(cpu).count()).max().unwrap_or(1);
-                    self.budget = self.period / most.max(1) as Ns;
+                    let longest =
+                        (0..state.cpus.len()).map(|cpu| self.queues.of(cpu).count()).max().unwrap_or(1);
+                    self.budget = self.period / longest.max(1) as Ns;
                 }
-                self.servers = vec![(self.budget, scene.now + self.period); scene.vcpus.len()];
-                self.since = vec![(scene.now, false); scene.cpus.len()];
-                (0..scene.cpus.len()).for_each(|cpu| self.give(cpu, scene, out));
+                let server = Server { left: self.budget, deadline: state.now + self.period };
+                self.servers = vec![server; state.vcpus.len()];
+                self.since = vec![Charge { since: state.now, is_budgeted: false }; state.cpus.len()];
+                (0..state.cpus.len()).for_each(|cpu| self.dispatch(cpu, state, out));
             }
-            Event::Tick { cpu, .. } => self.give(cpu, scene, out),
+            Event::Tick { cpu, .. } => self.dispatch(cpu, state, out),
             _ => {}
         }
     }

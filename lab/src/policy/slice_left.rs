@@ -1,34 +1,34 @@
-//! Slice left: round robin, and each vCPU is told when its turn ends.
+//! Slice left: round robin, and the guest can read when the slice of each vCPU ends.
 //!
-//! What it makes of that is the guest's affair: our payload takes no lock with less than `slice_margin_ns` left. Holders are
-//! then hardly ever preempted, and whoever is next in line less often.
+//! The guest decides what to do with it. Our payload does not acquire a lock with less than
+//! `slice_margin_ns` left, so lock holders are rarely preempted.
 //!
 //! Source: I-Spinlock (Teabe et al., `EuroSys` 2017).
 
 use super::parameters::{ParameterError, Parameters};
 use super::round_robin::RoundRobin;
-use super::{Decision, Event, Policy, Scene, Wants};
+use super::{Decision, Event, Needs, Policy, SchedState};
 
-/// See the module.
+/// Policy `slice-left`: [`RoundRobin`] with [`Needs::slice_left`].
 #[derive(Clone, Debug)]
 pub struct SliceLeft(RoundRobin);
 
 impl SliceLeft {
-    /// Round robin's parameters.
+    /// Parameters: those of `rr`.
     ///
     /// # Errors
-    /// [`ParameterError`].
-    pub fn from_parameters(parameters: &mut Parameters<'_>, seed: u64) -> Result<Self, ParameterError> {
-        Ok(Self(RoundRobin::from_parameters(parameters, seed)?))
+    /// [`ParameterError`] for a value that cannot be parsed.
+    pub fn from_parameters(parameters: &mut Parameters<'_>) -> Result<Self, ParameterError> {
+        Ok(Self(RoundRobin::from_parameters(parameters)?))
     }
 }
 
 impl Policy for SliceLeft {
-    fn wants(&self) -> Wants {
-        self.0.wants().and(Wants { slice_left: true, ..Wants::default() })
+    fn needs(&self) -> Needs {
+        self.0.needs().union(Needs { slice_left: true, ..Needs::default() })
     }
 
-    fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {
-        self.0.decide(event, scene, out);
+    fn decide(&mut self, event: Event, state: &SchedState, out: &mut Vec<Decision>) {
+        self.0.decide(event, state, out);
     }
 }

@@ -1,38 +1,41 @@
-//! Throttle: as the host likes, until the guest has used up the quota of a period. Then all of it stands still.
+//! Throttle: the host schedules, until the guest has used its quota of the period. Then all its
+//! vCPUs are throttled.
 //!
-//! That is the kernel's bandwidth control: `quota` of CPU time in each `period`, of which `burst` more can be saved up; what
-//! was used is looked at each `slice`. A guest can be stopped with a lock held, and all its vCPUs with it.
+//! This is the kernel's CFS bandwidth control: `quota` of CPU time in each `period`, of which up to
+//! `burst` more accumulates. The policy checks usage every `slice`. A guest can be throttled while
+//! it holds a lock, which stalls all its vCPUs.
 //!
 //! Source: Linux `Documentation/scheduler/sched-bwc.rst`.
 
 use super::parameters::{ParameterError, Parameters};
-use super::{Decision, Event, Ns, Policy, Scene, Wants};
+use super::{Decision, Event, Needs, Ns, Policy, SchedState};
 
-/// See the module.
+/// Policy `throttle`.
 #[derive(Clone, Debug)]
 pub struct Throttle {
     quota: Ns,
     period: Ns,
     burst: Ns,
     slice: Ns,
-    refill: Ns,
-    guests: Vec<Purse>,
+    period_end: Ns,
+    guests: Vec<Bandwidth>,
 }
 
+/// Bandwidth of a guest.
 #[derive(Clone, Copy, Debug, Default)]
-struct Purse {
-    /// What is left; less than nothing where it was overdrawn.
+struct Bandwidth {
+    /// Remaining runtime (ns); negative after an overrun.
     left: i64,
-    /// CPU time when it was last looked at.
+    /// CPU time of the guest at the last check (ns).
     ran: Ns,
     is_throttled: bool,
 }
 
 impl Throttle {
-    /// `quota`, `period`, `burst` and `slice`.
+    /// Parameters: `quota`, `period`, `burst` and `slice`.
     ///
     /// # Errors
-    /// [`ParameterError`].
+    /// [`ParameterError`] for a value that cannot be parsed.
     pub fn from_parameters(parameters: &mut Parameters<'_>) -> Result<Self, ParameterError> {
         let period = parameters.time("period", 100_000_000)?;
         Ok(Self {
@@ -40,52 +43,57 @@ impl Throttle {
             period,
             burst: parameters.time("burst", 0)?,
             slice: parameters.time("slice", 5_000_000)?,
-            refill: 0,
+            period_end: 0,
             guests: Vec::new(),
         })
     }
 
-    fn look(&mut self, due: Ns, scene: &Scene, out: &mut Vec<Decision>) {
-        let is_refilled = scene.now >= self.refill;
-        if is_refilled {
-            self.refill = scene.after(self.refill, self.period);
+    /// CPU time of `guest` so far (ns).
+    fn ran(guest: usize, state: &SchedState) -> Ns {
+        state.of_guest(guest).filter_map(|vcpu| Some(state.vcpus.get(vcpu)?.ran)).sum()
+    }
+
+    /// Charges each guest, refills it at the end of a period, and throttles or unthrottles it.
+    fn check(&mut self, due: Ns, state: &SchedState, out: &mut Vec<Decision>) {
+        let is_refill = state.now >= self.period_end;
+        if is_refill {
+            self.period_end = state.forward(self.period_end, self.period);
         }
-        for (guest, purse) in self.guests.iter_mut().enumerate() {
-            let ran: Ns = scene.of_guest(guest).filter_map(|vcpu| Some(scene.vcpus.get(vcpu)?.ran)).sum();
-            purse.left = purse.left.saturating_sub_unsigned(ran.saturating_sub(purse.ran));
-            purse.ran = ran;
-            if is_refilled {
-                let most = i64::try_from(self.quota.saturating_add(self.burst)).unwrap_or(i64::MAX);
-                purse.left = purse.left.saturating_add_unsigned(self.quota).min(most);
+        for (guest, bandwidth) in self.guests.iter_mut().enumerate() {
+            let ran = Self::ran(guest, state);
+            bandwidth.left = bandwidth.left.saturating_sub_unsigned(ran.saturating_sub(bandwidth.ran));
+            bandwidth.ran = ran;
+            if is_refill {
+                let limit = i64::try_from(self.quota.saturating_add(self.burst)).unwrap_or(i64::MAX);
+                bandwidth.left = bandwidth.left.saturating_add_unsigned(self.quota).min(limit);
             }
-            let is_throttled = purse.left <= 0;
-            if std::mem::replace(&mut purse.is_throttled, is_throttled) != is_throttled {
-                let change =
-                    |vcpu| if is_throttled { Decision::Park { vcpu } } else { Decision::Resume { vcpu } };
-                out.extend(scene.of_guest(guest).map(change));
+            let is_throttled = bandwidth.left <= 0;
+            if std::mem::replace(&mut bandwidth.is_throttled, is_throttled) != is_throttled {
+                let change = |vcpu| {
+                    if is_throttled { Decision::Throttle { vcpu } } else { Decision::Unthrottle { vcpu } }
+                };
+                out.extend(state.of_guest(guest).map(change));
             }
         }
-        out.push(Decision::Alarm { at: scene.after(due, self.slice).min(self.refill) });
+        out.push(Decision::Alarm { at: state.forward(due, self.slice).min(self.period_end) });
     }
 }
 
 impl Policy for Throttle {
-    fn wants(&self) -> Wants {
-        Wants { accounts: true, ..Wants::default() }
+    fn needs(&self) -> Needs {
+        Needs { cpu_time: true, ..Needs::default() }
     }
 
-    fn decide(&mut self, event: Event, scene: &Scene, out: &mut Vec<Decision>) {
+    fn decide(&mut self, event: Event, state: &SchedState, out: &mut Vec<Decision>) {
         match event {
             Event::Begin => {
                 let left = i64::try_from(self.quota).unwrap_or(i64::MAX);
-                let ran =
-                    |guest| scene.of_guest(guest).filter_map(|vcpu| Some(scene.vcpus.get(vcpu)?.ran)).sum();
-                let purse = |guest| Purse { left, ran: ran(guest), is_throttled: false };
-                self.guests = (0..scene.guests()).map(purse).collect();
-                self.refill = scene.now + self.period;
-                out.push(Decision::Alarm { at: scene.now + self.slice.min(self.period) });
+                let bandwidth = |guest| Bandwidth { left, ran: Self::ran(guest, state), is_throttled: false };
+                self.guests = (0..state.guests()).map(bandwidth).collect();
+                self.period_end = state.now + self.period;
+                out.push(Decision::Alarm { at: state.now + self.slice.min(self.period) });
             }
-            Event::Alarm { due } => self.look(due, scene, out),
+            Event::Alarm { due } => self.check(due, state, out),
             _ => {}
         }
     }

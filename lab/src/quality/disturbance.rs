@@ -27,7 +27,7 @@ impl Disturbance {
     /// Begins to take `cpus`: from everybody, where a real-time class is allowed; otherwise in turn.
     pub(super) fn start(cpus: Cpus) -> io::Result<Self> {
         let begin = move || {
-            let _ = cpus.confine_this_thread();
+            let _ = cpus.pin_this_thread();
             let _ = set_own_class(Class::Fifo(3));
         };
         let mut rng = Rng::with_seed(1);

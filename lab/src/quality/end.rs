@@ -1,14 +1,14 @@
 //! The two ends of a measurement, and what was counted between them by everybody who counts switches.
 
 use protocol::VcpuId;
-use protocol::steal_time::Registration;
+use protocol::kvm::Registration;
 use serde::Serialize;
 
 use super::error::{QualityError, host};
 use crate::fault_injection::FaultCounts;
 use crate::guest::LabGuest;
-use host::account::ThreadAccount;
 use host::perf::{Switch, SwitchKind, SwitchLog};
+use host::stats::ThreadStats;
 use steal_time::publisher::Counts;
 use steal_time::publisher::record::GuestRecord;
 use vmm::hooks::Descheduled;
@@ -17,7 +17,7 @@ use vmm::vcpu::command::Look;
 /// One end of a measurement, taken while the vCPU is at rest.
 pub(super) struct End {
     pub(super) look: Look,
-    account: ThreadAccount,
+    account: ThreadStats,
     pub(super) descheduled: Vec<Descheduled>,
     faults: Option<FaultCounts>,
     steal_ns: u64,
@@ -31,7 +31,7 @@ impl End {
         let look = guest.vm().look(&paused).into_iter().next();
         let look = look.ok_or(QualityError::Idle("has ended"));
         let mut switches = Vec::new();
-        let counted = ThreadAccount::read_asleep(tid, || {
+        let counted = ThreadStats::read_asleep(tid, || {
             log.drain(|switch| switches.push(switch));
             guest.vm().publisher().counts_at_rest(VcpuId::BOOT)
         });
@@ -86,14 +86,14 @@ impl Tally {
     pub(super) fn between(before: &End, after: &End, lost: u64) -> Self {
         let count = |kind| after.switches.iter().filter(|switch| switch.kind == kind).count() as u64;
         let (outs, ins, sleeps) =
-            (count(SwitchKind::Preempted), count(SwitchKind::In), count(SwitchKind::Slept));
+            (count(SwitchKind::Preempted), count(SwitchKind::In), count(SwitchKind::Blocked));
         let grown = after.account.since(before.account);
         let mut doubts = Vec::new();
         let mut doubt = |is_doubtful: bool, why: String| doubts.extend(is_doubtful.then_some(why));
         doubt(lost > 0, format!("perf lost {lost} records"));
         let counted = grown.voluntary_switches + grown.involuntary_switches;
         doubt(outs + sleeps != counted, format!("perf saw {} switches out, status {counted}", outs + sleeps));
-        doubt(ins != grown.arrivals, format!("perf saw {ins} switches in, schedstat {}", grown.arrivals));
+        doubt(ins != grown.timeslices, format!("perf saw {ins} switches in, schedstat {}", grown.timeslices));
 
         let held: u64 = after.descheduled.iter().map(|held| held.descheduled_ns).sum();
         let held_before: u64 = before.descheduled.iter().map(|held| held.descheduled_ns).sum();

@@ -1,12 +1,10 @@
 //! Byte quality: each publisher under the same disturbance, and what is found out about its byte.
 //!
 //! One vCPU runs on one CPU; it leaves the guest, halts and is woken as it goes. A thread takes that CPU from it, fast (some
-//! 150 us, each half a millisecond) and slow (some milliseconds), and now and then this monitor holds it. Three views:
+//! 150 us, each half a millisecond) and slow (some milliseconds), and now and then this monitor holds it. Two views:
 //!
 //! 1. **The host's** ([`Finding`]): on another CPU the oracle looks, and knows each switch ([`crate::oracle`]).
-//! 2. **The guest's** ([`SightFigures`]): on that CPU another vCPU looks, and knows nothing but the first one's signs of life
-//!    (`guest_payload::witness`). It needs no perf and no clock of the host's, and sees what locks would see.
-//! 3. **Moved about** ([`Moves`]): the vCPU is migrated between both CPUs; its switches are counted.
+//! 2. **Moved about** ([`Moves`]): the vCPU is migrated between both CPUs; its switches are counted.
 //!
 //! They follow each other, since a host of two CPUs has one to look from.
 
@@ -24,8 +22,7 @@ use serde::Serialize;
 
 use crate::cli::{QualityArgs, usable_cpus};
 use crate::fault_injection::{FaultCounts, Faults};
-use crate::oracle::{Edge, Judgement, Looker, judge};
-use crate::results::SightFigures;
+use crate::oracle::{Edge, Judgement, Sampler, judge};
 use disturbance::Disturbance;
 use end::End;
 pub use end::Tally;
@@ -67,8 +64,6 @@ pub struct Row {
     pub faults: Option<Faults>,
     /// The host's view.
     pub finding: Result<Finding, String>,
-    /// The guest's.
-    pub sight: Result<SightFigures, String>,
     /// Moved about.
     pub moves: Result<Moves, String>,
 }
@@ -126,7 +121,7 @@ struct Interrupted;
 fn said<T>(measured: Result<T, QualityError>) -> Result<Result<T, String>, Interrupted> {
     match measured {
         Err(QualityError::Interrupted) => Err(Interrupted),
-        measured => Ok(measured.map_err(|error| error_chain::in_one_line(&error))),
+        measured => Ok(measured.map_err(|error| error_chain::one_line(&error))),
     }
 }
 
@@ -150,7 +145,6 @@ impl Setting<'_> {
             publisher: self.publisher,
             faults: self.args.faults,
             finding: said(self.find())?,
-            sight: said(self.sight())?,
             moves: said(moves::measure(self))?,
         })
     }
@@ -162,7 +156,7 @@ impl Setting<'_> {
         let before = End::take(&subject.guest, subject.tid, &log)?;
         let record = Arc::new(before.record(&subject.guest)?);
         let disturbance = Disturbance::start(self.vcpu_cpus.clone()).map_err(host("start a thread"))?;
-        let looker = Looker::start(Arc::clone(&record), self.looker_cpus.clone());
+        let looker = Sampler::start(Arc::clone(&record), self.looker_cpus.clone());
         let looker = looker.map_err(host("start a thread"))?;
         subject.hold_now_and_then(self.length());
         let looks = looker.finish();
@@ -173,24 +167,12 @@ impl Setting<'_> {
         let byte = judge(&after.switches, &after.descheduled, &looks);
         let quantiles = |edge: &Edge| [0.5, 0.99, 0.999, 1.0].map(|share| edge.quantile_ns(share));
         let finding = Finding {
-            out_latency_ns: quantiles(&byte.outs),
-            in_latency_ns: quantiles(&byte.ins),
+            out_latency_ns: quantiles(&byte.sched_out),
+            in_latency_ns: quantiles(&byte.sched_in),
             byte,
             tally,
         };
         subject.end()?;
         Ok(finding)
-    }
-
-    /// The guest's view.
-    fn sight(&self) -> Result<SightFigures, QualityError> {
-        let subject = Subject::start(self, 2, self.cpus)?;
-        let disturbance = Disturbance::start(self.vcpu_cpus.clone()).map_err(host("start a thread"))?;
-        subject.hold_now_and_then(self.length());
-        drop(disturbance);
-        let run = subject.end()?;
-        run.report
-            .and_then(|report| SightFigures::new(&report, 2))
-            .ok_or(QualityError::Idle("has left no report"))
     }
 }

@@ -37,7 +37,7 @@ pub(super) fn measure(setting: &Setting<'_>) -> Result<Moves, QualityError> {
     while began.elapsed() < setting.length() / 4 {
         for cpus in [setting.looker_cpus, setting.vcpu_cpus] {
             thread::sleep(BETWEEN_MOVES);
-            cpus.confine_thread(subject.tid)?;
+            cpus.pin_thread(subject.tid)?;
             moves += 1;
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use libc::pid_t;
 use protocol::VcpuId;
-use protocol::words::{Job, Workload};
+use protocol::payload::params::{Job, Workload};
 
 use super::Setting;
 use super::error::QualityError;
@@ -42,7 +42,7 @@ impl Subject {
         threads.sort_by_key(|(vcpu, _)| vcpu.index());
         if vcpus > 1 {
             for ((_, thread), cpu) in threads.iter().zip(cpus.each()) {
-                cpu.confine_thread(thread.tid())?;
+                cpu.pin_thread(thread.tid())?;
             }
         }
         let boot = threads.iter().find(|(vcpu, _)| *vcpu == VcpuId::BOOT);
@@ -78,7 +78,7 @@ impl Subject {
 
 fn config(setting: &Setting<'_>, vcpus: usize, cpus: &Cpus) -> LabConfig {
     let duration_ms = setting.args.duration_ms.saturating_mul(2).saturating_add(60_000);
-    let workload = Workload { job: Job::Witness, warmup_ms: 20, duration_ms, ..Workload::DEFAULT };
+    let workload = Workload { job: Job::Mixed, warmup_ms: 20, duration_ms, ..Workload::DEFAULT };
     let timeout = 2 * setting.length() + 2 * PATIENCE;
     LabConfig {
         faults: setting.args.faults,

@@ -3,7 +3,6 @@
 use std::fmt;
 
 use super::{Finding, Moves, Quality, Row, Tally};
-use crate::results::{Latency, SightFigures};
 use crate::table::{Table, count, figure};
 use steal_time::publisher::Counts;
 
@@ -25,19 +24,6 @@ const HOST: [&str; 15] = [
     "steal / lost",
 ];
 
-const GUEST: [&str; 10] = [
-    "publisher",
-    "verdict",
-    "stood still",
-    "for s",
-    "byte missed",
-    "false",
-    "out p50/p99/max us",
-    "in p50/p99/max us",
-    "wrongly set, longest ms",
-    "wrongly clear, longest ms",
-];
-
 const MOVED: [&str; 7] =
     ["publisher", "verdict", "moves", "preempted", "counted", "ins: all, healed, counted", "steal / lost"];
 
@@ -55,11 +41,6 @@ impl fmt::Display for Quality {
             table_row(&mut table, row, row.finding.as_ref().ok().map(|finding| of_host(row, finding)));
         }
         writeln!(f, "As the host's oracle sees it, by the kernel's records of each switch:\n{table}")?;
-        let mut table = Table::new(&GUEST, 2);
-        for row in &self.rows {
-            table_row(&mut table, row, row.sight.as_ref().ok().map(|sight| of_guest(row, sight)));
-        }
-        writeln!(f, "As another vCPU of the guest sees it, by the first one's signs of life:\n{table}")?;
         let mut table = Table::new(&MOVED, 2);
         for row in &self.rows {
             table_row(&mut table, row, row.moves.as_ref().ok().map(|moves| of_moves(row, moves)));
@@ -70,10 +51,8 @@ impl fmt::Display for Quality {
         }
         writeln!(
             f,
-            "The host's latencies are from the kernel's own record of a switch to the byte seen changed on another CPU; less \
-             than 0 is before it. The guest's are from the last sign of life, or to the first, with the way into the kernel and \
-             back; 0 is before it. A stand of 50 us or more counts, whoever took the CPU: what an outer hypervisor takes, no byte \
-             tells. Wrong: share of the time looked at."
+            "Latencies are from the kernel's own record of a switch to the byte seen changed on another CPU; less than 0 is before \
+             it. Wrong: share of the time looked at."
         )
     }
 }
@@ -89,15 +68,8 @@ fn table_row<const N: usize>(table: &mut Table, row: &Row, cells: Option<[String
 fn remark(f: &mut fmt::Formatter<'_>, row: &Row) -> fmt::Result {
     let publisher = row.publisher;
     let doubts = |tally: &Tally| tally.doubts.clone();
-    let apart = |sight: &SightFigures| {
-        let apart = sight
-            .clocks_apart_ns
-            .map(|ns| format!("the vCPUs' clocks are {} us apart", figure(ns as f64 / 1e3)));
-        apart.into_iter().collect()
-    };
     let views = [
         ("the host's view", row.finding.as_ref().map(|finding| doubts(&finding.tally))),
-        ("the guest's view", row.sight.as_ref().map(apart)),
         ("moved about", row.moves.as_ref().map(|moves| doubts(&moves.tally))),
     ];
     for (name, view) in views {
@@ -120,7 +92,7 @@ fn of_host(row: &Row, finding: &Finding) -> [String; 15] {
     let Finding { byte, tally, .. } = finding;
     let microseconds = |ns: Option<i64>| ns.map_or("-".to_owned(), |ns| figure(ns as f64 / 1e3));
     let latencies = |ns: [Option<i64>; 4]| ns.map(microseconds).join(" / ");
-    let wrong = |direction: crate::oracle::Direction| {
+    let wrong = |direction: crate::oracle::WrongTime| {
         let share = direction.total_ns as f64 / byte.observed_ns.max(1) as f64;
         stretches(share, direction.longest_ns)
     };
@@ -129,38 +101,17 @@ fn of_host(row: &Row, finding: &Finding) -> [String; 15] {
         verdict(tally.doubts.is_empty()),
         count(tally.outs),
         counted(tally),
-        format!("{} of {}", byte.outs.missed, byte.outs.happened),
-        count(byte.outs.unobserved + byte.ins.unobserved),
+        format!("{} of {}", byte.sched_out.missed, byte.sched_out.happened),
+        count(byte.sched_out.unobserved + byte.sched_in.unobserved),
         count(byte.falsely_set),
         latencies(finding.out_latency_ns),
-        count(byte.ins.happened),
+        count(byte.sched_in.happened),
         ins(tally),
-        count(byte.ins.missed),
+        count(byte.sched_in.missed),
         latencies(finding.in_latency_ns),
         wrong(byte.wrongly_set),
         wrong(byte.wrongly_clear),
         steal(tally),
-    ]
-}
-
-fn of_guest(row: &Row, sight: &SightFigures) -> [String; 10] {
-    let latency = |latency: Latency| match latency.count {
-        0 => "- / - / -".to_owned(),
-        _ => {
-            [latency.p50_ns, latency.p99_ns, latency.longest_ns].map(|ns| figure(ns as f64 / 1e3)).join(" / ")
-        }
-    };
-    [
-        row.publisher.to_string(),
-        verdict(sight.clocks_apart_ns.is_none()),
-        count(sight.stalls),
-        format!("{:.2}", sight.stalled_ns as f64 / 1e9),
-        count(sight.unmarked),
-        count(sight.falsely_set),
-        latency(sight.out_latency),
-        latency(sight.in_latency),
-        stretches(sight.share(sight.wrongly_set.total_ns), sight.wrongly_set.longest_ns),
-        stretches(sight.share(sight.wrongly_clear.total_ns), sight.wrongly_clear.longest_ns),
     ]
 }
 
@@ -181,7 +132,7 @@ fn verdict(is_known: bool) -> String {
 }
 
 fn counted(tally: &Tally) -> String {
-    tally.counted.map_or_else(|| "-".to_owned(), |counts| count(counts.program.outs))
+    tally.counted.map_or_else(|| "-".to_owned(), |counts| count(counts.program.sched_out))
 }
 
 /// All, what of them was lost and found out, and what the publisher counted.
@@ -190,7 +141,7 @@ fn ins(tally: &Tally) -> String {
     tally.counted.map_or_else(
         || format!("{all}, -, -"),
         |Counts { program, .. }| {
-            format!("{all}, {}, {}", count(program.healed + program.unseen), count(program.arrivals()))
+            format!("{all}, {}, {}", count(program.healed + program.unseen), count(program.timeslices()))
         },
     )
 }

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::AtomicU64;
 
-use protocol::report::{CheckCost, Report};
-use protocol::words::Check;
+use protocol::payload::params::Check;
+use protocol::payload::report::{CheckCost, Report};
 use serde::Serialize;
 
 use super::statistics::{ratio, read};
@@ -26,7 +26,7 @@ pub struct CheckFigures {
 impl CheckFigures {
     /// Those of all forms.
     pub(super) fn all(report: &Report, khz: u32) -> Vec<Self> {
-        let names = Check::ALL.iter().map(|check| check.word()).chain(["none"]);
+        let names = Check::ALL.iter().map(|check| check.name()).chain(["none"]);
         names.zip(&report.header.checks).map(|(form, cost)| Self::new(form, cost, khz)).collect()
     }
 

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::AtomicU64;
 
-use protocol::report::VcpuReport;
-use protocol::words::Workload;
+use protocol::payload::params::Workload;
+use protocol::payload::report::VcpuReport;
 use serde::Serialize;
 
 use super::statistics::{jain, ns, ratio, read, sum};

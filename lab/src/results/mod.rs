@@ -6,7 +6,6 @@
 mod checks;
 mod lock;
 mod quantiles;
-mod sight;
 mod statistics;
 mod steering;
 mod times;
@@ -15,9 +14,9 @@ mod window;
 use std::fmt::{Display, Write as _};
 use std::sync::atomic::Ordering;
 
-use protocol::conformance::{Assertion, Finding};
-use protocol::report::{Crash as CrashReport, Report, VECTOR_PANIC};
-use protocol::words::Workload;
+use protocol::payload::conformance::{Assertion, Finding};
+use protocol::payload::params::Workload;
+use protocol::payload::report::{Crash as CrashReport, Report, VECTOR_PANIC};
 use serde::{Serialize, Serializer};
 
 use crate::fault_injection::{FaultCounts, Faults};
@@ -33,7 +32,6 @@ use vmm::vcpu::ExitCounts;
 pub use checks::CheckFigures;
 pub use lock::{LockFigures, Shares};
 pub use quantiles::Quantiles;
-pub use sight::{Latency, SightFigures, Stretches};
 use statistics::read;
 pub use steering::{Drift, Fact, Refused, SteeringFigures};
 pub use times::Times;
@@ -64,7 +62,7 @@ pub struct RunResult {
     pub timings: Vec<Mark>,
     /// What happened while the window was open, if it opened and closed.
     pub window: Option<WindowFigures>,
-    /// What [`protocol::words::Job::Conformance`] judged, in the assertions' order.
+    /// What [`protocol::payload::params::Job::Conformance`] judged, in the assertions' order.
     pub findings: Vec<FindingFigures>,
     /// Each vCPU, over the whole run.
     pub vcpus: Vec<VcpuFigures>,

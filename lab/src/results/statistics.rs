@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use protocol::report::VcpuReport;
+use protocol::payload::report::VcpuReport;
 
 use vmm::guest_clock::cycles_to_duration;
 

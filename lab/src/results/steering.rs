@@ -5,8 +5,8 @@ use serde::Serialize;
 use super::quantiles::Quantiles;
 use super::statistics::ratio;
 use crate::policy::catalogue::PolicyChoice;
-use crate::policy::rehearsal::rehearse;
-use crate::policy::{Vcpu, Wants};
+use crate::policy::dry_run::dry_run;
+use crate::policy::{Needs, Vcpu};
 use crate::steer::SteeringRemains;
 use crate::steer::fidelity::{Fidelity, Gap, judge};
 use crate::steer::mechanism::MechanismKind;
@@ -20,7 +20,7 @@ pub struct SteeringFigures {
     /// What it drew its randomness from.
     pub seed: u64,
     /// What it wanted to be told.
-    pub wants: Wants,
+    pub needs: Needs,
     /// The mechanism.
     pub mechanism: MechanismKind,
     /// Why this one.
@@ -95,7 +95,7 @@ pub struct Fact {
 #[derive(Clone, Debug, Serialize)]
 pub struct Drift {
     /// Decisions that the rehearsal made in the same time.
-    pub rehearsed: u64,
+    pub dry_run: u64,
     /// So many, from the first on, were the same live: on each CPU the same vCPUs in the same order.
     pub same: u64,
     /// Of those, how much earlier or later they came.
@@ -108,16 +108,16 @@ impl SteeringFigures {
         let (begin, end, log) = (remains.began_ns, remains.ended_ns, &remains.log);
         let byte = holds.filter(|held| held.requested_ns <= held.published_ns && held.requested_ns >= begin);
         let [late, contradictory, impossible] = log.refused;
-        let judged = remains.stays().map(|stays| {
+        let judged = remains.on_cpu().map(|on_cpu| {
             let are_first = remains.mechanism == MechanismKind::Class;
-            judge(&log.chosen, &stays, &remains.cpus, (begin, end), are_first)
+            judge(&log.chosen, &on_cpu, &remains.cpus, (begin, end), are_first)
         });
         let lateness = log.chosen.iter().map(|one| one.decided_ns.saturating_sub(one.due_ns));
         let all = (end.saturating_sub(begin) as f64) * remains.cpus.len() as f64;
         Self {
             policy: remains.policy.clone(),
             seed: remains.seed,
-            wants: remains.wants,
+            needs: remains.needs,
             mechanism: remains.mechanism,
             mechanism_why: remains.why.clone(),
             driver: remains.driver,
@@ -168,19 +168,19 @@ impl Drift {
             remains.log.chosen.iter().map(|one| (one.decided_ns, one.cpu, one.to)).collect();
         let policy = remains.policy.parse::<PolicyChoice>().and_then(|choice| choice.make(remains.seed));
         // One that is not in the catalogue cannot be had a second time.
-        let rehearsed = policy.map(|mut policy| {
-            rehearse(&mut *policy, remains.cpus.len(), &remains.vcpus, remains.began_ns, remains.ended_ns)
+        let dry_run = policy.map(|mut policy| {
+            dry_run(&mut *policy, remains.cpus.len(), &remains.vcpus, remains.began_ns, remains.ended_ns)
         });
-        let rehearsed = rehearsed.unwrap_or_default();
-        let begin = (live.first().map_or(0, |first| first.0), rehearsed.first().map_or(0, |first| first.at));
+        let dry_run = dry_run.unwrap_or_default();
+        let begin = (live.first().map_or(0, |first| first.0), dry_run.first().map_or(0, |first| first.at));
         let mut apart = Vec::new();
         for cpu in 0..remains.cpus.len() {
             // Each CPU by itself: which of two is asked about first is a matter of microseconds.
             let live = live.iter().filter(|(_, at, _)| *at == cpu);
-            let pairs = live.zip(rehearsed.iter().filter(|other| other.cpu == cpu));
+            let pairs = live.zip(dry_run.iter().filter(|other| other.cpu == cpu));
             let same = pairs.take_while(|((_, _, vcpu), other)| *vcpu == other.vcpu);
             apart.extend(same.map(|((at, ..), other)| (at - begin.0).abs_diff(other.at - begin.1)));
         }
-        Self { rehearsed: rehearsed.len() as u64, same: apart.len() as u64, apart: Quantiles::of(apart) }
+        Self { dry_run: dry_run.len() as u64, same: apart.len() as u64, apart: Quantiles::of(apart) }
     }
 }

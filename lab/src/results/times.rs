@@ -1,13 +1,13 @@
 //! Distributions of times that a guest has counted by bucket.
 //!
-//! The guest's buckets are few and fixed ([`protocol::histogram`]); here they become an HDR histogram of nanoseconds, which
+//! The guest's buckets are few and fixed ([`protocol::payload::histogram`]); here they become an HDR histogram of nanoseconds, which
 //! knows quantiles. A bucket counts as its end: no quantile is too low.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use hdrhistogram::Histogram;
-use protocol::histogram::{BUCKETS, bucket_floor};
-use protocol::report::VcpuReport;
+use protocol::payload::histogram::{BUCKETS, bucket_floor};
+use protocol::payload::report::VcpuReport;
 use serde::Serialize;
 
 use super::statistics::ns;

@@ -2,16 +2,16 @@
 
 use std::sync::atomic::Ordering;
 
-use protocol::report::{Report, VcpuReport};
-use protocol::words::{Job, Workload};
+use protocol::payload::params::{Job, Workload};
+use protocol::payload::report::{Report, VcpuReport};
 use serde::Serialize;
 
+use super::CheckFigures;
 use super::lock::LockFigures;
 use super::statistics::{ns, ratio, read, sum};
 use super::times::{Times, histogram};
-use super::{CheckFigures, SightFigures};
 use crate::window::Window;
-use host::account::ThreadAccount;
+use host::stats::ThreadStats;
 use vmm::guest::GuestConfig;
 
 /// What happened while the window was open.
@@ -27,9 +27,7 @@ pub struct WindowFigures {
     pub lock: Option<LockFigures>,
     /// The byte, for [`Job::Watch`] and [`Job::Conformance`].
     pub byte: Option<ByteFigures>,
-    /// The byte by a witness in the guest, for [`Job::Witness`].
-    pub sight: Option<SightFigures>,
-    /// What each form of the check costs, for [`Job::Checks`]: those of [`protocol::words::Check::ALL`], and none at all.
+    /// What each form of the check costs, for [`Job::Checks`]: those of [`protocol::payload::params::Check::ALL`], and none at all.
     pub checks: Vec<CheckFigures>,
 }
 
@@ -100,7 +98,7 @@ impl WindowFigures {
         let length = read(&header.window_closes).saturating_sub(read(&header.window_opens));
         let length_ns = ns(length, khz);
         let accounts = || window.vcpus.iter().map(|(_, account)| account);
-        let total = |field: fn(&ThreadAccount) -> u64| accounts().map(field).sum();
+        let total = |field: fn(&ThreadStats) -> u64| accounts().map(field).sum();
         let host = HostFigures {
             length_ns: u64::try_from(window.length.as_nanos()).unwrap_or(u64::MAX),
             run_ns: total(|account| account.run_ns),
@@ -119,8 +117,7 @@ impl WindowFigures {
         let byte = samples.then(|| ByteFigures::new(vcpus, khz));
         let closed = sum(vcpus, |vcpu| &vcpu.steal_at_close);
         let guest_steal_ns = closed.saturating_sub(sum(vcpus, |vcpu| &vcpu.steal_at_open));
-        let sight = (workload.job == Job::Witness).then(|| SightFigures::new(report, config.vcpus)).flatten();
         let checks = if workload.job == Job::Checks { CheckFigures::all(report, khz) } else { Vec::new() };
-        Self { length_ns, host, guest_steal_ns, lock, byte, sight, checks }
+        Self { length_ns, host, guest_steal_ns, lock, byte, checks }
     }
 }

@@ -35,9 +35,9 @@ impl FromStr for Load {
         let whole = format!("antagonist:{text}");
         let mut parameters = Parameters::split(&whole)?;
         let load = Self {
-            duty: parameters.share("duty", 0.5)?,
+            duty: parameters.fraction("duty", 0.5)?,
             burst_ns: parameters.time("burst", 10_000_000)?,
-            is_first: parameters.word("class", &["fair", "fifo"])? == "fifo",
+            is_first: parameters.one_of("class", &["fair", "fifo"])? == "fifo",
         };
         parameters.finish()?;
         Ok(load)
@@ -67,7 +67,7 @@ impl Antagonist {
         let rest = burst.mul_f64((1.0 - load.duty) / load.duty.max(1e-3));
         let ticker = |cpu: Cpus| {
             let begin = move || {
-                let _ = cpu.confine_this_thread();
+                let _ = cpu.pin_this_thread();
                 if load.is_first {
                     let _ = set_own_class(FIRST);
                 }

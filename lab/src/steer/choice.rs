@@ -4,9 +4,9 @@ use std::io;
 
 use super::SteerError;
 use super::class::Classes;
-use super::hands::Hands;
 use super::mechanism::{Mechanism, MechanismChoice, MechanismKind};
 use super::park::Parks;
+use super::vcpu_threads::VcpuThreads;
 use host::thread::{Class, set_own_class};
 use steal_time::publisher::PublisherKind;
 
@@ -17,29 +17,32 @@ pub(super) struct Chosen {
     pub(super) why: String,
 }
 
-/// Chooses a mechanism for the threads in `hands`, whose records `publisher` keeps.
+/// Chooses a mechanism for the threads in `vcpu_threads`, whose records `publisher` keeps.
 pub(super) fn choose(
     choice: MechanismChoice,
     publisher: PublisherKind,
-    hands: Hands,
+    vcpu_threads: VcpuThreads,
 ) -> Result<Chosen, SteerError> {
-    let park = |hands, why: String| {
-        let mechanism: Box<dyn Mechanism> = Box::new(Parks::new(hands).map_err(SteerError::TakeOver)?);
+    let park = |vcpu_threads, why: String| {
+        let mechanism: Box<dyn Mechanism> = Box::new(Parks::new(vcpu_threads).map_err(SteerError::TakeOver)?);
         Ok(Chosen { mechanism, why })
     };
-    let class = |hands, why: &str| Chosen { mechanism: Box::new(Classes::new(hands)), why: why.to_owned() };
+    let class = |vcpu_threads, why: &str| Chosen {
+        mechanism: Box::new(Classes::new(vcpu_threads)),
+        why: why.to_owned(),
+    };
     match (choice, class_is_refused()) {
-        (MechanismChoice::Only(MechanismKind::Park), _) => park(hands, "as asked".to_owned()),
-        (MechanismChoice::Only(MechanismKind::Class), None) => Ok(class(hands, "as asked")),
+        (MechanismChoice::Only(MechanismKind::Park), _) => park(vcpu_threads, "as asked".to_owned()),
+        (MechanismChoice::Only(MechanismKind::Class), None) => Ok(class(vcpu_threads, "as asked")),
         (MechanismChoice::Only(kind), Some(why)) => {
             Err(SteerError::Mechanism { kind, why, other: MechanismKind::Park })
         }
-        (MechanismChoice::Auto, Some(why)) => park(hands, format!("class is not to be had: {why}")),
+        (MechanismChoice::Auto, Some(why)) => park(vcpu_threads, format!("class is not to be had: {why}")),
         // Threads of ours that are of the fair class would not get a CPU to publish on.
         (MechanismChoice::Auto, None) if matches!(publisher, PublisherKind::Perf | PublisherKind::Park) => {
-            park(hands, format!("with class, publisher {publisher} would not be heard"))
+            park(vcpu_threads, format!("with class, publisher {publisher} would not be heard"))
         }
-        (MechanismChoice::Auto, None) => Ok(class(hands, "the best that this host allows")),
+        (MechanismChoice::Auto, None) => Ok(class(vcpu_threads, "the best that this host allows")),
     }
 }
 

@@ -9,9 +9,9 @@
 //!
 //! vCPU threads whose CPU is the host's to give are of the fair class, as ever.
 
-use super::hands::Hands;
 use super::mechanism::{Mechanism, MechanismKind};
-use crate::policy::{Plan, Scene, Vcpu};
+use super::vcpu_threads::VcpuThreads;
+use crate::policy::{Assignment, SchedState, Vcpu};
 use host::thread::Class;
 
 const CHOSEN: Class = Class::Fifo(20);
@@ -20,12 +20,12 @@ const WAITING: Class = Class::Fifo(10);
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Classes {
-    hands: Hands,
+    vcpu_threads: VcpuThreads,
 }
 
 impl Classes {
-    pub(super) fn new(hands: Hands) -> Self {
-        Self { hands }
+    pub(super) fn new(vcpu_threads: VcpuThreads) -> Self {
+        Self { vcpu_threads }
     }
 }
 
@@ -34,38 +34,38 @@ impl Mechanism for Classes {
         MechanismKind::Class
     }
 
-    fn hands(&mut self) -> &mut Hands {
-        &mut self.hands
+    fn vcpu_threads(&mut self) -> &mut VcpuThreads {
+        &mut self.vcpu_threads
     }
 
-    fn settle(&mut self, scene: &Scene) {
-        let plan_of = |vcpu: Vcpu| {
-            let home = scene.vcpus.get(vcpu).map_or(0, |view| view.home);
-            (home, scene.cpus.get(home).map_or(Plan::Host, |cpu| cpu.plan))
+    fn settle(&mut self, state: &SchedState) {
+        let assignment_of = |vcpu: Vcpu| {
+            let home = state.vcpus.get(vcpu).map_or(0, |view| view.home);
+            (home, state.cpus.get(home).map_or(Assignment::Host, |cpu| cpu.assignment))
         };
-        for vcpu in 0..self.hands.count() {
-            if let Some(cpu) = scene.cpu_of(vcpu) {
-                self.hands.place(vcpu, cpu);
+        for vcpu in 0..self.vcpu_threads.count() {
+            if let Some(cpu) = state.cpu_of(vcpu) {
+                self.vcpu_threads.place(vcpu, cpu);
                 // Refused, it is overtaken less often; what happened is on record.
-                let _ = self.hands.set_class(vcpu, CHOSEN);
-                self.hands.release(vcpu);
+                let _ = self.vcpu_threads.set_class(vcpu, CHOSEN);
+                self.vcpu_threads.release(vcpu);
             }
         }
         let is_left = |vcpu: &Vcpu| {
-            scene.cpu_of(*vcpu).is_none() && scene.vcpus.get(*vcpu).is_some_and(|view| !view.is_gone)
+            state.cpu_of(*vcpu).is_none() && state.vcpus.get(*vcpu).is_some_and(|view| !view.is_gone)
         };
-        for vcpu in (0..self.hands.count()).filter(is_left) {
-            let (home, plan) = plan_of(vcpu);
-            if plan != Plan::Host {
-                self.hands.place(vcpu, home);
-                let _ = self.hands.set_class(vcpu, WAITING);
-            } else if matches!(self.hands.class(vcpu), Class::Fifo(_)) {
-                let _ = self.hands.set_class(vcpu, Class::Fair);
+        for vcpu in (0..self.vcpu_threads.count()).filter(is_left) {
+            let (home, plan) = assignment_of(vcpu);
+            if plan != Assignment::Host {
+                self.vcpu_threads.place(vcpu, home);
+                let _ = self.vcpu_threads.set_class(vcpu, WAITING);
+            } else if matches!(self.vcpu_threads.class(vcpu), Class::Fifo(_)) {
+                let _ = self.vcpu_threads.set_class(vcpu, Class::Fair);
             }
-            if plan == Plan::Idle || !scene.may_run(vcpu) {
-                self.hands.hold(vcpu);
+            if plan == Assignment::Idle || !state.may_run(vcpu) {
+                self.vcpu_threads.hold(vcpu);
             } else {
-                self.hands.release(vcpu);
+                self.vcpu_threads.release(vcpu);
             }
         }
     }

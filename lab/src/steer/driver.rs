@@ -15,13 +15,13 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::desk::Desk;
+use super::dispatcher::Dispatcher;
 use super::mechanism::MechanismKind;
 use host::clock;
 use host::thread::{Class, set_own_class};
 
 /// A wake-up and what follows takes some 20 us; where guests ring, there are many.
-const FIRST: Class = Class::Deadline { runtime: 250_000, period: 400_000 };
+const FIRST: Class = Class::Deadline { runtime_ns: 250_000, period_ns: 400_000 };
 /// Where a deadline is refused: to threads that are pinned, for one.
 const SECOND: Class = Class::Fifo(90);
 
@@ -43,7 +43,7 @@ pub(super) struct Driver {
 impl Driver {
     /// Starts it. It asks the policy for the first time at once.
     pub(super) fn start(
-        desk: Arc<Desk>,
+        dispatcher: Arc<Dispatcher>,
         bells: Vec<Option<EventFd>>,
         kind: MechanismKind,
     ) -> io::Result<Self> {
@@ -56,13 +56,13 @@ impl Driver {
         let live = move || {
             // Before any vCPU thread is of a real-time class: afterwards it might not get a CPU to change its own on.
             let class = if kind == MechanismKind::Class { take_precedence() } else { "fair" };
-            desk.begin();
+            dispatcher.begin();
             let _ = tell.send(class);
             if kind == MechanismKind::Park {
                 // It has begun in the class of whoever has started it, which may come before the vCPU threads'.
                 let _ = set_own_class(Class::Fair);
             }
-            drive(&desk, &mut alarm, &ends, kind);
+            drive(&dispatcher, &mut alarm, &ends, kind);
         };
         let thread = thread::Builder::new().name("driver".to_owned()).spawn(live)?;
         let class = told.recv().unwrap_or("none");
@@ -88,14 +88,14 @@ fn take_precedence() -> &'static str {
     }
 }
 
-fn drive(desk: &Desk, alarm: &mut Alarm, is_over: &AtomicBool, kind: MechanismKind) {
+fn drive(dispatcher: &Dispatcher, alarm: &mut Alarm, is_over: &AtomicBool, kind: MechanismKind) {
     while !is_over.load(Ordering::Relaxed) {
         let due = match kind {
-            MechanismKind::Class => desk.next_due(),
-            MechanismKind::Park => desk.next_untimed(SLACK),
+            MechanismKind::Class => dispatcher.next_due(),
+            MechanismKind::Park => dispatcher.next_untimed(SLACK),
         };
         alarm.sleep_until(due);
-        desk.attend();
+        dispatcher.attend();
     }
 }
 

@@ -20,7 +20,7 @@ const FAIR_SERVER_NS: std::ops::RangeInclusive<Ns> = GAP_NS..=60_000_000;
 
 /// A time for which a vCPU thread had a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stay {
+pub struct OnCpu {
     /// From when.
     pub from: Ns,
     /// Until when.
@@ -68,8 +68,8 @@ pub struct Fidelity {
 }
 
 /// The times for which a thread had a CPU, of its `switches` between `begin` and `end`.
-pub fn stays(switches: &[Switch], begin: Ns, end: Ns) -> Vec<Stay> {
-    let mut stays = Vec::new();
+pub fn on_cpu(switches: &[Switch], begin: Ns, end: Ns) -> Vec<OnCpu> {
+    let mut on_cpu = Vec::new();
     let mut open: Option<(Ns, u32)> = None;
     // One that loses a CPU first has had it from the beginning on.
     if let Some(first) = switches.iter().find(|switch| switch.at_ns >= begin)
@@ -80,7 +80,7 @@ pub fn stays(switches: &[Switch], begin: Ns, end: Ns) -> Vec<Stay> {
     let mut close = |from: Ns, to: Ns, cpu: u32, was_preempted| {
         let (from, to) = (from.max(begin), to.min(end));
         if from < to {
-            stays.push(Stay { from, to, cpu: cpu as usize, was_preempted });
+            on_cpu.push(OnCpu { from, to, cpu: cpu as usize, was_preempted });
         }
     };
     for switch in switches {
@@ -96,7 +96,7 @@ pub fn stays(switches: &[Switch], begin: Ns, end: Ns) -> Vec<Stay> {
     if let Some((from, cpu)) = open {
         close(from, end, cpu, false);
     }
-    stays
+    on_cpu
 }
 
 /// A time for which something was planned for a CPU.
@@ -126,11 +126,11 @@ fn slots(chosen: &[Chosen], begin: Ns, end: Ns) -> Vec<Slot> {
     slots
 }
 
-/// Judges what `chosen` planned by the `stays` of each vCPU, from `begin` to `end`. `cpus` are the host's numbers;
+/// Judges what `chosen` planned by the `on_cpu` of each vCPU, from `begin` to `end`. `cpus` are the host's numbers;
 /// `are_first` says whether vCPU threads are of a real-time class.
 pub fn judge(
     chosen: &[Chosen],
-    stays: &[Vec<Stay>],
+    on_cpu: &[Vec<OnCpu>],
     cpus: &[usize],
     (begin, end): (Ns, Ns),
     are_first: bool,
@@ -138,31 +138,31 @@ pub fn judge(
     let slots = slots(chosen, begin, end);
     let number = |cpu: Cpu| cpus.get(cpu).copied();
     let mut result = Fidelity {
-        ran: stays.iter().flatten().map(|stay| stay.to - stay.from).sum(),
+        ran: on_cpu.iter().flatten().map(|span| span.to - span.from).sum(),
         planned: slots.iter().filter(|slot| slot.vcpu.is_some()).map(|slot| slot.to - slot.from).sum(),
         late: chosen.iter().map(|one| one.decided_ns.saturating_sub(one.due_ns)).collect(),
         ..Fidelity::default()
     };
-    let mut next = vec![0; stays.len()];
+    let mut next = vec![0; on_cpu.len()];
     for slot in &slots {
-        let Some((vcpu, own)) = slot.vcpu.and_then(|vcpu| Some((vcpu, stays.get(vcpu)?))) else { continue };
+        let Some((vcpu, own)) = slot.vcpu.and_then(|vcpu| Some((vcpu, on_cpu.get(vcpu)?))) else { continue };
         // Slots come by begin, so what is over for one is over for those behind it.
-        while own.get(next[vcpu]).is_some_and(|stay| stay.to <= slot.from) {
+        while own.get(next[vcpu]).is_some_and(|span| span.to <= slot.from) {
             next[vcpu] += 1;
         }
-        let within = own.iter().skip(next[vcpu]).take_while(|stay| stay.from < slot.to);
-        let here = within.filter(|stay| Some(stay.cpu) == number(slot.cpu));
-        result.in_turn += here.map(|stay| stay.to.min(slot.to) - stay.from.max(slot.from)).sum::<Ns>();
+        let within = own.iter().skip(next[vcpu]).take_while(|span| span.from < slot.to);
+        let here = within.filter(|span| Some(span.cpu) == number(slot.cpu));
+        result.in_turn += here.map(|span| span.to.min(slot.to) - span.from.max(slot.from)).sum::<Ns>();
     }
-    reactions(chosen, stays, &number, end, &mut result);
-    result.gaps = gaps(&slots, stays, &number, begin, are_first);
+    reactions(chosen, on_cpu, &number, end, &mut result);
+    result.gaps = gaps(&slots, on_cpu, &number, begin, are_first);
     result
 }
 
 /// How long it took from each decision until it was so.
 fn reactions(
     chosen: &[Chosen],
-    stays: &[Vec<Stay>],
+    on_cpu: &[Vec<OnCpu>],
     number: &impl Fn(Cpu) -> Option<usize>,
     end: Ns,
     result: &mut Fidelity,
@@ -171,18 +171,18 @@ fn reactions(
     let mut until = vec![end; chosen.iter().map(|one| one.cpu + 1).max().unwrap_or(0)];
     for one in chosen.iter().rev() {
         let next = std::mem::replace(&mut until[one.cpu], one.decided_ns);
-        let stay_of = |vcpu: Option<Vcpu>| {
-            let own = stays.get(vcpu?)?;
-            own.get(own.partition_point(|stay| stay.to <= one.decided_ns)).filter(|stay| stay.from < end)
+        let span_of = |vcpu: Option<Vcpu>| {
+            let own = on_cpu.get(vcpu?)?;
+            own.get(own.partition_point(|span| span.to <= one.decided_ns)).filter(|span| span.from < end)
         };
-        match stay_of(one.to).filter(|stay| stay.from < next && Some(stay.cpu) == number(one.cpu)) {
-            Some(stay) if stay.from >= one.decided_ns => result.on.push(stay.from - one.decided_ns),
+        match span_of(one.to).filter(|span| span.from < next && Some(span.cpu) == number(one.cpu)) {
+            Some(span) if span.from >= one.decided_ns => result.on.push(span.from - one.decided_ns),
             // It had the CPU already, the one before having halted.
             Some(_) => {}
             None => result.missed += u64::from(one.to.is_some()),
         }
-        if let Some(stay) = stay_of(one.from).filter(|stay| stay.from < one.decided_ns && stay.to < next) {
-            result.off.push(stay.to - one.decided_ns);
+        if let Some(span) = span_of(one.from).filter(|span| span.from < one.decided_ns && span.to < next) {
+            result.off.push(span.to - one.decided_ns);
         }
     }
 }
@@ -190,7 +190,7 @@ fn reactions(
 /// Gaps on CPUs for which a vCPU was planned that wanted to run.
 fn gaps(
     slots: &[Slot],
-    stays: &[Vec<Stay>],
+    on_cpu: &[Vec<OnCpu>],
     number: &impl Fn(Cpu) -> Option<usize>,
     begin: Ns,
     are_first: bool,
@@ -202,7 +202,7 @@ fn gaps(
         let planned: Vec<_> = slots.iter().filter(|slot| slot.cpu == cpu && slot.vcpu.is_some()).collect();
         // From the begin of its first hole to the end of its last.
         let mut open: Option<(Gap, Ns)> = None;
-        for (from, to) in holes(&planned, stays, host_cpu) {
+        for (from, to) in holes(&planned, on_cpu, host_cpu) {
             match &mut open {
                 Some((gap, end)) if from - *end < APART_NS => {
                     gap.length_ns += to - from;
@@ -228,9 +228,9 @@ fn gaps(
 }
 
 /// Times for which no vCPU ran on this CPU, though the last one had lost it against its will and one was `planned`, in order.
-fn holes(planned: &[&Slot], stays: &[Vec<Stay>], host_cpu: usize) -> Vec<(Ns, Ns)> {
-    let mut here: Vec<_> = stays.iter().flatten().filter(|stay| stay.cpu == host_cpu).collect();
-    here.sort_by_key(|stay| stay.from);
+fn holes(planned: &[&Slot], on_cpu: &[Vec<OnCpu>], host_cpu: usize) -> Vec<(Ns, Ns)> {
+    let mut here: Vec<_> = on_cpu.iter().flatten().filter(|span| span.cpu == host_cpu).collect();
+    here.sort_by_key(|span| span.from);
     let is_planned = |from: Ns, to: Ns| {
         let first = planned.partition_point(|slot| slot.to <= from);
         let within = planned.iter().skip(first).take_while(|slot| slot.from < to);
@@ -269,19 +269,19 @@ mod tests {
         let log = [
             switch(3 * MS, SwitchKind::Preempted),
             switch(6 * MS, SwitchKind::In),
-            switch(7 * MS, SwitchKind::Slept),
+            switch(7 * MS, SwitchKind::Blocked),
             switch(9 * MS, SwitchKind::In),
         ];
-        let stay = |from, to, was_preempted| Stay { from: from * MS, to: to * MS, cpu: 4, was_preempted };
-        assert_eq!(stays(&log, MS, 10 * MS), [stay(1, 3, true), stay(6, 7, false), stay(9, 10, false)]);
+        let span = |from, to, was_preempted| OnCpu { from: from * MS, to: to * MS, cpu: 4, was_preempted };
+        assert_eq!(on_cpu(&log, MS, 10 * MS), [span(1, 3, true), span(6, 7, false), span(9, 10, false)]);
     }
 
     #[test]
     fn time_in_turn_and_reactions_are_those_of_the_planned_one_on_the_planned_cpu() {
         let plan =
             [chosen(MS, None, Some(0)), chosen(4 * MS, Some(0), Some(1)), chosen(7 * MS, Some(1), None)];
-        let stay = |from, to| Stay { from, to, cpu: 4, was_preempted: true };
-        let ran = [vec![stay(MS + 30 * US, 4 * MS + 10 * US)], vec![stay(4 * MS + 40 * US, 7 * MS + 5 * US)]];
+        let span = |from, to| OnCpu { from, to, cpu: 4, was_preempted: true };
+        let ran = [vec![span(MS + 30 * US, 4 * MS + 10 * US)], vec![span(4 * MS + 40 * US, 7 * MS + 5 * US)]];
         let judged = judge(&plan, &ran, &[4], (MS, 10 * MS), true);
         assert_eq!(judged.planned, 6 * MS);
         assert_eq!(judged.in_turn, 6 * MS - 30 * US - 40 * US);
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn decision_that_is_overtaken_by_the_next_is_missed() {
         let plan = [chosen(MS, None, Some(0)), chosen(2 * MS, Some(0), Some(1))];
-        let ran = [vec![Stay { from: 3 * MS, to: 4 * MS, cpu: 4, was_preempted: false }], Vec::new()];
+        let ran = [vec![OnCpu { from: 3 * MS, to: 4 * MS, cpu: 4, was_preempted: false }], Vec::new()];
         let judged = judge(&plan, &ran, &[4], (MS, 10 * MS), true);
         assert_eq!((judged.missed, judged.in_turn, judged.on.len()), (2, 0, 0));
     }
@@ -303,13 +303,13 @@ mod tests {
     #[test]
     fn fair_servers_gaps_are_named_and_a_halt_is_none() {
         let plan = [chosen(MS, None, Some(0))];
-        let stay = |from, to, was_preempted| Stay { from: from * MS, to: to * MS, cpu: 4, was_preempted };
+        let span = |from, to, was_preempted| OnCpu { from: from * MS, to: to * MS, cpu: 4, was_preempted };
         let taken = [vec![
-            stay(1, 900, true),
-            stay(950, 1000, true),
-            stay(1000, 1200, true),
-            stay(1300, 1400, false),
-            stay(1450, 1500, false),
+            span(1, 900, true),
+            span(950, 1000, true),
+            span(1000, 1200, true),
+            span(1300, 1400, false),
+            span(1450, 1500, false),
         ]];
         let gaps = judge(&plan, &taken, &[4], (MS, 2000 * MS), true).gaps;
         let gap =
@@ -318,7 +318,7 @@ mod tests {
         let in_turn = judge(&plan, &taken, &[4], (MS, 2000 * MS), false).gaps;
         assert_eq!(in_turn[0], gap(899, 50, 1, "foreign"), "among equals it may have been anybody");
         // The fair server gives its time in pieces where that is how it is asked for.
-        let pieces = [(0..8).map(|piece| stay(1 + 20 * piece, 15 + 20 * piece, true)).collect::<Vec<_>>()];
+        let pieces = [(0..8).map(|piece| span(1 + 20 * piece, 15 + 20 * piece, true)).collect::<Vec<_>>()];
         let gaps = judge(&plan, &pieces, &[4], (MS, 2000 * MS), true).gaps;
         assert_eq!(gaps, [gap(14, 42, 7, "fair server")]);
     }

@@ -2,13 +2,13 @@
 
 use std::sync::atomic::Ordering;
 
-use protocol::exchange::{Exchange, Ring, Told as Page};
+use protocol::payload::hints::{Doorbell, GuestHints as HintsInMemory, HintPage};
 
 use super::Steered;
 use crate::guest::ReportView;
-use crate::policy::board::Board;
-use crate::policy::{Event, Plan, Scene, Told, Vcpu};
-use host::account::{self, ThreadAccount};
+use crate::policy::schedule::Schedule;
+use crate::policy::{Assignment, Event, GuestHints, SchedState, Vcpu};
+use host::stats::{self, ThreadStats};
 use vmm::guest_clock::GuestClock;
 use vmm::vcpu::control::Seat;
 use vmm::vcpu::{Message, Outbox};
@@ -57,15 +57,15 @@ impl Guests {
         (guest, vcpu - self.0.get(guest).map_or(0, |guest| guest.first))
     }
 
-    /// Takes down on `board` what the guests tell. Gives whose hint has changed, and, where they are `heard`, what they have rung
+    /// Takes down on `schedule` what the guests tell. Gives whose hint has changed, and, where they are `heard`, what they have rung
     /// for.
-    pub(super) fn read_pages(&self, is_heard: bool, board: &mut Board) -> Vec<Event> {
+    pub(super) fn read_pages(&self, is_heard: bool, schedule: &mut Schedule) -> Vec<Event> {
         let mut events = Vec::new();
         for guest in &self.0 {
             let Some(report) = &guest.report else { continue };
-            for (index, page) in report.exchange.iter().enumerate().take(guest.tids.len()) {
+            for (index, page) in report.hints.iter().enumerate().take(guest.tids.len()) {
                 let vcpu = guest.first + index;
-                if board.tell(vcpu, told(&page.told)) {
+                if schedule.set_hints(vcpu, hints(&page.guest)) {
                     events.push(Event::Hint { vcpu });
                 }
                 if is_heard {
@@ -76,28 +76,28 @@ impl Guests {
         events
     }
 
-    /// Takes down on `board` what each thread has run and has waited.
-    pub(super) fn read_accounts(&self, board: &mut Board) {
+    /// Takes down on `schedule` what each thread has run and has waited.
+    pub(super) fn read_accounts(&self, schedule: &mut Schedule) {
         for guest in &self.0 {
             for (index, tid) in guest.tids.iter().enumerate() {
                 // One that has ended has its last account.
-                if let Ok((ran, waited)) = ThreadAccount::read_times(*tid) {
-                    let is_asleep = account::is_asleep(*tid).unwrap_or(true);
-                    board.account(guest.first + index, ran, waited, is_asleep);
+                if let Ok((ran, waited)) = ThreadStats::read_times(*tid) {
+                    let is_asleep = stats::is_asleep(*tid).unwrap_or(true);
+                    schedule.set_cpu_time(guest.first + index, ran, waited, is_asleep);
                 }
             }
         }
     }
 
     /// Tells the guests when the turns of those who run end.
-    pub(super) fn tell_turns(&self, scene: &Scene) {
-        for cpu in &scene.cpus {
-            let Plan::Runs(vcpu) = cpu.plan else { continue };
+    pub(super) fn tell_turns(&self, state: &SchedState) {
+        for cpu in &state.cpus {
+            let Assignment::Vcpu(vcpu) = cpu.assignment else { continue };
             let (guest, index) = self.name_of(vcpu);
             let Some(guest) = self.0.get(guest) else { continue };
-            let page = guest.report.as_ref().and_then(|report| report.exchange.get(index));
+            let page = guest.report.as_ref().and_then(|report| report.hints.get(index));
             if let (Some(page), Some(clock)) = (page, &guest.clock) {
-                page.heard.turn_ends.store(clock.tsc_at(cpu.until), Ordering::Relaxed);
+                page.host.slice_end.store(clock.tsc_at(cpu.until), Ordering::Relaxed);
             }
         }
     }
@@ -112,31 +112,31 @@ impl Guests {
 
 impl Guest {
     /// What `vcpu` has rung for since it was last heard.
-    fn hear(&self, vcpu: Vcpu, page: &Exchange, events: &mut Vec<Event>) {
-        if page.told.bell.load(Ordering::Relaxed) == 0 {
+    fn hear(&self, vcpu: Vcpu, page: &HintPage, events: &mut Vec<Event>) {
+        if page.guest.doorbell.load(Ordering::Relaxed) == 0 {
             return;
         }
-        let rung = page.told.bell.swap(0, Ordering::AcqRel);
-        let is_rung = |ring: Ring| rung & ring as u32 != 0;
-        if is_rung(Ring::Halt) {
+        let rung = page.guest.doorbell.swap(0, Ordering::AcqRel);
+        let is_rung = |ring: Doorbell| rung & ring as u32 != 0;
+        if is_rung(Doorbell::Halt) {
             events.push(Event::Halted { vcpu });
         }
-        if is_rung(Ring::Wake) {
+        if is_rung(Doorbell::Wake) {
             events.push(Event::Woke { vcpu });
         }
-        let to = page.told.yields_to.load(Ordering::Relaxed) as usize;
-        if is_rung(Ring::Yield) && to < self.tids.len() {
+        let to = page.guest.yield_to.load(Ordering::Relaxed) as usize;
+        if is_rung(Doorbell::Yield) && to < self.tids.len() {
             events.push(Event::YieldTo { from: vcpu, to: self.first + to });
         }
     }
 }
 
-fn told(page: &Page) -> Told {
-    let since = page.waits_since.load(Ordering::Relaxed);
-    Told {
-        hint: u8::try_from(page.hint.load(Ordering::Relaxed)).unwrap_or(u8::MAX),
-        holds: page.holds.load(Ordering::Relaxed),
-        waits_since: (since != 0).then_some(since),
+fn hints(page: &HintsInMemory) -> GuestHints {
+    let since = page.waiting_since.load(Ordering::Relaxed);
+    GuestHints {
+        hint: u8::try_from(page.urgent.load(Ordering::Relaxed)).unwrap_or(u8::MAX),
+        locks_held: page.locks_held.load(Ordering::Relaxed),
+        waiting_since_tsc: (since != 0).then_some(since),
         is_halted: page.is_halted.load(Ordering::Relaxed) != 0,
     }
 }

@@ -1,6 +1,6 @@
 //! The log: what was decided, and when it was carried out.
 
-use crate::policy::board::Refusal;
+use crate::policy::schedule::Refusal;
 use crate::policy::{Cpu, Ns, Vcpu};
 
 /// As many switches are kept; more are counted.

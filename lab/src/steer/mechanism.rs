@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::hands::Hands;
-use crate::policy::{Cpu, Ns, Scene, Vcpu};
+use super::vcpu_threads::VcpuThreads;
+use crate::policy::{Cpu, Ns, SchedState, Vcpu};
 use host::thread::Class;
 
 /// How vCPU threads are made to run or not.
@@ -41,29 +41,29 @@ pub(super) trait Mechanism: fmt::Debug + Send {
     fn kind(&self) -> MechanismKind;
 
     /// What it does it all with.
-    fn hands(&mut self) -> &mut Hands;
+    fn vcpu_threads(&mut self) -> &mut VcpuThreads;
 
-    /// Makes the vCPU threads do what `scene` says. What they do already costs nothing.
-    fn settle(&mut self, scene: &Scene);
+    /// Makes the vCPU threads do what `state` says. What they do already costs nothing.
+    fn settle(&mut self, state: &SchedState);
 
     /// A vCPU lives on that CPU from now on.
     fn place(&mut self, vcpu: Vcpu, cpu: Cpu) {
-        self.hands().place(vcpu, cpu);
+        self.vcpu_threads().place(vcpu, cpu);
     }
 
     /// Asks the host to treat a vCPU in another way, where the host chooses.
     fn tune(&mut self, vcpu: Vcpu, nice: i8, slice: Ns) {
         // To ask for less is always allowed; what is refused stays as it was.
-        let _ = self.hands().set_class(vcpu, Class::Tuned { nice, slice });
+        let _ = self.vcpu_threads().set_class(vcpu, Class::Tuned { nice, slice_ns: slice });
     }
 
     /// A vCPU is gone, or about to go home.
     fn lose(&mut self, vcpu: Vcpu) {
-        self.hands().give_back(vcpu);
+        self.vcpu_threads().give_back(vcpu);
     }
 
     /// Gives the vCPU threads back to the host.
     fn let_go(&mut self) {
-        self.hands().let_go();
+        self.vcpu_threads().let_go();
     }
 }

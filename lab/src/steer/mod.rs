@@ -1,7 +1,7 @@
 //! Steering: carrying out what a policy decides.
 //!
-//! The one place with threads and time between a pure [`crate::policy`] and the vCPU threads. A [`desk::Desk`] asks the policy
-//! when something happens, has the [`crate::policy::board`] check what it says, and hands the state of things to a
+//! The one place with threads and time between a pure [`crate::policy`] and the vCPU threads. A [`dispatcher::Dispatcher`] asks the policy
+//! when something happens, has the [`crate::policy::schedule`] check what it says, and hands the state of things to a
 //! [`mechanism`], which makes it so. Two mechanisms do:
 //!
 //! | mechanism | how | preemption | needs |
@@ -19,15 +19,15 @@
 pub mod antagonist;
 pub mod choice;
 mod class;
-mod clerk;
-pub mod desk;
+pub mod dispatcher;
 mod driver;
 pub mod fidelity;
 mod guests;
-mod hands;
 pub mod log;
 pub mod mechanism;
 mod park;
+mod recorder;
+mod vcpu_threads;
 
 use std::io;
 use std::sync::Arc;
@@ -38,20 +38,20 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::guest::{GuestScheduler, ReportView};
 use crate::policy::catalogue::PolicyChoice;
 use crate::policy::parameters::ParameterError;
-use crate::policy::{Ns, Wants};
-use clerk::Clerk;
-pub use clerk::{LockEpisode, Sample};
-use desk::{Desk, DeskOfGuest, End};
+use crate::policy::{Needs, Ns};
+use dispatcher::{DeskOfGuest, Dispatcher, End};
 use driver::Driver;
-use fidelity::{Stay, stays};
-use hands::Hands;
+use fidelity::{OnCpu, on_cpu};
 use host::clock;
 use host::cpus::Cpus;
 use host::perf::Switch;
 use host::thread::{Class, set_own_class};
 use log::Log;
 use mechanism::{MechanismChoice, MechanismKind};
+use recorder::Recorder;
+pub use recorder::{LockEpisode, Sample};
 use steal_time::publisher::PublisherKind;
+use vcpu_threads::VcpuThreads;
 use vmm::guest_clock::GuestClock;
 use vmm::vcpu::Outbox;
 use vmm::vcpu::control::Seat;
@@ -100,18 +100,18 @@ impl SteerConfig {
     ///
     /// # Errors
     /// [`ParameterError`].
-    pub fn wants(&self) -> Result<Wants, ParameterError> {
-        self.policy.make(self.seed).map(|policy| policy.wants())
+    pub fn needs(&self) -> Result<Needs, ParameterError> {
+        self.policy.make(self.seed).map(|policy| policy.needs())
     }
 }
 
 /// The words that have our payload tell what a policy wants to know.
-pub fn words(wants: Wants, traces: bool) -> String {
+pub fn words(needs: Needs, traces: bool) -> String {
     let asks = [
-        (wants.told, "tell=on".to_owned()),
-        (wants.rings, "ring=on".to_owned()),
+        (needs.guest_hints, "hints=on".to_owned()),
+        (needs.doorbell, "doorbell=on".to_owned()),
         (traces, "trace=on".to_owned()),
-        (wants.slice_left, format!("slice_margin_ns={MARGIN_NS}")),
+        (needs.slice_left, format!("slice_margin_ns={MARGIN_NS}")),
     ];
     asks.into_iter().filter(|(is_wanted, _)| *is_wanted).map(|(_, word)| word).collect::<Vec<_>>().join(" ")
 }
@@ -161,15 +161,15 @@ pub struct Steered {
 /// Guests under a policy.
 #[derive(Debug)]
 pub struct Steering {
-    desk: Arc<Desk>,
+    dispatcher: Arc<Dispatcher>,
     driver: Driver,
-    clerk: Clerk,
+    recorder: Recorder,
     seats: Vec<Arc<Seat>>,
     kind: MechanismKind,
     why: String,
     policy: String,
     seed: u64,
-    wants: Wants,
+    needs: Needs,
     cpus: Vec<usize>,
     vcpus: Vec<usize>,
     began_ns: Ns,
@@ -183,7 +183,7 @@ pub struct SteeringRemains {
     /// What it drew its randomness from.
     pub seed: u64,
     /// What it wanted to be told.
-    pub wants: Wants,
+    pub needs: Needs,
     /// The mechanism.
     pub mechanism: MechanismKind,
     /// Why this one.
@@ -218,11 +218,11 @@ pub struct SteeringRemains {
 
 impl SteeringRemains {
     /// The times for which each vCPU's thread had a CPU; `None` where the host does not tell.
-    pub fn stays(&self) -> Option<Vec<Vec<Stay>>> {
+    pub fn on_cpu(&self) -> Option<Vec<Vec<OnCpu>>> {
         // A thread that ends is on record nowhere but here.
         let ends = self.left.iter().map(|left| left.unwrap_or(self.ended_ns).min(self.ended_ns));
         let switches = self.switches.as_ref()?;
-        Some(switches.iter().zip(ends).map(|(switches, end)| stays(switches, self.began_ns, end)).collect())
+        Some(switches.iter().zip(ends).map(|(switches, end)| on_cpu(switches, self.began_ns, end)).collect())
     }
 }
 
@@ -240,33 +240,33 @@ impl Steering {
         attach: impl Fn(usize, Arc<dyn GuestScheduler>),
     ) -> Result<Self, SteerError> {
         let policy = config.policy.make(config.seed)?;
-        let wants = policy.wants();
+        let needs = policy.needs();
         let vcpus: Vec<usize> = guests.iter().map(|guest| guest.seats.len()).collect();
         let seats: Vec<_> = guests.iter().flat_map(|guest| guest.seats.iter().cloned()).collect();
-        let hands = Hands::new(seats.clone(), cpus.iter().collect());
-        let chosen = choice::choose(config.mechanism, publisher, hands)?;
+        let vcpu_threads = VcpuThreads::new(seats.clone(), cpus.iter().collect());
+        let chosen = choice::choose(config.mechanism, publisher, vcpu_threads)?;
         let (kind, why) = (chosen.mechanism.kind(), chosen.why);
-        let clerk = Clerk::start(&seats, &guests, config.traces, kind).map_err(SteerError::Thread)?;
+        let recorder = Recorder::start(&seats, &guests, config.traces, kind).map_err(SteerError::Thread)?;
         let bells =
             guests.iter().map(|guest| guest.bell.as_ref().and_then(|bell| bell.try_clone().ok())).collect();
         let began_ns = clock::monotonic_ns();
-        let desk = Desk::new(policy, chosen.mechanism, guests, cpus.count(), config.starvation);
-        let desk = Arc::new(desk);
+        let dispatcher = Dispatcher::new(policy, chosen.mechanism, guests, cpus.count(), config.starvation);
+        let dispatcher = Arc::new(dispatcher);
         let times_slices = kind == MechanismKind::Park;
         for guest in 0..vcpus.len() {
-            attach(guest, Arc::new(DeskOfGuest { desk: Arc::clone(&desk), guest, times_slices }));
+            attach(guest, Arc::new(DeskOfGuest { dispatcher: Arc::clone(&dispatcher), guest, times_slices }));
         }
-        let driver = Driver::start(Arc::clone(&desk), bells, kind).map_err(SteerError::TakeOver)?;
+        let driver = Driver::start(Arc::clone(&dispatcher), bells, kind).map_err(SteerError::TakeOver)?;
         Ok(Self {
-            desk,
+            dispatcher,
             driver,
-            clerk,
+            recorder,
             seats,
             kind,
             why,
             policy: config.policy.to_string(),
             seed: config.seed,
-            wants,
+            needs,
             cpus: cpus.iter().collect(),
             vcpus,
             began_ns,
@@ -280,19 +280,19 @@ impl Steering {
 
     /// Lets all go on as the host likes. What was recorded so far is kept.
     pub fn let_go(&self) {
-        self.desk.finish(None);
+        self.dispatcher.finish(None);
     }
 
     /// Ends it, and gives what is left. The vCPU threads may have gone home.
     pub fn finish(self) -> SteeringRemains {
         self.let_go();
         let driver = self.driver.finish();
-        let (ended_ns, end, log) = self.desk.take();
-        let facts = self.clerk.finish();
+        let (ended_ns, end, log) = self.dispatcher.take();
+        let facts = self.recorder.finish();
         SteeringRemains {
             policy: self.policy,
             seed: self.seed,
-            wants: self.wants,
+            needs: self.needs,
             mechanism: self.kind,
             why: self.why,
             driver,

@@ -9,25 +9,25 @@
 
 use std::io;
 
-use super::hands::Hands;
 use super::mechanism::{Mechanism, MechanismKind};
-use crate::policy::{Ns, Plan, Scene, Vcpu};
+use super::vcpu_threads::VcpuThreads;
+use crate::policy::{Assignment, Ns, SchedState, Vcpu};
 use host::kick;
 use host::timer::ThreadTimer;
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Parks {
-    hands: Hands,
+    vcpu_threads: VcpuThreads,
     /// Each vCPU's timer, and for when it was last set.
     timers: Vec<(ThreadTimer, Ns)>,
 }
 
 impl Parks {
-    pub(super) fn new(hands: Hands) -> io::Result<Self> {
-        let timer = |vcpu| Ok((ThreadTimer::new(hands.tid(vcpu), kick::signal())?, 0));
-        let timers = (0..hands.count()).map(timer).collect::<io::Result<_>>()?;
-        Ok(Self { hands, timers })
+    pub(super) fn new(vcpu_threads: VcpuThreads) -> io::Result<Self> {
+        let timer = |vcpu| Ok((ThreadTimer::new(vcpu_threads.tid(vcpu), kick::signal())?, 0));
+        let timers = (0..vcpu_threads.count()).map(timer).collect::<io::Result<_>>()?;
+        Ok(Self { vcpu_threads, timers })
     }
 }
 
@@ -36,32 +36,32 @@ impl Mechanism for Parks {
         MechanismKind::Park
     }
 
-    fn hands(&mut self) -> &mut Hands {
-        &mut self.hands
+    fn vcpu_threads(&mut self) -> &mut VcpuThreads {
+        &mut self.vcpu_threads
     }
 
-    fn settle(&mut self, scene: &Scene) {
-        let count = self.hands.count();
+    fn settle(&mut self, state: &SchedState) {
+        let count = self.vcpu_threads.count();
         // First those who stop: their kicks are under way while the others are woken.
         let is_left = |vcpu: &Vcpu| {
-            scene.cpu_of(*vcpu).is_none() && scene.vcpus.get(*vcpu).is_some_and(|view| !view.is_gone)
+            state.cpu_of(*vcpu).is_none() && state.vcpus.get(*vcpu).is_some_and(|view| !view.is_gone)
         };
         for vcpu in (0..count).filter(is_left) {
-            let home = scene.vcpus.get(vcpu).map_or(0, |view| view.home);
-            let is_hosts = scene.cpus.get(home).is_none_or(|cpu| cpu.plan == Plan::Host);
-            if is_hosts && scene.may_run(vcpu) {
-                self.hands.release(vcpu);
+            let home = state.vcpus.get(vcpu).map_or(0, |view| view.home);
+            let is_hosts = state.cpus.get(home).is_none_or(|cpu| cpu.assignment == Assignment::Host);
+            if is_hosts && state.may_run(vcpu) {
+                self.vcpu_threads.release(vcpu);
             } else {
-                self.hands.hold(vcpu);
+                self.vcpu_threads.hold(vcpu);
             }
         }
-        for (cpu, view) in scene.cpus.iter().enumerate() {
-            let Plan::Runs(vcpu) = view.plan else {
-                self.hands.close(cpu);
+        for (cpu, view) in state.cpus.iter().enumerate() {
+            let Assignment::Vcpu(vcpu) = view.assignment else {
+                self.vcpu_threads.close(cpu);
                 continue;
             };
-            self.hands.take_over(cpu, vcpu);
-            self.hands.place(vcpu, cpu);
+            self.vcpu_threads.take_over(cpu, vcpu);
+            self.vcpu_threads.place(vcpu, cpu);
             if let Some((timer, set_for)) = self.timers.get_mut(vcpu)
                 && *set_for != view.until
             {

@@ -1,6 +1,7 @@
-//! Perfetto's format: a stream of packets, each a track's description or something that happened on a track.
+//! Perfetto encoding: a stream of packets, each a track descriptor or an event on a track.
 //!
-//! Only the few messages and fields that we write are declared here; numbers are those of the published definitions.
+//! Only the messages and fields that we write are declared. Their numbers are those of Perfetto's
+//! protobuf definitions.
 //!
 //! Source: perfetto.dev, "Synthetic Track Event"; `protos/perfetto/trace/trace_packet.proto`,
 //! `track_event/track_event.proto`, `track_event/track_descriptor.proto`, `clock_snapshot.proto`.
@@ -9,12 +10,12 @@ use prost::Message;
 
 use super::{Trace, What};
 
-/// All packets are of one sequence.
+/// Sequence ID of all packets.
 const SEQUENCE: u32 = 1;
-/// The first packet of a sequence says that nothing came before it.
+/// `SequenceFlags.SEQ_INCREMENTAL_STATE_CLEARED`, in the first packet of the sequence.
 const SEQUENCE_BEGINS: u32 = 1;
 
-/// `BuiltinClock`: what stamps are of, and what viewers take for a trace's time.
+/// `BuiltinClock`: timestamps are of `MONOTONIC`; viewers use `BOOTTIME` as the time of a trace.
 const MONOTONIC: u32 = 3;
 const BOOT_TIME: u32 = 6;
 
@@ -24,7 +25,7 @@ const SLICE_END: i32 = 2;
 const INSTANT: i32 = 3;
 const COUNTER: i32 = 4;
 
-/// `TrackDescriptor.ChildTracksOrdering`: as they are declared.
+/// `TrackDescriptor.ChildTracksOrdering.EXPLICIT`: children appear in the order of their ranks.
 const EXPLICIT: i32 = 3;
 
 #[derive(Clone, PartialEq, Message)]
@@ -99,12 +100,12 @@ struct CounterDescriptor {
     unit_name: Option<String>,
 }
 
-/// A number for the track at this place: 0 is taken, for the trace itself.
+/// UUID of a track. 0 is reserved for the trace.
 fn uuid(track: usize) -> u64 {
     track as u64 + 1
 }
 
-/// The bytes of a `.pftrace` file that shows `trace`.
+/// Encodes `trace` as the contents of a `.pftrace` file.
 pub fn encode(trace: &Trace) -> Vec<u8> {
     let begin = trace.events.first().map_or(0, |event| event.at);
     let clock = |clock_id| Clock { clock_id: Some(clock_id), timestamp: Some(begin) };
@@ -114,15 +115,15 @@ pub fn encode(trace: &Trace) -> Vec<u8> {
         sequence_flags: Some(SEQUENCE_BEGINS),
         ..Packet::default()
     }];
-    packet.extend(trace.tracks.iter().enumerate().map(|(place, track)| Packet {
+    packet.extend(trace.tracks.iter().enumerate().map(|(index, track)| Packet {
         trusted_packet_sequence_id: Some(SEQUENCE),
         track_descriptor: Some(TrackDescriptor {
-            uuid: Some(uuid(place)),
+            uuid: Some(uuid(index)),
             name: Some(track.name.clone()),
             parent_uuid: track.parent.map(uuid),
             counter: track.unit.map(|unit| CounterDescriptor { unit_name: Some(unit.to_owned()) }),
             child_ordering: Some(EXPLICIT),
-            sibling_order_rank: i32::try_from(place).ok(),
+            sibling_order_rank: i32::try_from(index).ok(),
         }),
         ..Packet::default()
     }));

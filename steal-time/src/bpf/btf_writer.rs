@@ -1,25 +1,28 @@
-//! A BTF of a few types: what relocation compares the program's own types with, in place of the kernel's 126,000.
-#![expect(clippy::cast_possible_truncation, reason = "a handful of types: nothing here comes near 32 bits")]
+//! Writes a small BTF for relocation: the five structs that the program reads, instead of the
+//! kernel's 126,000 types.
+#![expect(clippy::cast_possible_truncation, reason = "a few types: no size comes near 32 bits")]
 
 use super::kernel_btf::{FieldKind, KernelLayout, WANTED};
 
-/// A BTF under construction. Ids count from 1, in the order in which types are added.
+/// Builds a BTF. Type IDs count from 1, in the order of the calls.
 pub(super) struct BtfWriter {
     types: Vec<u8>,
     strings: Vec<u8>,
 }
 
-/// A member of a struct: its name, the id of its type, its offset in bytes.
+/// A member of a struct: its name, the ID of its type, its offset (bytes).
 pub(super) type Member<'a> = (&'a str, u32, u32);
 
 impl BtfWriter {
+    /// Starts a BTF without types.
     pub(super) fn new() -> Self {
         Self { types: Vec::new(), strings: vec![0] }
     }
 
-    /// The structs that the program reads, with the members that it reads, where this kernel has them.
+    /// Writes the structs that the program reads, with the members that it reads, as far as this
+    /// kernel has them.
     pub(super) fn describing(layout: &KernelLayout) -> Self {
-        // Structs come first, in order, so that a struct's id is known before it is written
+        // Structs come first, in order, so a struct's ID is known before it is written
         let struct_id =
             |name| (1..).zip(&WANTED).find(|(_, wanted)| wanted.name == name).map_or(0, |(id, _)| id);
         let (int4, int8, pointer) =
@@ -49,7 +52,7 @@ impl BtfWriter {
         btf
     }
 
-    /// A struct. Its size is of no interest to anyone: 0.
+    /// Adds a struct. Relocation does not read its size, which stays 0.
     pub(super) fn add_struct(&mut self, name: &str, members: &[Member<'_>]) {
         let members: Vec<_> =
             members.iter().map(|&(name, kind, offset)| [self.string(name), kind, offset * 8]).collect();
@@ -60,24 +63,26 @@ impl BtfWriter {
         self.add(name, 1, 0, bytes, &[bytes * 8]);
     }
 
-    /// A pointer to void.
+    /// Adds a pointer to void.
     fn add_pointer(&mut self) {
         self.add("", 2, 0, 0, &[]);
     }
 
-    /// `struct btf_type`: name, kind and count, size or type; then what the kind adds.
+    /// Adds a `struct btf_type`: name, kind and count, size or type; then the words that the kind
+    /// adds.
     pub(super) fn add(&mut self, name: &str, kind: u32, count: u32, size_or_type: u32, added: &[u32]) {
         let header = [self.string(name), kind << 24 | count, size_or_type];
         self.types.extend(header.iter().chain(added).copied().flat_map(u32::to_ne_bytes));
     }
 
+    /// Adds a string. Returns its offset.
     pub(super) fn string(&mut self, string: &str) -> u32 {
         let at = self.strings.len();
         self.strings.extend(string.bytes().chain([0]));
         at as u32
     }
 
-    /// `struct btf_header`, the types, the strings.
+    /// Returns the BTF: `struct btf_header`, the types, the strings.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         const HEADER: u32 = 24;
         let (types, strings) = (self.types.len() as u32, self.strings.len() as u32);

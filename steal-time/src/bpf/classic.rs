@@ -1,34 +1,51 @@
-//! The tracepoints of the classic program, by their descriptions in tracefs.
+//! The tracepoints of the classic program, as tracefs describes them.
 //!
-//! A program for a tracepoint's record reads it at fixed offsets, and takes them on trust. So the loader compares them with
-//! what the running kernel says of the record, and refuses where they differ.
+//! The classic program reads a tracepoint's record at fixed offsets. The loader compares them with
+//! the format that the running kernel reports, and refuses a kernel that differs.
 
-use std::path::Path;
-
-use super::BpfError;
+use super::error::BpfError;
 use host::tracefs::{TraceFs, TraceFsError};
 
-/// The fields that the classic program reads of `sched_switch` (`struct sched_switch` there): name, offset and size.
-const SWITCH_FIELDS: [(&str, usize, usize); 3] =
-    [("prev_pid", 24, 4), ("prev_state", 32, 8), ("next_pid", 56, 4)];
-
-/// The ids of `sched_switch`, `x86_fpu_regs_activated` and `hrtimer_expire_entry`.
-pub(super) fn tracepoints() -> Result<[u64; 3], BpfError> {
-    let tracefs = TraceFs::find()?;
-    let format = tracefs.read(Path::new("events/sched/sched_switch/format"))?;
-    if let Some((field, ..)) = SWITCH_FIELDS.into_iter().find(|field| !has_field(&format, *field)) {
-        return Err(BpfError::Record { field });
-    }
-    let id = |event: &str| {
-        let text = tracefs.read(&Path::new("events").join(event).join("id"))?;
-        text.trim().parse().map_err(|_| TraceFsError::NotANumber { what: text.trim().to_owned() })
-    };
-    Ok([id("sched/sched_switch")?, id("x86_fpu/x86_fpu_regs_activated")?, id("timer/hrtimer_expire_entry")?])
+/// A field of a tracepoint's record.
+#[derive(Clone, Copy, Debug)]
+struct Field {
+    name: &'static str,
+    /// Offset in the record (bytes).
+    offset: usize,
+    /// Size (bytes).
+    size: usize,
 }
 
-/// Whether a tracepoint's format says that there is a field of this name, at this offset, of this size. Its lines are as
-/// `field:pid_t prev_pid; offset:24; size:4; signed:1;`, with tabs between.
-fn has_field(format: &str, (name, offset, size): (&str, usize, usize)) -> bool {
+/// The fields of `sched_switch` that the classic program reads (`struct sched_switch` there).
+const SWITCH_FIELDS: [Field; 3] = [
+    Field { name: "prev_pid", offset: 24, size: 4 },
+    Field { name: "prev_state", offset: 32, size: 8 },
+    Field { name: "next_pid", offset: 56, size: 4 },
+];
+
+/// Returns the IDs of `sched_switch`, `x86_fpu_regs_activated` and `hrtimer_expire_entry`.
+pub(super) fn tracepoints() -> Result<[u64; 3], BpfError> {
+    let (format, ids) = read_tracefs().map_err(BpfError::no_tracefs)?;
+    match SWITCH_FIELDS.into_iter().find(|field| !has_field(&format, *field)) {
+        Some(field) => Err(BpfError::tracepoint_format(field.name)),
+        None => Ok(ids),
+    }
+}
+
+fn read_tracefs() -> Result<(String, [u64; 3]), TraceFsError> {
+    let tracefs = TraceFs::find()?;
+    let ids = [
+        tracefs.id("sched/sched_switch")?,
+        tracefs.id("x86_fpu/x86_fpu_regs_activated")?,
+        tracefs.id("timer/hrtimer_expire_entry")?,
+    ];
+    Ok((tracefs.format("sched/sched_switch")?, ids))
+}
+
+/// Whether a tracepoint's format has this field, at this offset and of this size.
+///
+/// A line reads `field:pid_t prev_pid; offset:24; size:4; signed:1;`, with tabs between.
+fn has_field(format: &str, Field { name, offset, size }: Field) -> bool {
     format.lines().any(|line| {
         let mut parts = line.split(';').map(str::trim);
         let is_this = parts.next().is_some_and(|declaration| {
@@ -53,14 +70,14 @@ mod tests {
         print fmt: \"prev_pid=%d\", REC->prev_pid\n";
 
     #[test]
-    fn record_is_believed_as_the_kernel_describes_it_and_not_otherwise() {
+    fn record_is_accepted_only_as_the_kernel_describes_it() {
         for field in SWITCH_FIELDS {
             assert!(has_field(FORMAT, field), "{field:?}");
         }
         let elsewhere = FORMAT.replace("offset:56", "offset:60");
-        assert!(!has_field(&elsewhere, ("next_pid", 56, 4)));
-        assert!(!has_field(FORMAT, ("prev_state", 32, 4)));
-        assert!(!has_field(FORMAT, ("pid", 24, 4)));
-        assert!(!has_field("", ("prev_pid", 24, 4)));
+        assert!(!has_field(&elsewhere, Field { name: "next_pid", offset: 56, size: 4 }));
+        assert!(!has_field(FORMAT, Field { name: "prev_state", offset: 32, size: 4 }));
+        assert!(!has_field(FORMAT, Field { name: "pid", offset: 24, size: 4 }));
+        assert!(!has_field("", Field { name: "prev_pid", offset: 24, size: 4 }));
     }
 }

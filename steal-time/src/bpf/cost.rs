@@ -1,39 +1,41 @@
-//! What a program costs a switch: the kernel's own run statistics, and a program to compare with that does nothing.
+//! The cost of a program per switch: the kernel's run statistics, and an empty program as the
+//! baseline.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use aya_obj::generated::bpf_insn;
 
-use super::BpfError;
+use super::error::BpfError;
 use super::kernel_btf::KernelLayout;
 use super::loader::{attach, load};
 use super::object::BpfObject;
 use super::syscall::{self, Hook, Info, NewProgram};
 
-/// As long as this lives, the kernel notes how long each BPF program runs. That takes time itself, in each run.
+/// Keeps the kernel's run statistics of all BPF programs enabled until dropped. They lengthen each
+/// run a little.
 #[derive(Debug)]
 pub struct RunStats {
-    _kept: OwnedFd,
+    _enabled: OwnedFd,
 }
 
 impl RunStats {
-    /// Begins.
+    /// Enables the statistics.
     ///
     /// # Errors
-    /// [`BpfError::NotPermitted`]: it takes `CAP_SYS_ADMIN`.
-    pub fn keep() -> Result<Self, BpfError> {
-        let kept =
-            syscall::enable_run_stats().map_err(BpfError::from_kernel("have BPF run statistics kept"))?;
-        Ok(Self { _kept: kept })
+    /// [`BpfError::NotPermitted`]: it needs `CAP_SYS_ADMIN`.
+    pub fn enable() -> Result<Self, BpfError> {
+        let enabled =
+            syscall::enable_run_stats().map_err(BpfError::from_kernel("enable BPF run statistics"))?;
+        Ok(Self { _enabled: enabled })
     }
 }
 
-/// How long a program has run, all told.
+/// The accumulated run time of a program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RunTime {
-    /// So long (ns).
+    /// Time in all runs (ns).
     pub total_ns: u64,
-    /// So often.
+    /// Number of runs.
     pub runs: u64,
 }
 
@@ -44,14 +46,15 @@ impl RunTime {
         Ok(Self { total_ns, runs })
     }
 
-    /// Nanoseconds a run since `earlier`; `None` where there was none.
-    pub fn each_ns_since(self, earlier: Self) -> Option<f64> {
+    /// Returns the mean time of a run since `earlier` (ns), or `None` without a run.
+    pub fn mean_ns_since(self, earlier: Self) -> Option<f64> {
         let runs = self.runs.checked_sub(earlier.runs).filter(|runs| *runs > 0)?;
         Some(self.total_ns.saturating_sub(earlier.total_ns) as f64 / runs as f64)
     }
 }
 
-/// A program on `sched_switch` that does nothing. What it costs, every program there does. Dropping it detaches.
+/// An empty program at `sched_switch`: its cost is the least of any program there. Dropping it
+/// detaches it.
 #[derive(Debug)]
 pub struct EmptyProgram {
     program: OwnedFd,
@@ -59,14 +62,14 @@ pub struct EmptyProgram {
 }
 
 impl EmptyProgram {
-    /// Loads and attaches it.
+    /// Loads and attaches the program.
     ///
     /// # Errors
-    /// [`BpfError`], as for [`super::Program::load`].
+    /// See [`Program::load`](super::Program::load).
     pub fn load() -> Result<Self, BpfError> {
         let layout = KernelLayout::of_running_kernel()?;
-        let mut object = BpfObject::for_kernel(&layout).map_err(BpfError::Object)?;
-        let types = object.btf().map_err(BpfError::Object)?;
+        let mut object = BpfObject::for_kernel(&layout).map_err(BpfError::relocation)?;
+        let types = object.btf().map_err(BpfError::relocation)?;
         let btf = syscall::load_btf(&types).map_err(BpfError::from_kernel("load the BPF program's types"))?;
         let program = load(&NewProgram {
             name: "empty",
@@ -81,16 +84,17 @@ impl EmptyProgram {
         Ok(Self { program, _link: link })
     }
 
-    /// How long it has run, while [`RunStats`] were kept.
+    /// Returns the program's run time, accumulated while [`RunStats`] was enabled.
     ///
     /// # Errors
-    /// The kernel's refusal.
+    /// [`BpfError`] of bpf(2).
     pub fn time(&self) -> Result<RunTime, BpfError> {
         RunTime::of(self.program.as_fd())
     }
 }
 
-/// An instruction without operands: 0xb7 is `r0 = 0` (`BPF_ALU64 | BPF_MOV | BPF_K`), 0x95 is `exit`.
+/// Returns an instruction without operands: 0xb7 is `r0 = 0` (`BPF_ALU64 | BPF_MOV | BPF_K`), 0x95
+/// is `exit`.
 fn instruction(code: u8) -> bpf_insn {
     bpf_insn { code, _bitfield_align_1: [], _bitfield_1: bpf_insn::new_bitfield_1(0, 0), off: 0, imm: 0 }
 }

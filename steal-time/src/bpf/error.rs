@@ -1,39 +1,40 @@
-//! What can go wrong between the committed object and a running program.
+//! Errors between the committed object and an attached program.
 
 use std::error::Error;
 use std::io;
 
 use protocol::VcpuId;
 
-use super::kernel_btf::KernelBtfError;
-use host::tracefs::TraceFsError;
+type Source = Box<dyn Error + Send + Sync>;
 
-/// Why the BPF publisher does not work here.
+/// A BPF program cannot be loaded, attached or used.
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
-    /// The kernel's BTF.
-    #[error(transparent)]
-    KernelBtf(#[from] KernelBtfError),
-
-    /// tracefs, which the classic program needs.
-    #[error(transparent)]
-    TraceFs(#[from] TraceFsError),
-
-    /// The record of a tracepoint is not what the classic program was written for.
-    #[error(
-        "Cannot read sched_switch's {field} by the classic BPF program: this kernel has it elsewhere (try `--publisher \
-         perf`)"
-    )]
-    Record {
-        /// Which field.
-        field: &'static str,
+    /// The host lacks something that the program needs: BTF, tracefs, or a pidfd of a thread.
+    #[error("Cannot {what}: {needs} (try `--publisher {instead}`)")]
+    Unsupported {
+        /// What was tried.
+        what: &'static str,
+        /// What is missing.
+        needs: &'static str,
+        /// The publisher that does without it.
+        instead: &'static str,
+        /// Why it is missing.
+        source: Source,
     },
 
-    /// The committed object cannot be fitted to this kernel.
-    #[error("Cannot relocate the BPF program for this kernel (try `--publisher kernel`)")]
-    Object(#[source] Box<dyn Error + Send + Sync>),
+    /// The committed program does not fit this kernel.
+    #[error("Cannot {what}: the BPF program does not fit this kernel (try `--publisher {instead}`)")]
+    Incompatible {
+        /// What was tried.
+        what: &'static str,
+        /// The publisher that may work instead.
+        instead: &'static str,
+        /// What does not fit.
+        source: Source,
+    },
 
-    /// The kernel refuses for want of rights. It never says which.
+    /// The kernel refuses for lack of privileges. It never reports which.
     #[error(
         "Cannot {what}: it takes CAP_BPF and CAP_PERFMON, whatever kernel.unprivileged_bpf_disabled says, and a \
          kernel not locked down for confidentiality (try `sudo`, or `--publisher off`)"
@@ -41,55 +42,98 @@ pub enum BpfError {
     NotPermitted {
         /// What was tried.
         what: &'static str,
-        /// `EPERM`.
+        /// `EPERM` or `EACCES`.
         source: io::Error,
     },
 
-    /// The verifier refuses the program. A kernel locked down for confidentiality does so: it lets no BPF program
-    /// read its memory.
+    /// The verifier rejects the program. A kernel that is locked down for confidentiality does so,
+    /// since it lets no BPF program read kernel memory.
     #[error(
-        "Cannot load BPF program {program}: the kernel's verifier refuses it (try `--publisher kernel`). It says:\n{log}"
+        "Cannot load BPF program {program}: the kernel's verifier rejects it (try `--publisher kernel`). Its log ends:\n{log}"
     )]
     Verifier {
         /// The program's name.
         program: String,
         /// The last lines of the verifier's log.
         log: String,
-        /// What bpf(2) returned.
+        /// The error of bpf(2).
         source: io::Error,
     },
 
-    /// Linux before 6.9: no pidfd names a thread.
-    #[error(
-        "Cannot name a vCPU's thread to the BPF program: it needs Linux 6.9 for PIDFD_THREAD (try `--publisher bpf-classic`)"
-    )]
-    NoThreadPidfd(#[source] io::Error),
-
     /// The program has no slot for this vCPU.
-    #[error("Cannot enrol a thread as vCPU {vcpu}: the BPF program was loaded for {vcpus} vCPUs")]
+    #[error("Cannot attach a thread as vCPU {vcpu}: the BPF program was loaded for {vcpus} vCPUs")]
     NoSuchVcpu {
-        /// The vCPU asked for.
+        /// The vCPU.
         vcpu: VcpuId,
-        /// How many there are.
+        /// The number of vCPUs that the program was loaded for.
         vcpus: usize,
     },
 
-    /// Some other call failed.
+    /// Another system call failed.
     #[error("Cannot {what}")]
     Kernel {
         /// What was tried.
         what: &'static str,
-        /// What the kernel returned.
+        /// The error of the call.
         source: io::Error,
     },
 }
 
 impl BpfError {
-    /// For `map_err`: a call to the kernel, to do `what`, failed.
+    /// Returns a function for `map_err`: a system call, meant to do `what`, failed.
     pub(super) fn from_kernel(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| match source.raw_os_error() {
             Some(libc::EPERM | libc::EACCES) => Self::NotPermitted { what, source },
             _ => Self::Kernel { what, source },
+        }
+    }
+
+    /// The object cannot be parsed, or not be fitted to this kernel.
+    pub(super) fn relocation(source: Source) -> Self {
+        Self::Incompatible { what: "relocate the BPF program", instead: "kernel", source }
+    }
+
+    /// The kernel has no readable BTF.
+    pub(super) fn no_kernel_btf(source: io::Error) -> Self {
+        Self::Unsupported {
+            what: "read /sys/kernel/btf/vmlinux",
+            needs: "the BPF publisher needs a kernel built with CONFIG_DEBUG_INFO_BTF",
+            instead: "bpf-classic",
+            source: source.into(),
+        }
+    }
+
+    /// The kernel's BTF is malformed, or lacks a type.
+    pub(super) fn kernel_btf(source: Source) -> Self {
+        Self::Incompatible { what: "use /sys/kernel/btf/vmlinux", instead: "bpf-classic", source }
+    }
+
+    /// Before Linux 6.9 no pidfd names a thread.
+    pub(super) fn no_thread_pidfd(source: io::Error) -> Self {
+        Self::Unsupported {
+            what: "open a pidfd of a vCPU thread",
+            needs: "the BPF publisher needs Linux 6.9 for PIDFD_THREAD",
+            instead: "bpf-classic",
+            source: source.into(),
+        }
+    }
+
+    /// tracefs cannot be used.
+    pub(super) fn no_tracefs(source: impl Error + Send + Sync + 'static) -> Self {
+        Self::Unsupported {
+            what: "find the tracepoints of the classic BPF program",
+            needs: "it needs tracefs",
+            instead: "perf",
+            source: source.into(),
+        }
+    }
+
+    /// A tracepoint's record has another layout than the classic program expects.
+    pub(super) fn tracepoint_format(field: &str) -> Self {
+        Self::Incompatible {
+            what: "use the classic BPF program at sched_switch",
+            instead: "perf",
+            source: format!("this kernel has `{field}` at another offset").into(),
         }
     }
 }

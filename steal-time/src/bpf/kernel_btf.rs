@@ -1,37 +1,40 @@
-//! Where this kernel keeps what the program reads.
+//! Finds the kernel's offsets that the program needs, in the kernel's BTF.
 //!
-//! The program reads seven fields of five structs, and attaches to each tracepoint by the id of a typedef. All are in
-//! the kernel's own BTF, among some 126,000 types. A general parser builds them all, in 8 to 13 ms. We walk over the
-//! types once, where they lie, look at the names of structs and typedefs alone, and stop at the last one wanted:
-//! 0.1 ms, since the scheduler's types come first.
+//! The program reads seven fields of five structs, and attaches to each tracepoint by the ID of a
+//! typedef. The BTF holds some 126,000 types. A general parser builds all of them, in 8 to 13 ms.
+//! This scan walks once over the types in place, compares only the names of structs and typedefs,
+//! and stops at the last one that it needs. It takes 0.1 ms, since the scheduler's types come
+//! first.
 //!
-//! Format: Linux `Documentation/bpf/btf.rst`. Whatever the bytes say, nothing here reads outside them.
+//! Format: Linux `Documentation/bpf/btf.rst`. The scan reads only inside the given bytes, whatever
+//! they contain.
 
-use std::error::Error;
 use std::fs::{self, File};
 use std::io;
 use std::ops::Deref;
 use std::os::fd::AsFd;
 
+use super::error::BpfError;
 use super::mapping::Mapping;
 
 /// The file that holds the kernel's BTF.
 pub(super) const PATH: &str = "/sys/kernel/btf/vmlinux";
 
-/// The names that BTF gives the types of our tracepoints' arguments.
+/// The typedefs of our tracepoints' arguments in BTF.
 pub(super) const TRACEPOINTS: [&str; 3] =
     ["btf_trace_sched_switch", "btf_trace_x86_fpu_regs_activated", "btf_trace_hrtimer_expire_entry"];
 
-/// A struct of the kernel, as far as the program reads it.
+/// A kernel struct, with the fields that the program reads.
 #[derive(Debug)]
 pub(super) struct WantedStruct {
     pub(super) name: &'static str,
     pub(super) fields: &'static [WantedField],
-    /// Whether the program can do without: it asks for the fields of an optional struct before it reads them.
+    /// Whether the program works without it. The program tests that the fields exist before it
+    /// reads them.
     optional: bool,
 }
 
-/// A field, with as much of its type as relocation compares.
+/// A field, with the part of its type that relocation compares.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WantedField {
     pub(super) name: &'static str,
@@ -53,7 +56,7 @@ const fn field(name: &'static str, kind: FieldKind) -> WantedField {
     WantedField { name, kind }
 }
 
-/// All that the program reads: the structs of `steal_time.bpf.c` that are marked `KERNEL_TYPE`.
+/// The structs that the program reads: those marked `KERNEL_TYPE` in `steal_time.bpf.c`.
 pub(super) const WANTED: [WantedStruct; 5] = [
     WantedStruct {
         name: "task_struct",
@@ -69,53 +72,39 @@ pub(super) const WANTED: [WantedStruct; 5] = [
         fields: &[field("run_delay", FieldKind::Int(8)), field("last_queued", FieldKind::Int(8))],
         optional: false,
     },
-    // The way from a task to its run queue's clock exists only with CONFIG_FAIR_GROUP_SCHED
+    // A path from the task to the clock of its run queue exists only with CONFIG_FAIR_GROUP_SCHED
     WantedStruct { name: "sched_entity", fields: &[field("cfs_rq", FieldKind::Pointer)], optional: true },
     WantedStruct { name: "cfs_rq", fields: &[field("rq", FieldKind::Pointer)], optional: true },
     WantedStruct { name: "rq", fields: &[field("clock", FieldKind::Int(8))], optional: true },
 ];
 
-/// What the scan found.
+/// The result of a scan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct KernelLayout {
-    /// The BTF ids of the typedefs by which programs attach to `sched_switch`, `x86_fpu_regs_activated` and
-    /// `hrtimer_expire_entry`.
+    /// The BTF IDs of [`TRACEPOINTS`], by which programs attach to them.
     pub(super) tracepoints: [u32; TRACEPOINTS.len()],
-    /// For each of [`WANTED`], the byte offsets of its fields, or `None` if this kernel has no such struct.
+    /// For each of [`WANTED`], the offsets of its fields (bytes), or `None` if this kernel has no
+    /// such struct.
     pub(super) offsets: [Option<Vec<u32>>; WANTED.len()],
 }
 
-/// Why a BTF does not serve.
+/// A BTF is malformed, or lacks a type.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BtfError {
-    #[error("Not in the format of BTF at byte {at}")]
+    #[error("malformed BTF at byte {at}")]
     Malformed { at: usize },
-    #[error("No {what} there")]
+    #[error("no type {what} in the BTF")]
     Missing { what: &'static str },
-}
-
-/// The running kernel's BTF does not serve.
-#[derive(Debug, thiserror::Error)]
-pub enum KernelBtfError {
-    /// The kernel shows none.
-    #[error(
-        "Cannot read {PATH}: the BPF publisher needs a kernel built with CONFIG_DEBUG_INFO_BTF (try `--publisher \
-         bpf-classic`)"
-    )]
-    Unreadable(#[source] io::Error),
-    /// It lacks what the program reads, or is none.
-    #[error("Cannot use {PATH}: the BPF publisher does not fit this kernel (try `--publisher bpf-classic`)")]
-    Unfit(#[source] Box<dyn Error + Send + Sync>),
 }
 
 impl KernelLayout {
     /// Scans the BTF of the running kernel.
-    pub(super) fn of_running_kernel() -> Result<Self, KernelBtfError> {
-        let btf = open().map_err(KernelBtfError::Unreadable)?;
-        Self::scan(&btf).map_err(|error| KernelBtfError::Unfit(error.into()))
+    pub(super) fn of_running_kernel() -> Result<Self, BpfError> {
+        let btf = open().map_err(BpfError::no_kernel_btf)?;
+        Self::scan(&btf).map_err(|error| BpfError::kernel_btf(error.into()))
     }
 
-    /// Scans a BTF.
+    /// Scans the bytes of a BTF.
     pub(super) fn scan(btf: &[u8]) -> Result<Self, BtfError> {
         let Sections { types, strings, types_at } = Sections::find(btf)?;
         let mut offsets = [const { None }; WANTED.len()];
@@ -164,7 +153,8 @@ impl KernelLayout {
     }
 }
 
-/// Opens the kernel's BTF: mapped where the kernel can (Linux 6.16), read where not.
+/// Opens the kernel's BTF: maps it if the kernel supports that (Linux 6.16), and reads it
+/// otherwise.
 fn open() -> io::Result<Box<dyn Deref<Target = [u8]>>> {
     let file = File::open(PATH)?;
     let size = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
@@ -174,17 +164,18 @@ fn open() -> io::Result<Box<dyn Deref<Target = [u8]>>> {
     }
 }
 
-/// A BTF's two sections.
+/// The two sections of a BTF.
 struct Sections<'a> {
     types: &'a [u8],
     strings: &'a [u8],
-    /// Offset of `types` in the BTF, for messages.
+    /// Offset of `types` in the BTF (bytes), for messages.
     types_at: usize,
 }
 
 impl<'a> Sections<'a> {
-    /// `struct btf_header`: u16 magic, u8 version, u8 flags, then six u32: the header's length, and offset after the
-    /// header and length of types and of strings.
+    /// Finds the sections by `struct btf_header`: u16 magic, u8 version, u8 flags, then five u32:
+    /// length of the header, and offset after the header and length of the types and of the
+    /// strings.
     fn find(btf: &'a [u8]) -> Result<Self, BtfError> {
         const MAGIC: u16 = 0xeb9f;
         if btf.get(..2) != Some(&MAGIC.to_ne_bytes()) {
@@ -204,18 +195,20 @@ impl<'a> Sections<'a> {
 const KIND_STRUCT: u32 = 4;
 const KIND_TYPEDEF: u32 = 8;
 
-/// One record of the type section: `struct btf_type`, and what its kind adds.
+/// A record of the type section: `struct btf_type`, and the bytes that its kind adds.
 struct Type<'a> {
-    /// Offset in the string section.
+    /// Offset of the name in the string section.
     name: usize,
     kind: u32,
-    /// Members of a struct: the upper byte of their offsets is the width of a bit field.
+    /// The kind flag of a struct: the upper byte of each member's offset is the width of a bit
+    /// field.
     has_bitfields: bool,
     added: &'a [u8],
 }
 
 impl<'a> Type<'a> {
-    /// The first record, and the bytes after it.
+    /// Splits off the first record. Returns it and the bytes after it, or `None` if it is
+    /// malformed.
     fn split(types: &'a [u8]) -> Option<(Self, &'a [u8])> {
         let name = usize_at(types, 0)?;
         let info = u32_at(types, 4)?;
@@ -223,24 +216,29 @@ impl<'a> Type<'a> {
         let kind = info >> 24 & 0x1f;
         let count = (info & 0xffff) as usize;
         let added = match kind {
-            2 | 7..=12 | 16 | 18 => 0, // pointer, forward, typedef, volatile, const, restrict, function, float, type tag
-            1 | 14 | 17 => 4,          // integer, variable, declaration tag
-            3 => 12,                   // array
-            KIND_STRUCT | 5 | 15 | 19 => 12 * count, // struct, union, data section, 64-bit enum
-            6 | 13 => 8 * count,       // enum, prototype
+            // Pointer, forward, typedef, volatile, const, restrict, function, float, type tag
+            2 | 7..=12 | 16 | 18 => 0,
+            // Integer, variable, declaration tag
+            1 | 14 | 17 => 4,
+            // Array
+            3 => 12,
+            // Struct, union, data section, 64-bit enum
+            KIND_STRUCT | 5 | 15 | 19 => 12 * count,
+            // Enum, prototype
+            6 | 13 => 8 * count,
             _ => return None,
         };
         let (added, rest) = types.split_at_checked(added)?;
         Some((Self { name, kind, has_bitfields: info >> 31 == 1, added }, rest))
     }
 
-    /// The byte offsets of `fields`, or `None` if one of them is not there: another struct of the same name, or a
-    /// forward declaration.
+    /// Returns the offsets of `fields` (bytes), or `None` if one is missing, as in another struct
+    /// of the same name.
     fn offsets_of(&self, fields: &[WantedField], strings: &[u8]) -> Option<Vec<u32>> {
         fields.iter().map(|field| self.offset_of(field.name, strings)).collect()
     }
 
-    /// `struct btf_member`: name, type, offset in bits.
+    /// Returns the offset of a field (bytes), by `struct btf_member`: name, type, offset in bits.
     fn offset_of(&self, field: &str, strings: &[u8]) -> Option<u32> {
         let member = self
             .added
@@ -259,7 +257,7 @@ fn usize_at(bytes: &[u8], at: usize) -> Option<usize> {
     usize::try_from(u32_at(bytes, at)?).ok()
 }
 
-/// Whether the string at offset `at` is `name`.
+/// Whether the string at offset `at` equals `name`.
 fn is_named(strings: &[u8], at: usize, name: &str) -> bool {
     strings
         .get(at..)

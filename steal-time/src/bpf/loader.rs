@@ -1,52 +1,53 @@
-//! From an object to its maps and programs in the kernel.
+//! Loads an object: creates its maps, loads and attaches its programs.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use super::error::BpfError;
 use super::mapping::Mapping;
 use super::object::{BpfObject, INIT, IPI, PAGES, SLOTS};
+use super::pages::RecordPages;
+use super::slot::Slot;
 use super::syscall::{self, Hook, NewProgram};
-use super::threads::Threads;
-use super::{BpfError, Program, RecordPages, Slot};
 
-/// An object that is being loaded.
+/// An object during loading.
 pub(super) struct Loader {
     object: BpfObject,
     types: OwnedFd,
     pub(super) stages: Stages,
 }
 
-/// The maps, shared with programs that are to be loaded yet: they refer to them by descriptors.
+/// The created maps. Programs that are loaded afterwards refer to them by their descriptors.
 pub(super) struct Maps {
-    threads: OwnedFd,
+    pub(super) threads: OwnedFd,
+    pub(super) slots: Mapping<Slot>,
+    pub(super) pages: RecordPages,
     _slot_map: OwnedFd,
-    slots: Mapping<Slot>,
-    pages: RecordPages,
 }
 
 impl Loader {
-    /// Begins with the object's types.
+    /// Loads the object's types.
     pub(super) fn new(mut object: BpfObject, mut stages: Stages) -> Result<Self, BpfError> {
-        let types = object.btf().map_err(BpfError::Object)?;
+        let types = object.btf().map_err(BpfError::relocation)?;
         let types =
             syscall::load_btf(&types).map_err(BpfError::from_kernel("load the BPF program's types"))?;
         stages.end("types");
         Ok(Self { object, types, stages })
     }
 
-    /// Makes the maps: of threads, by its name and number of entries, of slots, and of pages.
+    /// Creates the maps: of threads, given by name and number of entries, of slots and of pages.
     pub(super) fn make_maps(
         &mut self,
-        (threads_name, most_threads): (&str, usize),
+        (threads_name, max_threads): (&str, usize),
         vcpus: usize,
         pages: usize,
     ) -> Result<Maps, BpfError> {
         let object = &mut self.object;
-        let threads = create(object, threads_name, most_threads, self.types.as_fd())?;
+        let threads = create(object, threads_name, max_threads, self.types.as_fd())?;
         let slot_map = create(object, SLOTS, vcpus, self.types.as_fd())?;
         let page_map = create(object, PAGES, pages, self.types.as_fd())?;
         let maps = [(threads_name, threads.as_fd()), (SLOTS, slot_map.as_fd()), (PAGES, page_map.as_fd())];
-        object.relocate_maps(&maps).map_err(BpfError::Object)?;
+        object.relocate_maps(&maps).map_err(BpfError::relocation)?;
         let slots = Mapping::of_shared_file(slot_map.as_fd(), vcpus)
             .map_err(BpfError::from_kernel("map the vCPUs' slots"))?;
         let pages =
@@ -55,29 +56,13 @@ impl Loader {
         Ok(Maps { threads, _slot_map: slot_map, slots, pages })
     }
 
-    /// Loads a program for this hook.
+    /// Loads program `name` for `hook`.
     pub(super) fn program(&self, name: &str, hook: Hook) -> Result<OwnedFd, BpfError> {
-        load(&self.object.program(name, hook, self.types.as_fd()).map_err(BpfError::Object)?)
+        load(&self.object.program(name, hook, self.types.as_fd()).map_err(BpfError::relocation)?)
     }
 
-    /// What all of it is in the end. The programs that are told of INIT are the last.
-    pub(super) fn finish(
-        mut self,
-        links: Vec<OwnedFd>,
-        switch: OwnedFd,
-        maps: Maps,
-        threads: impl FnOnce(OwnedFd) -> Threads,
-    ) -> Result<Program, BpfError> {
-        let init_links = self.attach_to_init()?;
-        self.stages.end("INIT programs");
-        let timings = self.stages.ended;
-        let Maps { threads: map, slots, pages, .. } = maps;
-        let threads = threads(map);
-        Ok(Program { _links: links, init_links, switch, threads, slots, pages, timings })
-    }
-
-    /// Attaches the two programs that are told of INIT, or none where KVM lacks a tracepoint.
-    fn attach_to_init(&self) -> Result<Option<[OwnedFd; 2]>, BpfError> {
+    /// Attaches the two programs that detect INIT, or none if KVM lacks a tracepoint.
+    pub(super) fn attach_to_init(&self) -> Result<Option<[OwnedFd; 2]>, BpfError> {
         let mut links = Vec::with_capacity(2);
         for (name, tracepoint) in [(IPI, c"kvm_apic_ipi"), (INIT, c"kvm_apic_accept_irq")] {
             let program = self.program(name, Hook::Raw)?;
@@ -93,6 +78,7 @@ impl Loader {
     }
 }
 
+/// Creates map `name` of the object, with `entries` entries.
 pub(super) fn create(
     object: &BpfObject,
     name: &str,
@@ -100,16 +86,17 @@ pub(super) fn create(
     types: BorrowedFd<'_>,
 ) -> Result<OwnedFd, BpfError> {
     let entries = u32::try_from(entries).unwrap_or(u32::MAX);
-    let map = object.map(name, entries, types).map_err(BpfError::Object)?;
+    let map = object.map(name, entries, types).map_err(BpfError::relocation)?;
     syscall::create_map(&map).map_err(BpfError::from_kernel("create a BPF map"))
 }
 
-/// Attaches a program to the tracepoint that it was loaded for.
+/// Attaches a program to the tracepoint that it was loaded for. `what` is for the error message.
 pub(super) fn attach(program: BorrowedFd<'_>, what: &'static str) -> Result<OwnedFd, BpfError> {
     syscall::attach_to_tracepoint(program, None).map_err(BpfError::from_kernel(what))
 }
 
-/// Loads a program, and asks the verifier why if it refuses: an explanation costs time, so only then.
+/// Loads a program. If the verifier rejects it, loads it again with a log: the log costs time, so
+/// only then.
 pub(super) fn load(program: &NewProgram<'_>) -> Result<OwnedFd, BpfError> {
     const LOG_BYTES: usize = 64 << 10;
     const LOG_LINES: usize = 12;
@@ -130,17 +117,19 @@ pub(super) fn load(program: &NewProgram<'_>) -> Result<OwnedFd, BpfError> {
     })
 }
 
-/// A stop-watch that names what it measured.
+/// A stopwatch with named laps.
 pub(super) struct Stages {
     last: Instant,
     pub(super) ended: Vec<(&'static str, Duration)>,
 }
 
 impl Stages {
+    /// Starts the first stage.
     pub(super) fn begin() -> Self {
         Self { last: Instant::now(), ended: Vec::with_capacity(8) }
     }
 
+    /// Ends the current stage, names it, and starts the next.
     pub(super) fn end(&mut self, stage: &'static str) {
         let now = Instant::now();
         self.ended.push((stage, now - self.last));

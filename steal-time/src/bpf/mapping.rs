@@ -1,4 +1,4 @@
-//! Files in memory: the kernel's BTF, and the arrays that we share with the program.
+//! Memory mappings of files: the kernel's BTF, and the BPF array maps.
 #![expect(unsafe_code, reason = "maps files and lends out their contents")]
 
 use std::io;
@@ -9,41 +9,41 @@ use std::sync::atomic::AtomicU8;
 
 use super::slot::Slot;
 
-/// What a file may hold.
+/// A type that can live in a mapped file which another writer changes.
 ///
 /// # Safety
-/// Any bytes are a valid value, and a reference to one stays sound while somebody else writes the file: the type
-/// consists of atomics.
+/// Any bytes are a valid value of the type, and a shared reference stays sound while the kernel or
+/// another mapping writes the file: the type consists of atomics only.
 pub(super) unsafe trait Shared {}
 
-// SAFETY: atomics and nothing else.
+// SAFETY: `Slot` is `repr(C)`, and each field is an `AtomicU64`.
 unsafe impl Shared for Slot {}
 
-// SAFETY: atomics and nothing else.
+// SAFETY: an array of atomics.
 unsafe impl<const N: usize> Shared for [AtomicU8; N] {}
 
-/// The first `len` values of type `T` in a file, mapped.
+/// A mapping of the first `len` values of type `T` in a file.
 #[derive(Debug)]
 pub(super) struct Mapping<T> {
     start: NonNull<T>,
     len: usize,
 }
 
-// SAFETY: a mapping belongs to the process, not to a thread; it can be unmapped by any.
+// SAFETY: a mapping belongs to the process, so that any thread may access and unmap it.
 unsafe impl<T: Send> Send for Mapping<T> {}
 
-// SAFETY: it lends out `&T` alone.
+// SAFETY: `&Mapping` gives access to `&T` only.
 unsafe impl<T: Sync> Sync for Mapping<T> {}
 
 impl<T: Shared> Mapping<T> {
-    /// Maps the first `len` values of a file that the other side writes too.
+    /// Maps the first `len` values of a file that the kernel writes too.
     pub(super) fn of_shared_file(file: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
         Self::new(file, len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED)
     }
 }
 
 impl Mapping<u8> {
-    /// Maps the first `len` bytes of a file that nobody writes, as the kernel's BTF.
+    /// Maps the first `len` bytes of a file that never changes, such as the kernel's BTF.
     pub(super) fn of_constant_file(file: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
         Self::new(file, len, libc::PROT_READ, libc::MAP_PRIVATE)
     }
@@ -56,9 +56,10 @@ impl<T> Mapping<T> {
         protection: libc::c_int,
         flags: libc::c_int,
     ) -> io::Result<Self> {
-        const { assert!(align_of::<T>() <= 4096, "pages are the alignment that there is") };
+        const { assert!(align_of::<T>() <= 4096, "a mapping is aligned to pages") };
         let bytes = len.checked_mul(size_of::<T>()).ok_or(io::ErrorKind::InvalidInput)?;
-        // SAFETY: the kernel chooses the address, so that no other mapping is touched.
+        // SAFETY: with a null address and no MAP_FIXED the kernel chooses a free range, so no
+        // existing mapping changes.
         let start =
             unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, file.as_raw_fd(), 0) };
         if start == libc::MAP_FAILED {
@@ -74,16 +75,17 @@ impl<T> Deref for Mapping<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: `new` mapped `len` values from `start`, readable, on a page boundary; they stay mapped until `self`
-        // is dropped. Any bytes are a `T` (`Shared`, or `u8`), and other writers are allowed for (`Shared`) or do not
-        // exist (`of_constant_file`).
+        // SAFETY: `new` mapped `len` values from `start`, readable and page-aligned, and they stay
+        // mapped until `self` is dropped. Any bytes are a valid `T` (`Shared`, or `u8`). Other
+        // writers are sound (`Shared`) or do not exist (`of_constant_file`).
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
 impl<T> Drop for Mapping<T> {
     fn drop(&mut self) {
-        // SAFETY: `new` mapped exactly this range, and every reference into it borrows `self`.
+        // SAFETY: `new` mapped exactly this range, and each reference into it borrows `self`, which
+        // is being dropped.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.len * size_of::<T>()) };
     }
 }

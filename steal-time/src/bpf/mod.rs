@@ -1,29 +1,31 @@
-//! The BPF publisher: the scheduler itself keeps the records true.
+//! The BPF publisher's program: loads it, attaches it, and shares memory with it.
 //!
-//! A program on `sched_switch` (`steal-time/bpf/steal_time.bpf.c`) writes each vCPU's record from inside the context
-//! switch, so that another vCPU sees the byte a fraction of a microsecond after the host has taken the CPU away.
-//! This module loads it, tells it which thread is which vCPU, and shares memory with it:
+//! The program (`steal_time.bpf.c`) runs at `sched_switch` and writes each vCPU's record from
+//! inside the context switch, so that another vCPU sees `preempted` a fraction of a microsecond
+//! after the host has taken the CPU. The monitor attaches each vCPU thread
+//! ([`Program::attach_current_thread`]) and shares two maps with the program:
 //!
-//! - a [`Slot`] per vCPU: where its record lies, and what the program has counted;
-//! - [`RecordPages`], which stand in for the guest pages that hold records.
+//! - a [`Slot`] per vCPU: the address of its record, and the program's counts;
+//! - [`RecordPages`]: the memory that replaces the guest pages which hold records.
 //!
-//! Where the kernel does not describe its types the classic program takes its place, and publishes the byte alone
-//! (`steal-time/bpf/steal_time_classic.bpf.c`).
+//! On a kernel without BTF the classic program (`steal_time_classic.bpf.c`) takes its place, and
+//! publishes `preempted` alone.
 //!
-//! From the object to the attached program it goes through bpf(2) directly, in 1.6 ms. A general loader parses the
-//! whole BTF of the kernel, twice, and takes 24 to 40.
+//! Loading goes through bpf(2) directly, and takes 1.6 ms. A general loader parses all of the
+//! kernel's BTF twice, which takes 24 to 40 ms.
 //!
-//! | file | what it does |
+//! | file | task |
 //! |---|---|
-//! | `kernel_btf.rs` | finds the kernel's offsets that the program needs |
-//! | `btf_writer.rs`, `object.rs` | fit the committed object to them |
+//! | `kernel_btf.rs` | finds the offsets of the kernel fields that the program reads |
+//! | `btf_writer.rs`, `object.rs` | relocate the committed object for these offsets |
 //! | `classic.rs` | finds the tracepoints of the classic program |
-//! | `loader.rs`, `syscall.rs` | ask the kernel for maps and programs |
-//! | `threads.rs` | tells the program which thread is which vCPU |
-//! | `cost.rs` | says what the program takes of a switch |
+//! | `loader.rs`, `syscall.rs` | create maps, load and attach programs |
+//! | `threads.rs` | maps threads to vCPUs |
+//! | `cost.rs` | measures the program's run time per switch |
 //! | `mapping.rs`, `slot.rs`, `pages.rs` | the shared memory |
 //!
-//! Nothing is pinned: the kernel takes all of it back with the last descriptor, also after a `SIGKILL`.
+//! Nothing is pinned in a BPF file system: the kernel frees programs and maps with the last
+//! descriptor, also after `SIGKILL`.
 
 mod btf_writer;
 mod classic;
@@ -46,32 +48,31 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use protocol::VcpuId;
-use protocol::steal_time::PREEMPTED;
+use protocol::kvm::PREEMPTED;
 
 use crate::publisher::PublisherKind;
 use classic::tracepoints;
 pub use cost::{EmptyProgram, RunStats, RunTime};
 pub use error::BpfError;
-use host::perf::run_at_tracepoint;
-pub use kernel_btf::KernelBtfError;
+use host::perf::attach_to_tracepoint;
 use kernel_btf::KernelLayout;
-use loader::{Loader, Stages, attach};
+use loader::{Loader, Maps, Stages, attach};
 use mapping::Mapping;
 use object::{
-    BpfObject, CLASSIC_HEAL, CLASSIC_SWITCH, CLASSIC_WHO, HEAL, SWITCH, VCPU_OF_TASK, VCPU_OF_THREAD,
+    BpfObject, CLASSIC_HEAL, CLASSIC_SWITCH, CLASSIC_TID, HEAL, SWITCH, VCPU_OF_TASK, VCPU_OF_THREAD,
 };
 pub use pages::RecordPages;
-pub use slot::{Counts, Site, Slot};
+pub use slot::{RecordAddr, Slot, SwitchCounts};
 use syscall::Hook;
-use threads::{ThreadKey, Threads};
+use threads::{ThreadKey, ThreadMap};
 
-/// A program, loaded and attached. Dropping it detaches.
+/// A loaded program, attached to its tracepoints. Dropping it detaches it.
 #[derive(Debug)]
 pub struct Program {
     _links: Vec<OwnedFd>,
     init_links: Option<[OwnedFd; 2]>,
     switch: OwnedFd,
-    threads: Threads,
+    threads: ThreadMap,
     slots: Mapping<Slot>,
     pages: RecordPages,
     timings: Vec<(&'static str, Duration)>,
@@ -81,13 +82,14 @@ impl Program {
     /// Loads the program for `vcpus` vCPUs, with `pages` elements in the page map, and attaches it.
     ///
     /// # Errors
-    /// [`BpfError`] says what the kernel lacks or refuses, and what to do about it. Nothing is left behind then.
+    /// [`BpfError`] names what the kernel lacks or refuses, and a cure. All that was created is
+    /// freed then.
     pub fn load(vcpus: usize, pages: usize) -> Result<Self, BpfError> {
-        Threads::can_be_named()?;
+        ThreadMap::check_pidfd_support()?;
         let mut stages = Stages::begin();
         let layout = KernelLayout::of_running_kernel()?;
         stages.end("kernel BTF");
-        let object = BpfObject::for_kernel(&layout).map_err(BpfError::Object)?;
+        let object = BpfObject::for_kernel(&layout).map_err(BpfError::relocation)?;
         stages.end("object");
         let mut loader = Loader::new(object, stages)?;
         let maps = loader.make_maps((VCPU_OF_TASK, 0), vcpus, pages)?;
@@ -105,18 +107,19 @@ impl Program {
             attach(heal_on_timer.as_fd(), "attach a BPF program to hrtimer_expire_entry")?,
         ];
         loader.stages.end("attach");
-        loader.finish(links, switch, maps, Threads::by_task)
+        Self::finish(loader, links, switch, maps, ThreadMap::by_task)
     }
 
-    /// The same with the classic program, which takes neither kernel BTF nor Linux 6.9, and publishes the byte alone.
+    /// Loads and attaches the classic program, which publishes `preempted` alone, and needs neither
+    /// BTF nor Linux 6.9.
     ///
     /// # Errors
-    /// As of [`load`](Self::load).
+    /// See [`load`](Self::load).
     pub fn load_classic(vcpus: usize, pages: usize) -> Result<Self, BpfError> {
         let mut stages = Stages::begin();
         let [on_switch, on_fpu, on_timer] = tracepoints()?;
         stages.end("tracefs");
-        let object = BpfObject::classic().map_err(BpfError::Object)?;
+        let object = BpfObject::classic().map_err(BpfError::relocation)?;
         stages.end("object");
         let mut loader = Loader::new(object, stages)?;
         let maps = loader.make_maps((VCPU_OF_THREAD, vcpus), vcpus, pages)?;
@@ -124,11 +127,11 @@ impl Program {
         let switch = loader.program(CLASSIC_SWITCH, Hook::Record)?;
         loader.stages.end("switch program");
         let heal = loader.program(CLASSIC_HEAL, Hook::Record)?;
-        let who = loader.program(CLASSIC_WHO, Hook::Raw)?;
+        let tid = loader.program(CLASSIC_TID, Hook::Raw)?;
         loader.stages.end("heal programs");
 
         let attach = |program: &OwnedFd, tracepoint, what| {
-            run_at_tracepoint(program.as_fd(), tracepoint).map_err(BpfError::from_kernel(what))
+            attach_to_tracepoint(program.as_fd(), tracepoint).map_err(BpfError::from_kernel(what))
         };
         let links = vec![
             attach(&switch, on_switch, "attach a BPF program to sched/sched_switch")?,
@@ -136,145 +139,170 @@ impl Program {
             attach(&heal, on_timer, "attach a BPF program to timer/hrtimer_expire_entry")?,
         ];
         loader.stages.end("attach");
-        loader.finish(links, switch, maps, |map| Threads::by_id(map, who))
+        Self::finish(loader, links, switch, maps, |map| ThreadMap::by_tid(map, tid))
     }
 
-    /// Which publisher it is the program of.
+    /// Attaches the programs that detect INIT, and assembles the result.
+    fn finish(
+        mut loader: Loader,
+        links: Vec<OwnedFd>,
+        switch: OwnedFd,
+        maps: Maps,
+        threads: impl FnOnce(OwnedFd) -> ThreadMap,
+    ) -> Result<Self, BpfError> {
+        let init_links = loader.attach_to_init()?;
+        loader.stages.end("INIT programs");
+        let Maps { threads: map, slots, pages, .. } = maps;
+        let (threads, timings) = (threads(map), loader.stages.ended);
+        Ok(Self { _links: links, init_links, switch, threads, slots, pages, timings })
+    }
+
+    /// Returns the publisher that this program serves.
     pub fn kind(&self) -> PublisherKind {
         if self.is_classic() { PublisherKind::BpfClassic } else { PublisherKind::Bpf }
     }
 
-    /// Whether this is the classic program: it leaves version and steal to the vCPU's thread.
+    /// Whether this is the classic program, which leaves version and steal to the vCPU's thread.
     pub fn is_classic(&self) -> bool {
-        self.threads.are_by_id()
+        self.threads.is_by_tid()
     }
 
-    /// Makes the calling thread the thread of `vcpu`, until the guard is dropped: its switches are counted in
-    /// [`slot`](Self::slot), and published where the slot says.
+    /// Attaches the calling thread as the thread of `vcpu`, until the result is dropped.
+    ///
+    /// The program counts its switches in [`slot`](Self::slot) from now on. It publishes nothing
+    /// before [`AttachedThread::publish`].
     ///
     /// # Errors
-    /// [`BpfError::NoSuchVcpu`] beyond the vCPUs that the program was loaded for, and [`BpfError::Kernel`] if the thread is
-    /// enrolled already.
-    pub fn enrol_current_thread(&self, vcpu: VcpuId) -> Result<Enrolled<'_>, BpfError> {
+    /// [`BpfError::NoSuchVcpu`] if the program was loaded for fewer vCPUs; [`BpfError::Kernel`] if
+    /// the thread is attached already.
+    pub fn attach_current_thread(&self, vcpu: VcpuId) -> Result<AttachedThread<'_>, BpfError> {
         let vcpus = self.slots.len();
         let slot = self.slots.get(vcpu.index()).ok_or(BpfError::NoSuchVcpu { vcpu, vcpus })?;
 
-        slot.begin_running();
+        slot.set_on_cpu();
         let thread = self.threads.add_this_thread(vcpu)?;
-        Ok(Enrolled { program: self, slot, thread, _not_send: PhantomData })
+        Ok(AttachedThread { program: self, slot, thread, _not_send: PhantomData })
     }
 
-    /// The slot of a vCPU, in memory shared with the program.
+    /// Returns the slot of a vCPU, in memory shared with the program.
     ///
     /// # Panics
-    /// Beyond the vCPUs that the program was loaded for.
+    /// If the program was loaded for fewer vCPUs.
     pub fn slot(&self, vcpu: VcpuId) -> &Slot {
         &self.slots[vcpu.index()]
     }
 
-    /// The memory for guest pages that hold records.
+    /// Returns the memory that replaces guest pages which hold records.
     pub fn pages(&self) -> &RecordPages {
         &self.pages
     }
 
-    /// Whether it is told of INIT. It is not where KVM's tracepoints are missing.
-    pub fn notices_init(&self) -> bool {
+    /// Whether the program detects INIT. It needs KVM's tracepoints `kvm_apic_ipi` and
+    /// `kvm_apic_accept_irq`.
+    pub fn detects_init(&self) -> bool {
         self.init_links.is_some()
     }
 
-    /// How long the program on `sched_switch` has run, while [`RunStats`] were kept.
+    /// Returns the run time of the program at `sched_switch`, accumulated while [`RunStats`] was
+    /// enabled.
     ///
     /// # Errors
-    /// The kernel's refusal.
+    /// [`BpfError`] of bpf(2).
     pub fn switch_time(&self) -> Result<RunTime, BpfError> {
         RunTime::of(self.switch.as_fd())
     }
 
-    /// How long each stage of loading took.
+    /// Returns the stages of loading, with their durations.
     pub fn timings(&self) -> &[(&'static str, Duration)] {
         &self.timings
     }
 }
 
-/// A vCPU's thread, known to the program. Dropping this makes it a stranger again.
+/// A vCPU thread that is attached to the program. Dropping it detaches the thread.
 ///
-/// It cannot leave its thread, and only it says where the vCPU's record is. The program runs inside the switches of
-/// that same thread, so that it sees each of these calls as a whole; called from another thread, they could fall
-/// into the middle of a publication.
+/// It is not `Send`, and only it changes the address of the vCPU's record. The program runs inside
+/// the switches and interrupts of this same thread, so each call here is atomic for the program. A
+/// call from another thread could interleave with a publication.
 #[derive(Debug)]
-pub struct Enrolled<'program> {
+pub struct AttachedThread<'program> {
     program: &'program Program,
     slot: &'program Slot,
     thread: ThreadKey,
     _not_send: PhantomData<*const ()>,
 }
 
-impl Enrolled<'_> {
-    /// Takes this thread's run delay up to `run_delay_ns` (`/proc/thread-self/schedstat`, second field), and all time
-    /// parked, for published. Returns the nanoseconds of it that were not, for the caller to publish or to forget.
+impl AttachedThread<'_> {
+    /// Marks this thread's run delay up to `run_delay_ns`, and all descheduled time, as contained
+    /// in steal.
     ///
-    /// For before [`publish`](Self::publish): then the program goes on from there.
+    /// `run_delay_ns` is the second field of `/proc/thread-self/schedstat`. Returns the time (ns)
+    /// that steal did not contain before, for the caller to add or to drop. Called before
+    /// [`publish`](Self::publish): the program continues from there.
     pub fn account(&self, run_delay_ns: u64) -> u64 {
         self.slot.account(run_delay_ns)
     }
 
-    /// Publishes into the record at `site` from now on; steal grows from what it is there.
-    pub fn publish(&self, site: Site) {
-        self.slot.publish(site);
+    /// Starts publication into the record at `addr`. Steal grows from the value that it has there.
+    pub fn publish(&self, addr: RecordAddr) {
+        self.slot.publish(addr);
     }
 
-    /// Publishes nowhere from now on: the record stays as it is.
+    /// Stops publication. The record keeps its contents, and the program does not write it again.
     pub fn withdraw(&self) {
         self.slot.withdraw();
     }
 
-    /// Sets the byte, and keeps it set whatever the thread does, until [`unpark`](Self::unpark): it may sleep and wake
-    /// and run, but its vCPU does not.
+    /// Marks the vCPU as descheduled by the monitor: sets `preempted` until
+    /// [`schedule`](Self::schedule), whatever the thread does meanwhile.
     ///
-    /// Time parked comes into `steal` by [`Slot::add_parked`].
-    pub fn park(&self) {
-        // In this order: a timer interrupt in between would take the byte for a lost switch-in
-        self.slot.keep_byte();
-        if let Some(byte) = self.byte() {
+    /// [`Slot::add_descheduled_ns`] adds the time to steal.
+    pub fn deschedule(&self) {
+        // In this order: a timer interrupt in between would take a set `preempted` for a lost
+        // switch-in, and clear it
+        self.slot.set_descheduled();
+        if let Some(byte) = self.preempted() {
             byte.store(PREEMPTED, Ordering::Release);
         }
     }
 
-    /// Clears the byte, and gives it back to the program.
-    pub fn unpark(&self) {
-        // In this order: a switch in between would leave the byte set
-        self.slot.release_byte();
-        self.clear_byte();
+    /// Marks the vCPU as scheduled again: clears `preempted`, which the program maintains from now
+    /// on.
+    pub fn schedule(&self) {
+        // In this order: while the flag is set, a preemption would leave `preempted` set
+        self.slot.clear_descheduled();
+        self.clear_preempted();
     }
 
-    /// Clears the byte if it is set, and says whether it was: for right before the vCPU enters the guest, in case the
-    /// host has lost the trace of a switch-in.
-    pub fn clear_byte(&self) -> bool {
-        // Read first: the line stays shared with the vCPUs that watch it
-        let set = self.byte().filter(|byte| byte.load(Ordering::Relaxed) != 0);
+    /// Clears `preempted` if it is set. Returns whether it was.
+    ///
+    /// Called right before the vCPU enters the guest, in case the host has lost the trace of a
+    /// switch-in.
+    pub fn clear_preempted(&self) -> bool {
+        // Load first: the cache line stays shared with the vCPUs that poll it
+        let set = self.preempted().filter(|byte| byte.load(Ordering::Relaxed) != 0);
         if let Some(byte) = set {
             byte.store(0, Ordering::Release);
         }
         set.is_some()
     }
 
-    /// The counts, in which this thread's own last switch-in is contained, seen or not.
-    pub fn counts(&self) -> Counts {
-        self.slot.count_this_arrival();
+    /// Returns the counts. They include this thread's latest switch-in, even if it was not traced.
+    pub fn counts(&self) -> SwitchCounts {
+        self.slot.count_this_sched_in();
         self.slot.counts()
     }
 
-    /// The vCPU's slot.
+    /// Returns the vCPU's slot.
     pub fn slot(&self) -> &Slot {
         self.slot
     }
 
-    fn byte(&self) -> Option<&AtomicU8> {
-        self.program.pages.preempted(self.slot.site()?)
+    fn preempted(&self) -> Option<&AtomicU8> {
+        self.program.pages.preempted(self.slot.record_addr()?)
     }
 }
 
-impl Drop for Enrolled<'_> {
+impl Drop for AttachedThread<'_> {
     fn drop(&mut self) {
         self.program.threads.remove(&self.thread);
     }

@@ -1,9 +1,10 @@
-//! The committed objects, and the first fitted to the running kernel.
+//! The committed objects, and their relocation for the running kernel.
 //!
-//! Both objects of `steal-time/bpf` are part of this binary. `aya-obj` parses one and applies its relocations: the
-//! offsets of kernel fields, then the descriptors of our maps. For the first it wants a BTF to compare the program's
-//! types with, and would walk all of the kernel's for each; it gets one that we make of the five structs in question.
-//! The classic object reads no kernel fields.
+//! Both objects are part of this binary. `aya-obj` parses an object and applies its relocations:
+//! the offsets of kernel fields (CO-RE), then the descriptors of the maps. For CO-RE it compares
+//! the program's types with a BTF, and would search all of the kernel's types for each of them. It
+//! gets a small BTF instead, with the five structs that the program reads (`btf_writer.rs`). The
+//! classic object reads no kernel fields.
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -17,7 +18,7 @@ use super::btf_writer::BtfWriter;
 use super::kernel_btf::KernelLayout;
 use super::syscall::{Hook, Info, NewMap, NewProgram};
 
-/// The object's bytes, on the boundary that its parser wants.
+/// Aligns an object's bytes for its parser.
 #[repr(C, align(8))]
 pub(super) struct Aligned<T: ?Sized>(pub(super) T);
 
@@ -26,56 +27,57 @@ pub(super) static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!("../../bpf/s
 pub(super) static CLASSIC_OBJECT: &Aligned<[u8]> =
     &Aligned(*include_bytes!("../../bpf/steal_time_classic.bpf.o"));
 
-/// The name of the task storage map: a thread's vCPU.
+/// The task storage that holds a thread's vCPU.
 pub(super) const VCPU_OF_TASK: &str = "vcpu_of_task";
-/// The classic object's name of the hash by thread id: a thread's vCPU.
+/// The classic object's hash from thread ID to vCPU.
 pub(super) const VCPU_OF_THREAD: &str = "vcpu_of_thread";
-/// The name of the array of [`super::Slot`]s.
+/// The array of [`super::Slot`]s.
 pub(super) const SLOTS: &str = "slots";
-/// The name of the array of guest pages.
+/// The array of pages that replace guest pages.
 pub(super) const PAGES: &str = "pages";
-/// The name of the program on `sched_switch`.
+/// The program at `sched_switch`.
 pub(super) const SWITCH: &str = "steal_switch";
-/// The name of the program on `x86_fpu_regs_activated` and `hrtimer_expire_entry`.
+/// The program at `x86_fpu_regs_activated` and `hrtimer_expire_entry`.
 pub(super) const HEAL: &str = "steal_heal";
-/// The name of the program on `kvm_apic_ipi`.
+/// The program at `kvm_apic_ipi`.
 pub(super) const IPI: &str = "steal_ipi";
-/// The name of the program on `kvm_apic_accept_irq`.
+/// The program at `kvm_apic_accept_irq`.
 pub(super) const INIT: &str = "steal_init";
-/// The classic object's names of the programs on `sched_switch` and `hrtimer_expire_entry`.
+/// The classic object's program at `sched_switch`.
 pub(super) const CLASSIC_SWITCH: &str = "classic_switch";
+/// The classic object's program at `x86_fpu_regs_activated` and `hrtimer_expire_entry`.
 pub(super) const CLASSIC_HEAL: &str = "classic_heal";
-/// The classic object's name of the program that gives its thread's id.
-pub(super) const CLASSIC_WHO: &str = "classic_who";
+/// The classic object's program that returns the current thread's ID.
+pub(super) const CLASSIC_TID: &str = "classic_tid";
 
-/// A defect of the object, or a kernel that it does not fit.
+/// The object is defective, or does not fit the kernel.
 pub(super) type ObjectError = Box<dyn Error + Send + Sync>;
 
-/// The parsed object.
+/// A parsed object.
 pub(super) struct BpfObject(pub(super) Object);
 
 impl BpfObject {
-    /// Parses the object and sets its offsets of kernel fields.
+    /// Parses the object of the full program, and relocates its kernel fields.
     pub(super) fn for_kernel(layout: &KernelLayout) -> Result<Self, ObjectError> {
         let mut object = Object::parse(&OBJECT.0)?;
         object.relocate_btf(&Btf::parse(&BtfWriter::describing(layout).into_bytes(), object.endianness)?)?;
         Ok(Self(object))
     }
 
-    /// Parses the classic object, which fits any kernel that has its tracepoints.
+    /// Parses the classic object, which fits each kernel with its tracepoints.
     pub(super) fn classic() -> Result<Self, ObjectError> {
         Ok(Self(Object::parse(&CLASSIC_OBJECT.0)?))
     }
 
-    /// The types of maps and programs, as the kernel takes them.
+    /// Returns the BTF of maps and programs, as `BPF_BTF_LOAD` takes it.
     pub(super) fn btf(&mut self) -> Result<Vec<u8>, ObjectError> {
-        // Whatever a kernel knows that can run the programs, which is all of this since Linux 5.12
+        // Each kernel that can run the programs has all of these: they are in Linux 5.12
         let features = BtfFeatures::new(true, true, true, true, true, true, true, true);
         let btf = self.0.fixup_and_sanitize_btf(&features)?.ok_or("no BTF in the object")?;
         Ok(btf.to_bytes())
     }
 
-    /// How to create map `name`, with `max_entries` entries.
+    /// Returns the parameters to create map `name` with `max_entries` entries.
     pub(super) fn map<'a>(
         &'a self,
         name: &'a str,
@@ -99,7 +101,7 @@ impl BpfObject {
         })
     }
 
-    /// Makes the programs refer to these maps.
+    /// Relocates the programs' references to maps.
     pub(super) fn relocate_maps(&mut self, maps: &[(&str, BorrowedFd<'_>)]) -> Result<(), ObjectError> {
         let definitions = self.0.maps.clone();
         let maps =
@@ -107,7 +109,7 @@ impl BpfObject {
         Ok(self.0.relocate_maps(maps, &HashSet::new())?)
     }
 
-    /// How to load program `name`, for this hook.
+    /// Returns the parameters to load program `name` for `hook`.
     pub(super) fn program<'a>(
         &'a self,
         name: &'a str,

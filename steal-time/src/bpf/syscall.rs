@@ -1,7 +1,7 @@
-//! The system calls: bpf(2), `pidfd_open(2)`.
+//! System calls: bpf(2), `pidfd_open(2)`.
 //!
-//! Each `struct` here is the part of `union bpf_attr` (`include/uapi/linux/bpf.h`) that one command reads, up to the
-//! last field that we set: the kernel takes what lies beyond the given size for zero.
+//! Each `Attr` is the part of `union bpf_attr` (`include/uapi/linux/bpf.h`) that one command reads,
+//! up to the last field that is set. The kernel treats fields beyond the given size as zero.
 #![expect(unsafe_code, reason = "system calls that take addresses")]
 
 use std::ffi::CStr;
@@ -14,7 +14,7 @@ use protocol::VcpuId;
 
 use host::thread::own_tid;
 
-/// A kernel object's name: 15 bytes and a 0.
+/// The name of a kernel object: at most 15 bytes and a NUL.
 type Name = [u8; 16];
 
 fn name(name: &str) -> Name {
@@ -28,14 +28,16 @@ fn name(name: &str) -> Name {
 /// Calls bpf(2).
 ///
 /// # Safety
-/// `A` must be what `command` reads, and every address in it must be good, for as much as its length says, until the
-/// call returns.
+/// `A` must be the attributes that `command` reads. Each address in it must be valid, for the
+/// length given with it and for the access that `command` makes, until the call returns.
 unsafe fn bpf<A>(command: bpf_cmd, attr: &A) -> io::Result<RawFd> {
-    // SAFETY: the caller vouches for `attr`; its size goes with it.
+    // SAFETY: the kernel reads `size_of::<A>()` bytes at `attr`. The caller guarantees the
+    // addresses in it.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<A>()) };
     returned(result)
 }
 
+/// Converts the result of a call that returns a descriptor or a number.
 fn returned(result: libc::c_long) -> io::Result<RawFd> {
     if result < 0 {
         Err(io::Error::last_os_error())
@@ -44,12 +46,12 @@ fn returned(result: libc::c_long) -> io::Result<RawFd> {
     }
 }
 
-/// Takes a descriptor over from the call that has just made it.
+/// Takes ownership of a descriptor that a system call has just created.
 ///
 /// # Safety
-/// `fd` is open, and nobody else closes it.
+/// `fd` is open, and nothing else owns it.
 unsafe fn owned(fd: RawFd) -> OwnedFd {
-    // SAFETY: as the caller says.
+    // SAFETY: the caller guarantees that `fd` is open and unowned.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -57,29 +59,29 @@ fn address<T: ?Sized>(of: *const T) -> u64 {
     of.cast::<u8>().expose_provenance() as u64
 }
 
-/// A size for the kernel, which refuses the largest.
+/// Converts a size. One that does not fit becomes the largest, which the kernel refuses.
 fn size(size: usize) -> u32 {
     u32::try_from(size).unwrap_or(u32::MAX)
 }
 
-/// Gives the kernel the types that maps and programs refer to.
+/// Loads the BTF that maps and programs refer to.
 pub(super) fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attr {
         btf: u64,
         log: u64,
         btf_size: u32,
-        // Without it the kernel would read what happens to lie behind.
+        // Ends the structure: without it the padding would be read as `log_size`
         log_size: u32,
     }
     let attr = Attr { btf: address(btf), log: 0, btf_size: size(btf.len()), log_size: 0 };
-    // SAFETY: BPF_BTF_LOAD reads `btf_size` bytes at `btf`, and writes no log.
+    // SAFETY: BPF_BTF_LOAD reads `btf_size` bytes at `btf`, and writes no log as `log` is 0.
     let fd = unsafe { bpf(bpf_cmd::BPF_BTF_LOAD, &attr) }?;
     // SAFETY: BPF_BTF_LOAD returns a new descriptor.
     Ok(unsafe { owned(fd) })
 }
 
-/// A map to create.
+/// The parameters of a map.
 pub(super) struct NewMap<'a> {
     pub(super) name: &'a str,
     pub(super) kind: bpf_map_type,
@@ -123,43 +125,44 @@ pub(super) fn create_map(map: &NewMap<'_>) -> io::Result<OwnedFd> {
         key_type: map.key_type,
         value_type: map.value_type,
     };
-    // SAFETY: BPF_MAP_CREATE reads `attr` alone: there is no address in it.
+    // SAFETY: BPF_MAP_CREATE reads only `attr`, which holds no address.
     let fd = unsafe { bpf(bpf_cmd::BPF_MAP_CREATE, &attr) }?;
     // SAFETY: BPF_MAP_CREATE returns a new descriptor.
     Ok(unsafe { owned(fd) })
 }
 
-/// What a program is written for.
+/// The kind of hook that a program is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hook {
-    /// The tracepoint of this BTF id, whose arguments it reads by their types.
+    /// The tracepoint of this BTF ID, with typed arguments (`BPF_TRACE_RAW_TP`).
     Typed(u32),
-    /// Any tracepoint, whose arguments it takes for numbers.
+    /// Any tracepoint, with arguments as numbers (`BPF_PROG_TYPE_RAW_TRACEPOINT`).
     Raw,
-    /// A tracepoint's record, as the tracepoint's format in tracefs describes it.
+    /// A tracepoint's record, as its format in tracefs describes it (`BPF_PROG_TYPE_TRACEPOINT`).
     Record,
 }
 
-/// A program to load.
+/// The parameters of a program.
 pub(super) struct NewProgram<'a> {
     pub(super) name: &'a str,
     pub(super) instructions: &'a [bpf_insn],
     pub(super) license: &'a CStr,
     pub(super) hook: Hook,
     pub(super) btf: BorrowedFd<'a>,
-    /// What the verifier's messages call the program and its lines.
+    /// Function names, for the verifier's messages.
     pub(super) functions: Info,
+    /// Source lines, for the verifier's messages.
     pub(super) lines: Info,
 }
 
-/// Records of the object's `.BTF.ext`.
+/// Records of the object's section `.BTF.ext`.
 pub(super) struct Info {
     pub(super) records: Vec<u8>,
     pub(super) record_size: usize,
 }
 
 impl Info {
-    /// None: the program is a function without a name or a line.
+    /// No records: a function without name and lines.
     pub(super) const NONE: Self = Self { records: Vec::new(), record_size: 0 };
 
     fn size_and_count(&self) -> (u32, u32) {
@@ -168,8 +171,8 @@ impl Info {
     }
 }
 
-/// Loads a program: the kernel verifies it and compiles it. With a `log` that is not empty, the verifier explains
-/// itself in it, ending in a 0.
+/// Loads a program: the kernel verifies and compiles it. The verifier writes a NUL-terminated log
+/// to `log`, unless it is empty.
 pub(super) fn load_program(program: &NewProgram<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attr {
@@ -224,15 +227,16 @@ pub(super) fn load_program(program: &NewProgram<'_>, log: &mut [u8]) -> io::Resu
         line_count,
         attach_btf_id,
     };
-    // SAFETY: BPF_PROG_LOAD reads the instructions, the license up to its 0, and both kinds of records, each as long
-    // as its size and count say; it writes at most `log_size` bytes to `log`, which is ours to write.
+    // SAFETY: BPF_PROG_LOAD reads the instructions, the license up to its NUL, and both kinds of
+    // records, each for its size and count. It writes at most `log_size` bytes to `log`, which is
+    // borrowed mutably.
     let fd = unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &attr) }?;
     // SAFETY: BPF_PROG_LOAD returns a new descriptor.
     Ok(unsafe { owned(fd) })
 }
 
-/// Attaches a program to the tracepoint that it was loaded for, or to the one of this name, until the returned link is
-/// closed.
+/// Attaches a program until the returned link is closed: to the tracepoint `name`, or without a
+/// name to the one that the program was loaded for.
 pub(super) fn attach_to_tracepoint(program: BorrowedFd<'_>, name: Option<&CStr>) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attr {
@@ -242,23 +246,25 @@ pub(super) fn attach_to_tracepoint(program: BorrowedFd<'_>, name: Option<&CStr>)
     }
     let name = name.map_or(0, |name| address(name.as_ptr()));
     let attr = Attr { name, program: program.as_raw_fd(), padding: 0 };
-    // SAFETY: BPF_RAW_TRACEPOINT_OPEN reads `attr` and the name up to its 0, if one is given.
+    // SAFETY: BPF_RAW_TRACEPOINT_OPEN reads `attr` and, if its address is not 0, the name up to its
+    // NUL.
     let fd = unsafe { bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &attr) }?;
     // SAFETY: BPF_RAW_TRACEPOINT_OPEN returns a new descriptor.
     Ok(unsafe { owned(fd) })
 }
 
-/// Has the kernel keep run statistics of all BPF programs, until the descriptor is closed.
+/// Enables run statistics of all BPF programs until the descriptor is closed.
 pub(super) fn enable_run_stats() -> io::Result<OwnedFd> {
     /// `BPF_STATS_RUN_TIME`
     const RUN_TIME: u32 = 0;
-    // SAFETY: BPF_ENABLE_STATS reads a number.
+    // SAFETY: BPF_ENABLE_STATS reads only `attr`, a number.
     let fd = unsafe { bpf(bpf_cmd::BPF_ENABLE_STATS, &RUN_TIME) }?;
     // SAFETY: BPF_ENABLE_STATS returns a new descriptor.
     Ok(unsafe { owned(fd) })
 }
 
-/// For how long (ns), and how often, a program has run while statistics were kept.
+/// Returns the accumulated run time of a program (ns) and its number of runs, while statistics were
+/// enabled.
 pub(super) fn run_stats(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     #[repr(C)]
     struct Attr {
@@ -274,12 +280,13 @@ pub(super) fn run_stats(program: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
         info_size: size(size_of_val(&info)),
         info: address(&raw mut info),
     };
-    // SAFETY: BPF_OBJ_GET_INFO_BY_FD writes at most `info_size` bytes at `info`. It reads from there, too, where to put
-    // instructions and the like: that is zero, nowhere.
+    // SAFETY: BPF_OBJ_GET_INFO_BY_FD writes at most `info_size` bytes at `info`. It also reads
+    // addresses there, for instructions and the like; they are 0, so it writes nothing else.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &attr) }?;
     Ok((info[RUN_TIME_NS], info[RUN_TIME_NS + 1]))
 }
 
+/// The attributes of the commands on map elements.
 #[repr(C)]
 struct Element {
     map: RawFd,
@@ -289,7 +296,7 @@ struct Element {
     flags: u64,
 }
 
-/// Adds a thread, which must not be there yet, to a map of vCPUs by thread.
+/// Adds a thread to a map from threads to vCPUs. It fails if the thread is in the map.
 pub(super) fn add_thread(map: BorrowedFd<'_>, key: libc::c_int, vcpu: VcpuId) -> io::Result<()> {
     const BPF_NOEXIST: u64 = 1;
     let value = size(vcpu.index());
@@ -300,23 +307,26 @@ pub(super) fn add_thread(map: BorrowedFd<'_>, key: libc::c_int, vcpu: VcpuId) ->
         value: address(&raw const value),
         flags: BPF_NOEXIST,
     };
-    // SAFETY: the key of both maps of threads is 32 bits, a descriptor or an id, and so is the value: the vCPU's index.
+    // SAFETY: BPF_MAP_UPDATE_ELEM reads a key and a value. In both maps of threads each is 32 bits
+    // long: a descriptor or a thread ID, and the index of the vCPU.
     unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_ELEM, &attr) }.map(drop)
 }
 
-/// Removes a thread from a map of vCPUs by thread.
+/// Removes a thread from a map from threads to vCPUs.
 pub(super) fn remove_thread(map: BorrowedFd<'_>, key: libc::c_int) -> io::Result<()> {
     let attr = Element { map: map.as_raw_fd(), padding: 0, key: address(&raw const key), value: 0, flags: 0 };
-    // SAFETY: the key of both maps of threads is 32 bits, a descriptor or an id.
+    // SAFETY: BPF_MAP_DELETE_ELEM reads a key. In both maps of threads it is 32 bits long, a
+    // descriptor or a thread ID.
     unsafe { bpf(bpf_cmd::BPF_MAP_DELETE_ELEM, &attr) }.map(drop)
 }
 
-/// Runs a program for raw tracepoints once, here and now, without arguments. Gives what it returns.
+/// Runs a raw tracepoint program once on the calling thread, without arguments. Returns the
+/// program's result.
 pub(super) fn run_once(program: BorrowedFd<'_>) -> io::Result<u32> {
     #[repr(C)]
     struct Attr {
         program: RawFd,
-        /// The kernel writes it.
+        /// Written by the kernel, hence an atomic behind a shared reference.
         returned: AtomicU32,
         data_sizes: [u32; 2],
         data: [u64; 2],
@@ -335,16 +345,18 @@ pub(super) fn run_once(program: BorrowedFd<'_>) -> io::Result<u32> {
         context: [0; 2],
         flags_and_cpu: [0; 2],
     };
-    // SAFETY: BPF_PROG_TEST_RUN finds no address in `attr`, and writes the one field in it that may be written.
+    // SAFETY: all addresses in `attr` are 0. For a raw tracepoint program BPF_PROG_TEST_RUN writes
+    // `returned` and nothing else; it is atomic, so the kernel may write it behind the shared
+    // reference.
     unsafe { bpf(bpf_cmd::BPF_PROG_TEST_RUN, &attr) }?;
     Ok(attr.returned.into_inner())
 }
 
-/// A descriptor that names the calling thread. `EINVAL` before Linux 6.9.
+/// Opens a pidfd of the calling thread. `EINVAL` before Linux 6.9.
 pub(super) fn open_this_thread() -> io::Result<OwnedFd> {
     /// `include/uapi/linux/pidfd.h`
     const PIDFD_THREAD: libc::c_int = libc::O_EXCL;
-    // SAFETY: two numbers.
+    // SAFETY: pidfd_open takes two numbers and accesses no memory of ours.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_open, own_tid(), PIDFD_THREAD) };
     let fd = returned(result)?;
     // SAFETY: pidfd_open returns a new descriptor.

@@ -1,5 +1,6 @@
-//! The loader's parts: the scan of a BTF, relocation, refusals.
+//! Tests of the loader: the scan of a BTF, relocation, error messages.
 
+use std::io;
 use std::os::fd::AsFd;
 
 use aya_obj::Object;
@@ -15,10 +16,10 @@ use super::*;
 const KIND_FORWARD: u32 = 7;
 const KIND_TYPEDEF: u32 = 8;
 
-/// A kernel's BTF in small, without the structs and typedefs named in `without`.
+/// Returns a small kernel BTF without the structs and typedefs named in `without`.
 fn kernel_btf(without: &[&str]) -> Vec<u8> {
     let mut btf = BtfWriter::new();
-    // One record of each kind that the scan walks over, with as many bytes as its kind has
+    // One record of each kind that the scan skips, with the number of bytes that the kind has
     for (kind, count, added) in [
         (1, 0, &[32][..]),
         (2, 0, &[]),
@@ -89,7 +90,7 @@ fn scan_of_struct_with_bit_fields_takes_the_offset_alone() {
         );
     }
     let names = WANTED[0].fields.iter().map(|field| btf.string(field.name)).collect::<Vec<_>>();
-    // The kind flag, and in the upper byte of the second offset a width
+    // The kind flag is set; the upper byte of the second offset is a width
     let members = [names[0], 1, 16 * 8, names[1], 1, (3 << 24) | (32 * 8), names[2], 1, 64 * 8];
     btf.add("task_struct", 1 << 7 | 4, 3, 0, &members);
     for name in TRACEPOINTS.iter().rev() {
@@ -120,7 +121,7 @@ fn scan_of_truncated_btf_is_an_error_at_any_length() {
     }
 }
 
-/// A panic here is the failure; what the scan makes of the bytes is its own affair.
+/// Only a panic fails this test: any result of the scan is accepted.
 #[test]
 fn scan_of_corrupt_btf_never_panics() {
     let sound = kernel_btf(&[]);
@@ -142,7 +143,7 @@ fn instructions(object: &Object, program: &str) -> Vec<bpf_insn> {
     object.functions[&object.programs[program].function_key()].instructions.clone()
 }
 
-/// The scan and the small BTF made of it, against a general parser and the whole of the kernel's BTF.
+/// Compares the scan and the small BTF with a general parser and the kernel's whole BTF.
 #[test]
 fn program_relocated_by_our_scan_equals_program_relocated_by_the_whole_kernel_btf() {
     let Ok(bytes) = std::fs::read(PATH) else {
@@ -168,8 +169,8 @@ fn program_relocated_by_our_scan_equals_program_relocated_by_the_whole_kernel_bt
     assert_eq!(layout.tracepoints, tracepoints);
 }
 
-/// Loads the switch program as far as the verifier, for a kernel of this layout; `None`, said aloud, without the
-/// right to.
+/// Lets the verifier check the switch program for a kernel of this layout. Returns `None`, with a
+/// message, without the privileges for BPF.
 fn verify(layout: &KernelLayout, shorten_to: Option<usize>) -> Option<Result<(), BpfError>> {
     let mut object = BpfObject::for_kernel(layout).expect("the committed object");
     let btf = match syscall::load_btf(&object.btf().expect("the object's types")) {
@@ -205,12 +206,12 @@ fn program_for_kernel_without_group_scheduling_passes_the_verifier() {
         }
     }
     if let Some(result) = verify(&layout, None) {
-        result.expect("the guard of the clock's fields takes the way to them out");
+        result.expect("the guard of the clock's fields removes the path to them");
     }
 }
 
 #[test]
-fn refusal_by_the_verifier_carries_the_end_of_its_log() {
+fn rejection_by_the_verifier_carries_the_end_of_its_log() {
     let Ok(layout) = KernelLayout::of_running_kernel() else {
         eprintln!("SKIPPED relocation against the whole kernel BTF: this kernel has no {PATH}");
         return;
@@ -222,5 +223,25 @@ fn refusal_by_the_verifier_carries_the_end_of_its_log() {
             assert!(log.contains("last insn is not an exit or jmp"), "{log}");
         }
         Some(other) => panic!("a program of one instruction: {other:?}"),
+    }
+}
+
+#[test]
+fn publishers_that_errors_suggest_exist() {
+    let refused = || io::Error::from_raw_os_error(libc::EPERM);
+    let errors = [
+        BpfError::no_kernel_btf(refused()),
+        BpfError::kernel_btf("no task_struct".into()),
+        BpfError::relocation("no map".into()),
+        BpfError::no_thread_pidfd(refused()),
+        BpfError::no_tracefs(refused()),
+        BpfError::tracepoint_format("prev_pid"),
+        BpfError::from_kernel("load the BPF program")(refused()),
+        BpfError::Verifier { program: "switch".into(), log: String::new(), source: refused() },
+    ];
+    for message in errors.map(|error| error.to_string()) {
+        let suggested = message.split("--publisher ").nth(1).expect("a cure is named");
+        let name: String = suggested.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+        assert!(PublisherKind::ALL.iter().any(|kind| kind.to_string() == name), "{name:?}: {message}");
     }
 }

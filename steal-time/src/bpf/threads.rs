@@ -1,79 +1,81 @@
-//! Which thread is which vCPU, as the program is told.
+//! The map from threads to vCPUs that the program looks up at each switch.
 //!
-//! The kernel knows a thread by its `task_struct`, so best the vCPU hangs there (task storage), and a descriptor names the
-//! thread to us. The classic program knows a thread by its id alone, as the first pid namespace counts. A thread in another
-//! namespace does not know that id; but a program that runs on it does.
+//! The full program keeps the vCPU in the thread's task storage, and a pidfd names the thread to
+//! the kernel. The classic program uses a hash by thread ID in the initial PID namespace. A thread
+//! in another namespace cannot know that ID; a BPF program that runs on the thread returns it.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use protocol::VcpuId;
 
-use super::{BpfError, syscall};
+use super::error::BpfError;
+use super::syscall;
 
-/// All threads that the program knows.
+/// The map from threads to vCPUs.
 #[derive(Debug)]
-pub(super) struct Threads {
+pub(super) struct ThreadMap {
     map: OwnedFd,
-    /// The program that gives a thread's id, where the map is by id.
-    who: Option<OwnedFd>,
+    /// The program that returns a thread's ID, if the map is keyed by it.
+    tid: Option<OwnedFd>,
 }
 
-/// What names a thread in the map.
+/// The key of a thread in the map.
 #[derive(Debug)]
 pub(super) struct ThreadKey {
     key: libc::c_int,
-    /// The descriptor that is the key.
+    /// The descriptor that `key` is the number of.
     _pidfd: Option<OwnedFd>,
 }
 
-impl Threads {
-    /// In task storage.
+impl ThreadMap {
+    /// Uses `map`, a task storage.
     pub(super) fn by_task(map: OwnedFd) -> Self {
-        Self { map, who: None }
+        Self { map, tid: None }
     }
 
-    /// In a hash by thread id, which `who` gives.
-    pub(super) fn by_id(map: OwnedFd, who: OwnedFd) -> Self {
-        Self { map, who: Some(who) }
+    /// Uses `map`, a hash by thread ID. The program `tid` returns the ID of the thread that runs
+    /// it.
+    pub(super) fn by_tid(map: OwnedFd, tid: OwnedFd) -> Self {
+        Self { map, tid: Some(tid) }
     }
 
-    pub(super) fn are_by_id(&self) -> bool {
-        self.who.is_some()
+    pub(super) fn is_by_tid(&self) -> bool {
+        self.tid.is_some()
     }
 
-    /// Whether this kernel has a descriptor that names a thread.
-    pub(super) fn can_be_named() -> Result<(), BpfError> {
+    /// Checks that this kernel has pidfds of threads.
+    pub(super) fn check_pidfd_support() -> Result<(), BpfError> {
         pidfd_of_this_thread().map(drop)
     }
 
-    /// Makes the calling thread the thread of `vcpu`.
+    /// Adds the calling thread as the thread of `vcpu`.
     pub(super) fn add_this_thread(&self, vcpu: VcpuId) -> Result<ThreadKey, BpfError> {
-        let key = match &self.who {
+        let key = match &self.tid {
             None => {
                 let pidfd = pidfd_of_this_thread()?;
                 ThreadKey { key: pidfd.as_raw_fd(), _pidfd: Some(pidfd) }
             }
-            Some(who) => {
-                let id = syscall::run_once(who.as_fd())
-                    .map_err(BpfError::from_kernel("ask a BPF program for a thread's id"))?;
-                ThreadKey { key: id.cast_signed(), _pidfd: None }
+            Some(tid) => {
+                let tid = syscall::run_once(tid.as_fd())
+                    .map_err(BpfError::from_kernel("read a thread's ID by a BPF program"))?;
+                ThreadKey { key: tid.cast_signed(), _pidfd: None }
             }
         };
         syscall::add_thread(self.map.as_fd(), key.key, vcpu)
-            .map_err(BpfError::from_kernel("tell the BPF program a vCPU's thread"))?;
+            .map_err(BpfError::from_kernel("attach a vCPU thread to the BPF program"))?;
         Ok(key)
     }
 
-    /// Makes the thread a stranger again.
+    /// Removes the thread.
     pub(super) fn remove(&self, thread: &ThreadKey) {
-        // It fails only for a thread that is gone, and the kernel has forgotten that one already
+        // It fails only if the thread has ended, and then the kernel has removed it
         let _ = syscall::remove_thread(self.map.as_fd(), thread.key);
     }
 }
 
 fn pidfd_of_this_thread() -> Result<OwnedFd, BpfError> {
     syscall::open_this_thread().map_err(|source| match source.raw_os_error() {
-        Some(libc::EINVAL) => BpfError::NoThreadPidfd(source),
-        _ => BpfError::Kernel { what: "name a vCPU's thread", source },
+        Some(libc::EINVAL) => BpfError::no_thread_pidfd(source),
+        _ => BpfError::Kernel { what: "open a pidfd of a vCPU thread", source },
     })
 }

@@ -17,11 +17,11 @@ use protocol::VcpuId;
 
 use super::overlay::Overlay;
 use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherError, PublisherKind};
-use crate::bpf::{self, Enrolled, Program, Site};
+use crate::bpf::{self, AttachedThread, Program, RecordAddr};
 use crate::host_vm::HostVm;
-use host::account::{self, RunDelay};
 use host::cpus::Cpus;
 use host::perf::CpuClock;
+use host::stats::{self, RunDelay};
 
 /// Publishes by BPF for one VM.
 #[derive(Debug)]
@@ -68,17 +68,17 @@ impl Publisher for BpfPublisher {
     }
 
     fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
-        let enrolled = self.program.enrol_current_thread(vcpu)?;
-        enrolled.slot().lose_every(self.lose_every);
+        let attached = self.program.attach_current_thread(vcpu)?;
+        attached.slot().lose_every(self.lose_every);
         let signal = self.kick_signal.filter(|_| self.program.is_classic());
         let own_run_delay = if let Some(signal) = signal {
-            enrolled.slot().kick_by(signal);
+            attached.slot().set_kick_signal(signal);
             Some(RunDelay::of_this_thread().map_err(PublisherError::RunDelay)?)
         } else {
             None
         };
         Ok(Some(Box::new(BpfPublication {
-            enrolled,
+            attached,
             own_run_delay,
             overlay: &self.overlay,
             cleared_at_entry: 0,
@@ -93,7 +93,7 @@ impl Publisher for BpfPublisher {
         self.overlay.pages()
     }
 
-    fn counts_at_rest(&self, vcpu: VcpuId) -> Option<bpf::Counts> {
+    fn counts_at_rest(&self, vcpu: VcpuId) -> Option<bpf::SwitchCounts> {
         Some(self.program.slot(vcpu).counts())
     }
 
@@ -108,7 +108,7 @@ impl Publisher for BpfPublisher {
         if self.program.is_classic() {
             limits.push(STEAL_IS_LATE.to_owned());
         }
-        if !self.program.notices_init() {
+        if !self.program.detects_init() {
             limits.push(INIT_GOES_UNNOTICED.to_owned());
         }
         if self.lose_every > 0 {
@@ -121,13 +121,13 @@ impl Publisher for BpfPublisher {
 /// One vCPU's publication. Lives on the vCPU's thread.
 #[derive(Debug)]
 struct BpfPublication<'p> {
-    enrolled: Enrolled<'p>,
+    attached: AttachedThread<'p>,
     /// What the thread tells its steal by, where the program does not.
     own_run_delay: Option<RunDelay>,
     overlay: &'p Overlay,
     cleared_at_entry: u64,
     parks: u64,
-    site: Option<Site>,
+    site: Option<RecordAddr>,
     /// The program is not to write.
     rests: bool,
     /// INITs that were noticed.
@@ -139,14 +139,14 @@ impl BpfPublication<'_> {
     fn account(&self) -> Result<u64, PublisherError> {
         let run_delay_ns = match &self.own_run_delay {
             Some(run_delay) => run_delay.read_ns(),
-            None => account::own_run_delay_ns(),
+            None => stats::own_run_delay_ns(),
         };
         let run_delay_ns = run_delay_ns.map_err(PublisherError::RunDelay)?;
-        Ok(self.enrolled.account(run_delay_ns))
+        Ok(self.attached.account(run_delay_ns))
     }
 
     /// Adds to the record what its steal lacks, and clears the byte.
-    fn tell_steal(&self, site: Site, least_ns: u64) -> Result<(), PublisherError> {
+    fn tell_steal(&self, site: RecordAddr, least_ns: u64) -> Result<(), PublisherError> {
         let unpublished_ns = self.account()?;
         if let Some(record) = self.overlay.record(site) {
             record.update(least_ns, unpublished_ns);
@@ -163,20 +163,20 @@ impl Publication for BpfPublication<'_> {
         // between this reading and the hand-over is not lost: the program continues from what is accounted here.
         self.tell_steal(site, least_ns)?;
         if !self.rests {
-            self.enrolled.publish(site);
+            self.attached.publish(site);
         }
         Ok(())
     }
 
     fn withdraw(&mut self) {
-        self.enrolled.withdraw();
+        self.attached.withdraw();
         if let Some(site) = self.site.take() {
             self.overlay.give_back(site);
         }
     }
 
     fn take_init(&mut self) -> bool {
-        let inits = self.enrolled.slot().inits();
+        let inits = self.attached.slot().inits();
         let is_new = inits != self.inits;
         if is_new {
             self.inits = inits;
@@ -187,39 +187,39 @@ impl Publication for BpfPublication<'_> {
 
     fn park(&mut self) {
         self.parks += 1;
-        self.enrolled.park();
+        self.attached.deschedule();
     }
 
     fn unpark(&mut self, parked_ns: u64) -> Result<(), PublisherError> {
-        self.enrolled.slot().add_parked(parked_ns);
+        self.attached.slot().add_descheduled_ns(parked_ns);
         // The switch that brought the thread here knew nothing of it, so it is told as after a rest.
-        self.enrolled.withdraw();
+        self.attached.withdraw();
         self.rise()
     }
 
     fn rest(&mut self) {
         self.rests = true;
-        self.enrolled.withdraw();
+        self.attached.withdraw();
     }
 
     fn forget_waiting(&mut self, run_delay_ns: u64) -> u64 {
-        self.enrolled.account(run_delay_ns)
+        self.attached.account(run_delay_ns)
     }
 
     fn rise(&mut self) -> Result<(), PublisherError> {
         self.rests = false;
         if let Some(site) = self.site {
             self.tell_steal(site, 0)?;
-            self.enrolled.publish(site);
+            self.attached.publish(site);
         }
         Ok(())
     }
 
     fn before_entry(&mut self) {
-        self.cleared_at_entry += u64::from(self.enrolled.clear_byte());
+        self.cleared_at_entry += u64::from(self.attached.clear_preempted());
         // Asked first: as long as it is to tell, it is kicked out of the guest again and again.
         if self.own_run_delay.is_some()
-            && self.enrolled.slot().is_to_tell()
+            && self.attached.slot().take_sched_in()
             && let Some(site) = self.site
             && !self.rests
         {
@@ -230,7 +230,7 @@ impl Publication for BpfPublication<'_> {
 
     fn counts(&self) -> Counts {
         let Self { cleared_at_entry, parks, .. } = *self;
-        Counts { program: self.enrolled.counts(), cleared_at_entry, lost: 0, parks }
+        Counts { program: self.attached.counts(), cleared_at_entry, lost: 0, parks }
     }
 }
 

@@ -161,7 +161,7 @@ fn probe_perf() -> Result<(), PerfError> {
 
 /// For the user: what was refused, and why.
 fn why_not(refused: &[Refusal]) -> String {
-    let each = refused.iter().map(|(kind, error)| format!("not {kind}: {}", error_chain::in_one_line(error)));
+    let each = refused.iter().map(|(kind, error)| format!("not {kind}: {}", error_chain::one_line(error)));
     each.collect::<Vec<_>>().join("; ")
 }
 
@@ -171,7 +171,7 @@ impl Selection {
         match probe_perf() {
             Ok(()) => Self { kind: PublisherKind::Perf, program: None, why: not_bpf },
             Err(error) => {
-                let why = format!("{not_bpf}; not perf: {}", error_chain::in_one_line(&error));
+                let why = format!("{not_bpf}; not perf: {}", error_chain::one_line(&error));
                 Self { kind: PublisherKind::Park, program: None, why }
             }
         }

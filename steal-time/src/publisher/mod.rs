@@ -98,15 +98,12 @@ pub enum MsrOwner {
 /// Publication failed.
 #[derive(Debug, thiserror::Error)]
 pub enum PublisherError {
-    /// The BPF program cannot be loaded or a thread not enrolled.
+    /// The BPF program cannot be loaded or a thread not attached.
     #[error(transparent)]
     Bpf(#[from] bpf::BpfError),
-    /// The switches of a thread cannot be recorded.
-    #[error(transparent)]
+    /// perf cannot record the switches of a thread, or its observer cannot start.
+    #[error("Cannot publish by perf (try --publisher monitor)")]
     Perf(#[from] PerfError),
-    /// The observer cannot be had.
-    #[error(transparent)]
-    Observer(#[from] perf::ObserverError),
     /// The monitor lends no signal that makes a vCPU thread leave the guest.
     #[error("Publisher {0} needs a kick signal, and this monitor lends none (see HostVm::kick_signal)")]
     NoKickSignal(PublisherKind),
@@ -161,7 +158,7 @@ pub trait Publisher: fmt::Debug + Send + Sync {
     }
 
     /// The switches counted for `vcpu`, by those for whom its thread need not be awake; `None` where nobody counts so.
-    fn counts_at_rest(&self, _vcpu: VcpuId) -> Option<bpf::Counts> {
+    fn counts_at_rest(&self, _vcpu: VcpuId) -> Option<bpf::SwitchCounts> {
         None
     }
 
@@ -228,7 +225,7 @@ const INIT_GOES_UNNOTICED: &str = "INIT goes unnoticed: the record of a vCPU tha
 pub struct Counts {
     /// By the program, in the context switch.
     #[serde(flatten)]
-    pub program: bpf::Counts,
+    pub program: bpf::SwitchCounts,
     /// Times it was about to enter the guest with the byte set.
     pub cleared_at_entry: u64,
     /// Switches whose record was lost.

@@ -17,7 +17,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::bpf::{Program, Site};
+use crate::bpf::{Program, RecordAddr};
 use crate::host_vm::{AllStopped, HostVm, PAGE, PAGE_SIZE};
 use crate::publisher::record::Record;
 
@@ -59,7 +59,7 @@ impl Overlay {
     ///
     /// # Errors
     /// [`OverlayError`] when the host refuses the mapping; guest memory is as it was.
-    pub fn take(&self, gpa: u64) -> Result<Option<Site>, OverlayError> {
+    pub fn take(&self, gpa: u64) -> Result<Option<RecordAddr>, OverlayError> {
         let page_gpa = gpa & !(PAGE - 1);
         let offset = usize::try_from(gpa - page_gpa).unwrap_or(0);
         let Some(page) = self.vm.page_hva(page_gpa) else { return Ok(None) };
@@ -67,18 +67,18 @@ impl Overlay {
             Some(element) => element,
             None => self.stopped(page_gpa, |stopped| self.lay_over(page_gpa, page, stopped))?,
         };
-        Ok(Some(Site::new(element, offset)))
+        Ok(Some(RecordAddr::new(element, offset)))
     }
 
     /// The record at `site` is not used any more.
-    pub fn give_back(&self, site: Site) {
+    pub fn give_back(&self, site: RecordAddr) {
         if let Some(element) = self.lock().get_mut(site.page()) {
             element.records = element.records.saturating_sub(1);
         }
     }
 
     /// The record at `site`.
-    pub fn record(&self, site: Site) -> Option<&Record> {
+    pub fn record(&self, site: RecordAddr) -> Option<&Record> {
         Record::in_page(self.program.pages().page(site.page())?, site.offset())
     }
 

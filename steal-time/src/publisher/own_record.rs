@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::PublisherError;
 use super::record::GuestRecord;
 use crate::host_vm::HostVm;
-use host::account::RunDelay;
+use host::stats::RunDelay;
 
 /// See the module. Lives on the vCPU's thread.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use protocol::steal_time::{PREEMPTED, StealTime};
+use protocol::kvm::{PREEMPTED, StealTime};
 
 use crate::host_vm::{HostVm, PAGE, PAGE_SIZE};
 

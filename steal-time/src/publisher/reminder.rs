@@ -10,8 +10,8 @@ use std::time::Duration;
 use libc::pid_t;
 
 use super::PublisherError;
-use host::account::RunDelay;
 use host::kick;
+use host::stats::RunDelay;
 use host::thread::own_tid;
 use host::ticker::Ticker;
 

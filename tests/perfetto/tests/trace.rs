@@ -84,14 +84,14 @@ fn trace_shows_cpus_and_vcpus_and_the_preemptions_that_the_results_count() {
     for (mechanism, guests) in [("park", 1_usize), ("auto", 2)] {
         let folder = tempfile::tempdir().unwrap();
         let (trace, json) = (folder.path().join("run.pftrace"), folder.path().join("run.json"));
-        let mut command = vmm(["--vcpus", "4", "--lock", "mcs", "--wait", "ignore", "--quiet"]);
+        let mut command = vmm(["--vcpus", "4", "--lock", "mcs", "--wait", "spin", "--quiet"]);
         command.args([
             "--warmup-ms",
             "50",
             "--duration-ms",
             "300",
             "--policy",
-            "rr:quantum=3ms",
+            "rr:slice=3ms",
             "--publisher",
             publisher,
         ]);
@@ -109,13 +109,13 @@ fn trace_shows_cpus_and_vcpus_and_the_preemptions_that_the_results_count() {
         assert_eq!(named("vCPU 3").len(), guests, "a row for each guest's");
         for row in named("vCPU 0").into_iter().chain(named("vCPU 3")) {
             let has = |name: &str| row.slices.iter().any(|(slice, _)| slice == name);
-            assert!(has("running") && (has("parked") || has("preempted")), "{:?}", row.slices.first());
+            assert!(has("running") && (has("descheduled") || has("preempted")), "{:?}", row.slices.first());
             let parent = &rows[&row.parent.expect("it belongs to a guest")];
             assert!(parent.name.starts_with("guest "));
         }
         // A queue under round robin waits for long, again and again.
         assert!(rows.values().any(|row| row.slices.iter().any(|(name, _)| name == "waits")));
-        assert!(named("vCPU 0 byte").iter().any(|row| !row.slices.is_empty()));
+        assert!(named("vCPU 0 preempted").iter().any(|row| !row.slices.is_empty()));
         for name in ["steal", "acquisitions"] {
             let counters = named(name);
             assert!(

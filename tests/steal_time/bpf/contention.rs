@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use steal_time::bpf::{Counts, Site};
+use steal_time::bpf::{RecordAddr, SwitchCounts};
 
 use super::record::{Record, Snapshot};
 use super::{PATIENCE, load, spin_until, vcpu};
@@ -24,7 +24,7 @@ fn last_cpu() -> usize {
     (0..CpuSet::count()).rfind(|&cpu| set.is_set(cpu).unwrap_or(false)).expect("a CPU")
 }
 
-/// Two threads that spin on one CPU, each enrolled and publishing, until each was preempted 100 times.
+/// Two threads that spin on one CPU, each attached and publishing, until each was preempted 100 times.
 struct Contention {
     spinners: [Spinner; 2],
 }
@@ -44,14 +44,14 @@ struct Spinner {
 }
 
 impl Spinner {
-    fn counted(&self) -> Counts {
+    fn counted(&self) -> SwitchCounts {
         self.end.counts.since(self.begin.counts)
     }
 
     /// Switch-ins that nobody traced. Some hosts have them.
     fn lost(&self) -> u64 {
-        (self.end.arrivals - self.begin.arrivals)
-            .checked_sub(self.counted().ins)
+        (self.end.timeslices - self.begin.timeslices)
+            .checked_sub(self.counted().sched_in)
             .expect("no more than there were")
     }
 }
@@ -64,22 +64,22 @@ fn contention() -> Option<&'static Contention> {
         let cpu = last_cpu();
         let (spinning, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
         // Both records in one page, as a guest may have them
-        let sites = [0, 1].map(|index| Site::new(1, index * 64));
+        let addrs = [0, 1].map(|index| RecordAddr::new(1, index * 64));
         let spin = |own: usize| {
             pin_to(cpu);
-            let enrolled = program.enrol_current_thread(vcpu(own)).expect("a fresh thread");
-            let slot = enrolled.slot();
-            let [record, other] = [sites[own], sites[1 - own]].map(|site| Record::map(&program, site));
+            let attached = program.attach_current_thread(vcpu(own)).expect("a fresh thread");
+            let slot = attached.slot();
+            let [record, other] = [addrs[own], addrs[1 - own]].map(|addr| Record::map(&program, addr));
             for word in &record.words[2..] {
                 word.store(0x5a5a_5a5a_5a5a_5a00, Ordering::Relaxed);
             }
             let begin = Snapshot::take(slot, &record);
             let begin_words = record.words();
-            enrolled.account(begin.run_delay);
-            enrolled.publish(sites[own]);
+            attached.account(begin.run_delay);
+            attached.publish(addrs[own]);
             spinning.fetch_add(1, Ordering::SeqCst);
             spin_until("both spin, and have been preempted", || {
-                slot.counts().outs > begin.counts.outs && spinning.load(Ordering::SeqCst) == 2
+                slot.counts().sched_out > begin.counts.sched_out && spinning.load(Ordering::SeqCst) == 2
             });
 
             let [mut looks, mut own_byte_set, mut other_byte_set, mut odd, mut shrunk] = [0; 5];
@@ -110,7 +110,7 @@ fn contention() -> Option<&'static Contention> {
             let threads = [0, 1].map(|own| scope.spawn(move || spin(own)));
             let slots = [0, 1].map(|own| program.slot(vcpu(own)));
             let begin = Instant::now();
-            while slots.iter().any(|slot| slot.counts().outs < 100) && begin.elapsed() < PATIENCE {
+            while slots.iter().any(|slot| slot.counts().sched_out < 100) && begin.elapsed() < PATIENCE {
                 thread::sleep(Duration::from_millis(10));
             }
             stop.store(true, Ordering::Relaxed);
@@ -144,10 +144,10 @@ fn byte_of_running_thread_is_never_seen_by_itself() {
 fn preemptions_and_sleeps_are_those_that_the_kernel_counts() {
     let Some(Contention { spinners }) = contention() else { return };
     for spinner in spinners {
-        let Snapshot { preemptions, sleeps, .. } = spinner.begin;
-        assert!(spinner.counted().outs >= 99, "{spinner:?}");
-        assert_eq!(spinner.counted().outs, spinner.end.preemptions - preemptions);
-        assert_eq!(spinner.counted().sleeps, spinner.end.sleeps - sleeps);
+        let Snapshot { preemptions, blocked, .. } = spinner.begin;
+        assert!(spinner.counted().sched_out >= 99, "{spinner:?}");
+        assert_eq!(spinner.counted().sched_out, spinner.end.preemptions - preemptions);
+        assert_eq!(spinner.counted().blocked, spinner.end.blocked - blocked);
     }
 }
 
@@ -158,10 +158,10 @@ fn switch_ins_are_those_that_the_kernel_counts_seen_healed_or_unseen() {
         if spinner.lost() > 0 {
             eprintln!("{} switch-ins lost, {} of them healed", spinner.lost(), spinner.counted().healed);
         }
-        let Counts { healed, unseen, .. } = spinner.counted();
+        let SwitchCounts { healed, unseen, .. } = spinner.counted();
         // The spinner may have just come unseen at either end
         assert!((healed + unseen).abs_diff(spinner.lost()) <= 1, "{spinner:?}");
-        assert!(spinner.lost() <= spinner.counted().ins / 20, "{spinner:?}");
+        assert!(spinner.lost() <= spinner.counted().sched_in / 20, "{spinner:?}");
     }
 }
 
@@ -180,8 +180,8 @@ fn version_is_even_for_its_owner_and_grows_by_two_with_each_publication() {
     let Some(Contention { spinners }) = contention() else { return };
     for spinner in spinners {
         assert_eq!((spinner.own_version_odd, spinner.own_version_shrunk), (0, 0));
-        let Counts { ins, healed, .. } = spinner.counted();
-        assert_eq!(spinner.end_words[1] & 0xffff_ffff, 2 * (ins + healed));
+        let SwitchCounts { sched_in, healed, .. } = spinner.counted();
+        assert_eq!(spinner.end_words[1] & 0xffff_ffff, 2 * (sched_in + healed));
     }
 }
 

@@ -12,7 +12,7 @@ mod single_thread;
 use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
-use steal_time::bpf::{BpfError, KernelBtfError, Program};
+use steal_time::bpf::{BpfError, Program};
 
 /// Far longer than anything here takes, on any host.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -21,11 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn load(vcpus: usize) -> Option<Program> {
     match Program::load(vcpus, vcpus) {
         Ok(program) => Some(program),
-        Err(
-            error @ (BpfError::NotPermitted { .. }
-            | BpfError::KernelBtf(KernelBtfError::Unreadable(_))
-            | BpfError::NoThreadPidfd(_)),
-        ) => {
+        Err(error @ (BpfError::NotPermitted { .. } | BpfError::Unsupported { .. })) => {
             skip(&error.to_string());
             None
         }

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use steal_time::bpf::{Counts, Program, Site, Slot};
+use steal_time::bpf::{Program, RecordAddr, Slot, SwitchCounts};
 
 use super::spin_until;
 
@@ -16,9 +16,9 @@ pub(super) struct Record {
 
 impl Record {
     /// The mapping lives as long as the process: some hundred bytes of page table.
-    pub(super) fn map(program: &Program, site: Site) -> Self {
+    pub(super) fn map(program: &Program, addr: RecordAddr) -> Self {
         let (pages, offset) =
-            (program.pages().as_fd(), libc::off_t::try_from(site.page() * 4096).expect("small"));
+            (program.pages().as_fd(), libc::off_t::try_from(addr.page() * 4096).expect("small"));
         // SAFETY: the kernel chooses the address, so that no other mapping is touched.
         let page = unsafe {
             libc::mmap(
@@ -33,7 +33,7 @@ impl Record {
         assert_ne!(page, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
         // SAFETY: a page is mapped there for good; any bytes are atomics, and atomics allow for other writers.
         let page = unsafe { &*page.cast::<[[AtomicU64; 8]; 64]>() };
-        Self { words: &page[site.offset() / 64] }
+        Self { words: &page[addr.offset() / 64] }
     }
 
     pub(super) fn steal(&self) -> u64 {
@@ -56,13 +56,13 @@ impl Record {
 /// What this thread's slot and record, and the kernel's own accounting, say between two switches.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Snapshot {
-    pub(super) counts: Counts,
+    pub(super) counts: SwitchCounts,
     /// Switches that the kernel counts as preemptions, and as sleeps (`status`).
     pub(super) preemptions: u64,
-    pub(super) sleeps: u64,
+    pub(super) blocked: u64,
     /// Nanoseconds spent waiting for a CPU, and how often it got one (`schedstat`).
     pub(super) run_delay: u64,
-    pub(super) arrivals: u64,
+    pub(super) timeslices: u64,
     pub(super) steal: u64,
 }
 
@@ -88,9 +88,9 @@ impl Snapshot {
         Self {
             counts,
             preemptions: status("nonvoluntary_ctxt_switches:"),
-            sleeps: status("voluntary_ctxt_switches:"),
+            blocked: status("voluntary_ctxt_switches:"),
             run_delay: schedstat[1],
-            arrivals: schedstat[2],
+            timeslices: schedstat[2],
             steal,
         }
     }

@@ -7,25 +7,25 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
-use steal_time::bpf::{BpfError, EmptyProgram, Enrolled, Program, RunStats, Site, Slot};
+use steal_time::bpf::{AttachedThread, BpfError, EmptyProgram, Program, RecordAddr, RunStats, Slot};
 
 use super::record::{Record, Snapshot};
 use super::{load, skip, spin_until, vcpu};
 
 /// Sleeps until the program has seen the calling thread come back, so that what it publishes then is published.
 fn sleep_and_return(slot: &Slot) {
-    let ins = slot.counts().ins;
+    let ins = slot.counts().sched_in;
     spin_until("it is seen to return", || {
         thread::sleep(Duration::from_millis(1));
-        slot.counts().ins > ins
+        slot.counts().sched_in > ins
     });
 }
 
 /// Makes this thread vCPU 0 of a program of its own, publishing into element 0. Without the right to use BPF, no test.
-fn publishing(test: impl FnOnce(&Program, &Enrolled<'_>, &Record)) {
+fn publishing(test: impl FnOnce(&Program, &AttachedThread<'_>, &Record)) {
     let Some(program) = load(1) else { return };
-    let vcpu = program.enrol_current_thread(VcpuId::BOOT).expect("a fresh thread");
-    let site = Site::new(0, 0x40);
+    let vcpu = program.attach_current_thread(VcpuId::BOOT).expect("a fresh thread");
+    let site = RecordAddr::new(0, 0x40);
     let record = Record::map(&program, site);
     vcpu.account(Snapshot::take(vcpu.slot(), &record).run_delay);
     vcpu.publish(site);
@@ -35,14 +35,14 @@ fn publishing(test: impl FnOnce(&Program, &Enrolled<'_>, &Record)) {
 #[test]
 fn byte_of_sleeping_thread_stays_clear() {
     let Some(program) = load(1) else { return };
-    let site = Site::new(0, 0);
+    let site = RecordAddr::new(0, 0);
     let record = Record::map(&program, site);
     let (tell, told) = mpsc::channel();
     let (wake, woken) = mpsc::channel::<()>();
     thread::scope(|scope| {
         let program = &program;
         scope.spawn(move || {
-            let vcpu = program.enrol_current_thread(VcpuId::BOOT).expect("a fresh thread");
+            let vcpu = program.attach_current_thread(VcpuId::BOOT).expect("a fresh thread");
             vcpu.publish(site);
             tell.send(nix::unistd::gettid()).expect("the test waits");
             woken.recv().expect_err("only hung up on");
@@ -50,7 +50,7 @@ fn byte_of_sleeping_thread_stays_clear() {
         let stat = format!("/proc/self/task/{}/stat", told.recv().expect("the thread says its id"));
         let asleep = || fs::read_to_string(&stat).expect("the thread lives").contains(") S ");
         let slot = program.slot(VcpuId::BOOT);
-        spin_until("the thread sleeps", || asleep() && slot.counts().sleeps > 0);
+        spin_until("the thread sleeps", || asleep() && slot.counts().blocked > 0);
         assert_eq!(record.preempted(), 0);
         drop(wake);
     });
@@ -84,7 +84,7 @@ fn withdrawn_record_is_not_written_while_switches_are_still_counted() {
 #[test]
 fn moved_publication_leaves_the_old_record_alone() {
     publishing(|program, vcpu, old| {
-        let site = Site::new(0, 0xfc0);
+        let site = RecordAddr::new(0, 0xfc0);
         let new = Record::map(program, site);
         vcpu.publish(site);
         let before = old.words();
@@ -97,7 +97,7 @@ fn moved_publication_leaves_the_old_record_alone() {
 #[test]
 fn byte_set_while_the_thread_runs_is_corrected_and_counted() {
     publishing(|program, vcpu, record| {
-        let byte = program.pages().preempted(Site::new(0, 0x40)).expect("an element");
+        let byte = program.pages().preempted(RecordAddr::new(0, 0x40)).expect("an element");
         let mut by_timer = 0;
         for _ in 0..50 {
             let before = vcpu.slot().counts();
@@ -106,7 +106,7 @@ fn byte_set_while_the_thread_runs_is_corrected_and_counted() {
             let after = vcpu.slot().counts();
             // A timer found it, or a preemption came first and its switch-in cleared it, traced or found out, or both came at
             // one tick
-            let came_back = after.ins > before.ins || after.healed > before.healed;
+            let came_back = after.sched_in > before.sched_in || after.healed > before.healed;
             assert!(after.corrected > before.corrected || came_back, "{before:?} {after:?}");
             by_timer += u64::from(!came_back);
         }
@@ -118,8 +118,8 @@ fn byte_set_while_the_thread_runs_is_corrected_and_counted() {
 #[test]
 fn byte_of_parked_vcpu_stays_set_while_its_thread_runs_and_switches() {
     publishing(|program, vcpu, record| {
-        let byte = program.pages().preempted(Site::new(0, 0x40)).expect("an element");
-        vcpu.park();
+        let byte = program.pages().preempted(RecordAddr::new(0, 0x40)).expect("an element");
+        vcpu.deschedule();
         let corrected = vcpu.slot().counts().corrected;
         for _ in 0..10 {
             sleep_and_return(vcpu.slot());
@@ -131,7 +131,7 @@ fn byte_of_parked_vcpu_stays_set_while_its_thread_runs_and_switches() {
         }
         assert_eq!(vcpu.slot().counts().corrected, corrected);
 
-        vcpu.unpark();
+        vcpu.schedule();
         assert_eq!(record.preempted(), 0);
         // And the program heals it again
         byte.store(1, Ordering::Relaxed);
@@ -142,12 +142,12 @@ fn byte_of_parked_vcpu_stays_set_while_its_thread_runs_and_switches() {
 #[test]
 fn byte_is_cleared_by_its_thread_without_waiting_for_a_timer() {
     publishing(|program, vcpu, record| {
-        let byte = program.pages().preempted(Site::new(0, 0x40)).expect("an element");
-        assert!(!vcpu.clear_byte());
+        let byte = program.pages().preempted(RecordAddr::new(0, 0x40)).expect("an element");
+        assert!(!vcpu.clear_preempted());
         let mut found = 0;
         for _ in 0..1000 {
             byte.store(1, Ordering::Relaxed);
-            found += u64::from(vcpu.clear_byte());
+            found += u64::from(vcpu.clear_preempted());
             assert_eq!(record.preempted(), 0);
         }
         // A timer or a switch may now and then be faster
@@ -159,8 +159,8 @@ fn byte_is_cleared_by_its_thread_without_waiting_for_a_timer() {
 fn time_parked_is_added_to_the_run_delay_once() {
     publishing(|_, vcpu, record| {
         let begin = Snapshot::take(vcpu.slot(), record);
-        vcpu.slot().add_parked(5_000_000_000);
-        vcpu.slot().add_parked(1);
+        vcpu.slot().add_descheduled_ns(5_000_000_000);
+        vcpu.slot().add_descheduled_ns(1);
         for _ in 0..3 {
             sleep_and_return(vcpu.slot());
         }
@@ -173,29 +173,29 @@ fn time_parked_is_added_to_the_run_delay_once() {
 fn thread_is_a_stranger_again_once_its_guard_is_dropped() {
     let Some(program) = load(1) else { return };
     let slot = program.slot(VcpuId::BOOT);
-    let vcpu = program.enrol_current_thread(VcpuId::BOOT).expect("a fresh thread");
+    let vcpu = program.attach_current_thread(VcpuId::BOOT).expect("a fresh thread");
     sleep_and_return(vcpu.slot());
     drop(vcpu);
     let counts = slot.counts();
     thread::sleep(Duration::from_millis(1));
     assert_eq!(slot.counts(), counts);
-    let vcpu = program.enrol_current_thread(VcpuId::BOOT).expect("a stranger");
+    let vcpu = program.attach_current_thread(VcpuId::BOOT).expect("a stranger");
     sleep_and_return(vcpu.slot());
 }
 
 #[test]
 fn thread_enrolled_twice_is_refused() {
     let Some(program) = load(2) else { return };
-    let _first = program.enrol_current_thread(vcpu(0)).expect("a fresh thread");
-    let second = program.enrol_current_thread(vcpu(1));
+    let _first = program.attach_current_thread(vcpu(0)).expect("a fresh thread");
+    let second = program.attach_current_thread(vcpu(1));
     assert!(matches!(second, Err(BpfError::Kernel { .. })), "{second:?}");
 }
 
 #[test]
 fn vcpu_that_the_program_was_not_loaded_for_is_refused() {
     let Some(program) = load(2) else { return };
-    let enrolled = program.enrol_current_thread(vcpu(2));
-    assert!(matches!(enrolled, Err(BpfError::NoSuchVcpu { vcpus: 2, .. })), "{enrolled:?}");
+    let attached = program.attach_current_thread(vcpu(2));
+    assert!(matches!(attached, Err(BpfError::NoSuchVcpu { vcpus: 2, .. })), "{attached:?}");
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn switch_in_that_is_overlooked_is_healed_and_every_one_is_counted_once() {
         let end = Snapshot::take(slot, record);
         let counted = slot.counts().since(before);
         assert!(counted.healed + counted.unseen >= 100, "{counted:?}");
-        assert_eq!(counted.arrivals(), end.arrivals - begin.arrivals, "{counted:?}");
+        assert_eq!(counted.timeslices(), end.timeslices - begin.timeslices, "{counted:?}");
         // What was published late is published whole.
         assert_eq!(end.steal - begin.steal, end.run_delay - begin.run_delay);
     });
@@ -222,7 +222,7 @@ fn switch_in_that_is_overlooked_is_healed_and_every_one_is_counted_once() {
 #[test]
 fn run_time_is_counted_while_statistics_are_kept_and_for_each_program_apart() {
     let Some(program) = load(1) else { return };
-    let stats = match RunStats::keep() {
+    let stats = match RunStats::enable() {
         Ok(stats) => stats,
         Err(error) => return skip(&error.to_string()),
     };
@@ -235,8 +235,8 @@ fn run_time_is_counted_while_statistics_are_kept_and_for_each_program_apart() {
         [(program.switch_time().expect("loaded"), ours), (empty.time().expect("loaded"), its)]
     {
         assert!(after.runs >= before.runs + 100, "{before:?} {after:?}");
-        assert!(after.each_ns_since(before).is_some_and(|ns| ns > 0.0), "{before:?} {after:?}");
-        assert_eq!(before.each_ns_since(after), None);
+        assert!(after.mean_ns_since(before).is_some_and(|ns| ns > 0.0), "{before:?} {after:?}");
+        assert_eq!(before.mean_ns_since(after), None);
     }
     drop(stats);
 }

@@ -1,8 +1,8 @@
-//! ACPI tables: how a guest that knows ACPI finds its CPUs, its serial port, and its reset.
+//! ACPI tables: describe CPUs, serial port and reset to a guest with ACPI.
 //!
-//! Hardware-reduced ACPI: there is no power management, no system control interrupt, and none of the timers and
-//! controllers that a PC's firmware would have left running. A guest then believes nothing but the tables: so COM1 is
-//! described, with its interrupt line, and the reset is a byte written to the keyboard controller's port.
+//! The platform is hardware-reduced: it has no power management, no system control interrupt and
+//! none of a PC's legacy timers. Such a guest probes no legacy devices. The tables therefore
+//! describe COM1 with its interrupt line, and the reset as a write to the keyboard controller.
 //!
 //! A guest without ACPI finds the same CPUs in the MP table.
 //!
@@ -17,27 +17,27 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use protocol::VcpuId;
-use protocol::machine::{COM1, COM1_IRQ, I8042_COMMAND, I8042_RESET, LAPIC};
+use protocol::payload::machine::{COM1, COM1_IRQ, I8042_COMMAND, I8042_RESET, LAPIC};
 
 use super::mp_table::IO_APIC;
 use crate::memory::{MemoryError, Ram};
 
-/// Where a guest looks for the first table, and where we put all of them.
+/// GPA of the RSDP, in the area that guests search. The other tables follow it.
 const TABLES: u64 = 0xe_0000;
-/// Tables begin on such a boundary.
+/// Alignment of each table (bytes).
 const ALIGNMENT: u64 = 64;
 
 const OEM: [u8; 6] = *b"VMM   ";
 const OEM_TABLE: [u8; 8] = *b"STEALTIM";
 const REVISION: u32 = 1;
 
-/// IA-PC boot architecture: no VGA, no MSI (there is no PCI), no CMOS clock.
+/// IA-PC boot architecture flags: no VGA, no MSI (the machine has no PCI), no CMOS clock.
 const BOOT_ARCHITECTURE: u16 = 1 << 2 | 1 << 3 | 1 << 5;
 
-/// Writes the tables of a guest with `vcpus` vCPUs, and gives the address of the first, the RSDP.
+/// Writes the tables of a guest with `vcpus` vCPUs. Returns the GPA of the RSDP.
 ///
 /// # Errors
-/// [`MemoryError::Outside`] when there is less than 1 MiB of RAM.
+/// [`MemoryError::Outside`] with less than 1 MiB of RAM.
 pub fn write(ram: &Ram, vcpus: usize) -> Result<u64, MemoryError> {
     let mut next = TABLES + ALIGNMENT;
     let mut place = |table: &[u8]| {
@@ -56,11 +56,11 @@ pub fn write(ram: &Ram, vcpus: usize) -> Result<u64, MemoryError> {
     Ok(TABLES)
 }
 
-/// COM1.
+/// Returns the DSDT, which describes COM1.
 fn dsdt() -> Vec<u8> {
     let id = Name::new("_HID".into(), &EISAName::new("PNP0501"));
     let unit = Name::new("_UID".into(), &0_u8);
-    // Edge triggered, active high, nobody else's.
+    // Edge triggered, active high, exclusive.
     let line = Interrupt::new(true, true, false, false, COM1_IRQ);
     let ports = IO::new(COM1, COM1, 1, 8);
     let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&line, &ports]));
@@ -94,7 +94,7 @@ fn madt(vcpus: usize) -> Vec<u8> {
     bytes(&table)
 }
 
-/// What a table consists of.
+/// Returns the bytes of `table`.
 fn bytes(table: &dyn Aml) -> Vec<u8> {
     let mut bytes = Vec::new();
     table.to_aml_bytes(&mut bytes);
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn every_table_has_its_length_and_sums_up_to_nothing() {
+    fn every_table_has_its_length_and_a_valid_checksum() {
         for (signature, table) in
             [(*b"DSDT", dsdt()), (*b"FACP", fadt(0x1000)), (*b"APIC", madt(3)), (*b"APIC", madt(255))]
         {
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_of_the_largest_guest_end_before_the_mp_table() {
+    fn tables_of_the_largest_guest_end_below_the_mp_table() {
         let ram = Ram::new(1).unwrap();
         assert_eq!(write(&ram, 255).unwrap(), TABLES);
         let all = [dsdt(), fadt(0), madt(255)].map(|table| table.len() as u64 + ALIGNMENT);
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn reset_is_the_keyboard_controller_s() {
+    fn reset_register_is_the_keyboard_controller() {
         let table = fadt(0x1234);
         // ACPI 6.5, table 5.9: RESET_REG at 116, RESET_VALUE at 128, X_DSDT at 140.
         assert_eq!(table[116..128], [1, 8, 0, 1, 0x64, 0, 0, 0, 0, 0, 0, 0]);

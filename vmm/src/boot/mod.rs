@@ -1,16 +1,16 @@
-//! Boot state: what low memory and the registers hold when a vCPU begins.
+//! Boot state: low memory and registers of a vCPU before its first instruction.
 //!
-//! Low memory, below what any payload is linked at:
+//! Low memory, below every payload:
 //!
-//! | GPA | what |
+//! | GPA | content |
 //! |---|---|
 //! | 0x1000 | global descriptor table |
 //! | 0x2000 | `hvm_start_info`, its memory map and module list |
 //! | 0x3000 | command line |
-//! | 0x8000 | left free: our payload's real-mode code for its APs |
-//! | 0x9000 | Linux' zero page |
-//! | 0xa000 | page tables: the first 4 GiB mapped to themselves in 2 MiB pages |
-//! | 0x9fc00 | MP floating pointer (above usable RAM); the table itself at 0xf0000 |
+//! | 0x8000 | free: our payload places its real-mode AP code here |
+//! | 0x9000 | Linux zero page |
+//! | 0xa000 | page tables: identity map of the first 4 GiB in 2 MiB pages |
+//! | 0x9fc00 | MP floating pointer, above usable RAM; its table lies at 0xf0000 |
 //! | 0xe0000 | ACPI tables |
 
 mod acpi;
@@ -19,50 +19,51 @@ mod registers;
 
 use std::ops::Range;
 
-use protocol::payload::Note;
+use protocol::payload::note::Note;
 
 use crate::memory::{MemoryError, Ram};
 
 pub use acpi::write as write_acpi_tables;
 pub use registers::set_registers;
 
-/// How vCPUs begin.
+/// How the vCPUs start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// Our payload: every vCPU enters here in long mode. See [`protocol::payload`].
+    /// Every vCPU enters at the note's entry in long mode, as [`protocol::payload::note`] defines.
     Direct(Note),
-    /// The boot vCPU enters here in 32-bit protected mode; it starts the others.
+    /// The boot vCPU enters at this GPA in 32-bit protected mode, and starts the others.
     Pvh(u32),
-    /// The boot vCPU enters here in long mode, by Linux' 64-bit boot protocol; it starts the others.
+    /// The boot vCPU enters at this GPA in long mode, by the 64-bit boot protocol of Linux, and
+    /// starts the others.
     Long(u64),
 }
 
-/// Where low memory holds what a guest is booted with; no segment may lie here.
+/// GPAs of the boot structures. No segment may overlap them.
 pub const AREA: Range<u64> = 0x1000..0x1_0000;
 
-/// The global descriptor table of vCPUs that begin in protected or long mode.
+/// GPA of the global descriptor table.
 pub const GDT: u64 = 0x1000;
-/// The PVH start info.
+/// GPA of the PVH `hvm_start_info`.
 pub const START_INFO: u64 = 0x2000;
-/// Its memory map.
+/// GPA of the memory map of the start info.
 pub const MEMORY_MAP: u64 = 0x2100;
-/// Its module list.
+/// GPA of the module list of the start info.
 pub const MODULES: u64 = 0x2800;
-/// The command line, zero terminated.
+/// GPA of the command line, which ends with a zero byte.
 pub const COMMAND_LINE: u64 = 0x3000;
-/// Bytes that a command line can have.
+/// Maximum length of the command line (bytes, without the zero byte).
 pub const COMMAND_LINE_MAX: usize = 0x4fff;
-/// Linux' zero page.
+/// GPA of the Linux zero page, `boot_params`.
 pub const BOOT_PARAMS: u64 = 0x9000;
-/// The top page table of vCPUs that begin in long mode; the others follow.
+/// GPA of the PML4 of vCPUs that start in long mode. The lower page tables follow it.
 pub const PAGE_TABLES: u64 = 0xa000;
-/// The stack pointer of a vCPU that begins in long mode without knowing more.
+/// Stack pointer of a vCPU that starts by [`Entry::Long`].
 pub const STACK_TOP: u64 = 0x9_f000;
 
-/// Writes descriptor table, page tables and MP table.
+/// Writes the descriptor table, the page tables and the MP table of a guest with `vcpus` vCPUs.
 ///
 /// # Errors
-/// [`MemoryError::Outside`] when there is less than 1 MiB of RAM.
+/// [`MemoryError::Outside`] with less than 1 MiB of RAM.
 pub fn write_tables(ram: &Ram, vcpus: usize) -> Result<(), MemoryError> {
     for (gpa, descriptor) in (GDT..).step_by(8).zip(registers::DESCRIPTORS) {
         ram.write_object(gpa, &descriptor)?;
@@ -71,7 +72,8 @@ pub fn write_tables(ram: &Ram, vcpus: usize) -> Result<(), MemoryError> {
     mp_table::write(ram, vcpus)
 }
 
-/// Maps the first 4 GiB to themselves: one PML4 entry, four PDPT entries, four directories of 2 MiB pages.
+/// Writes an identity map of the first 4 GiB: a PML4 entry, four PDPT entries, and four page
+/// directories of 2 MiB pages.
 fn write_identity_map(ram: &Ram) -> Result<(), MemoryError> {
     const PRESENT_WRITABLE: u64 = 0b11;
     const LARGE: u64 = 1 << 7;

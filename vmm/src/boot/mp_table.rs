@@ -1,35 +1,36 @@
-//! The MP table: how a guest without ACPI finds its CPUs and interrupt lines.
+//! The MP table: describes CPUs and interrupt lines to a guest without ACPI.
 //!
-//! One bus (ISA), one I/O APIC, an entry for each vCPU. The floating pointer lies where guests look for it, in the
-//! last KiB below 640 KiB; the table, which grows with the vCPUs, lies in the BIOS area.
+//! It lists one bus (ISA), one I/O APIC and each vCPU. Guests search for the floating pointer in
+//! the last KiB below 640 KiB. The table grows with the vCPUs and lies in the BIOS area.
 //!
 //! Source: Intel `MultiProcessor` Specification 1.4.
 
 use protocol::VcpuId;
-use protocol::machine::{LAPIC, LOW_RAM_END};
+use protocol::payload::machine::{LAPIC, LOW_RAM_END};
 
 use crate::memory::{MemoryError, Ram};
 
 const TABLE: u32 = 0xf_0000;
 const REVISION_1_4: u8 = 4;
-/// The I/O APIC's registers.
+/// GPA of the registers of the I/O APIC.
 pub(super) const IO_APIC: u32 = 0xfec0_0000;
 const LAPIC_VERSION: u8 = 0x14;
 const IO_APIC_VERSION: u8 = 0x11;
-/// CPU entry: usable; and the one that boots.
+/// CPU flag: the CPU is usable.
 const CPU_ENABLED: u8 = 1;
+/// CPU flag: the CPU is the boot processor.
 const CPU_BOOT: u8 = 2;
 const ISA: u8 = 0;
 const ISA_LINES: u8 = 16;
-/// All local APICs, as the destination of a local interrupt.
+/// Destination of a local interrupt: all local APICs.
 const EVERY_LAPIC: u8 = 0xff;
 
-/// Interrupt types.
+/// Interrupt type: vectored by the I/O APIC.
 const INT: u8 = 0;
 const NMI: u8 = 1;
 const EXT_INT: u8 = 3;
 
-/// Writes pointer and table of a guest with `vcpus` vCPUs.
+/// Writes the floating pointer and the table of a guest with `vcpus` vCPUs.
 pub(super) fn write(ram: &Ram, vcpus: usize) -> Result<(), MemoryError> {
     ram.write(LOW_RAM_END, &pointer())?;
     ram.write(TABLE.into(), &table(vcpus))
@@ -46,7 +47,7 @@ fn pointer() -> [u8; 16] {
 }
 
 fn table(vcpus: usize) -> Vec<u8> {
-    // Ids are unique in the table: the I/O APIC's is the next after the last CPU's.
+    // APIC ids must be unique: the I/O APIC has the one after the last vCPU.
     let io_apic_id = u8::try_from(vcpus).unwrap_or(u8::MAX);
     let mut entries = Vec::new();
     let mut count: u16 = 0;
@@ -64,7 +65,7 @@ fn table(vcpus: usize) -> Vec<u8> {
     let [a, b, c, d] = IO_APIC.to_le_bytes();
     add(&[2, io_apic_id, IO_APIC_VERSION, 1, a, b, c, d]);
     for line in 0..ISA_LINES {
-        // As KVM routes them, the timer's line 0 too.
+        // One to one, as in KVM's default routing, also for the timer's line 0.
         add(&[3, INT, 0, 0, ISA, line, io_apic_id, line]);
     }
     add(&[4, EXT_INT, 0, 0, ISA, 0, EVERY_LAPIC, 0]);
@@ -84,7 +85,7 @@ fn table(vcpus: usize) -> Vec<u8> {
     table
 }
 
-/// The byte that makes all bytes sum up to 0.
+/// Returns the byte that makes the sum of all bytes 0.
 fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
 }
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn checksums_hold_and_the_length_is_the_table_s() {
+    fn checksums_are_0_and_the_length_is_that_of_the_table() {
         for vcpus in [1, 4, 255] {
             let table = table(vcpus);
             assert_eq!(sum(&table), 0);
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn each_vcpu_has_one_entry_and_only_the_first_boots() {
+    fn each_vcpu_has_one_entry_and_only_the_first_is_the_boot_processor() {
         let table = table(3);
         let cpus: Vec<_> = table[44..].chunks_exact(20).take(3).map(|cpu| [cpu[0], cpu[1], cpu[3]]).collect();
         assert_eq!(cpus, [[0, 0, 3], [0, 1, 1], [0, 2, 1]]);

@@ -1,9 +1,9 @@
-//! Registers of a vCPU that begins.
+//! Registers of a vCPU before its first instruction.
 
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_dtable, kvm_mp_state, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
-use protocol::payload::Note;
+use protocol::payload::note::Note;
 
 use super::{BOOT_PARAMS, Entry, GDT, PAGE_TABLES, STACK_TOP, START_INFO};
 
@@ -14,25 +14,26 @@ const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
-/// RFLAGS: the bit that is always 1; interrupts off.
+/// RFLAGS with interrupts disabled: only the reserved bit 1, which is always set.
 const RFLAGS: u64 = 2;
 
 const CODE32: u16 = 0x08;
-/// Linux' `__BOOT_CS` and `__BOOT_DS`.
+/// `__BOOT_CS` of Linux.
 const CODE64: u16 = 0x10;
+/// `__BOOT_DS` of Linux.
 const DATA: u16 = 0x18;
 const TASK: u16 = 0x20;
 
-/// The descriptors behind the selectors above.
+/// The descriptors of the selectors above, in the order of the descriptor table.
 pub(super) const DESCRIPTORS: [u64; 5] =
     [0, 0x00cf_9b00_0000_ffff, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067];
 
-/// Sets the registers of `vcpu` as `entry` asks for.
+/// Sets the registers of `vcpu` for `entry`.
 ///
-/// vCPUs that the guest itself starts, by INIT and SIPI, are left as they are after reset.
+/// vCPUs that the guest starts by INIT and SIPI keep their reset state.
 ///
 /// # Errors
-/// KVM's reason.
+/// KVM's error.
 pub fn set_registers(fd: &VcpuFd, vcpu: VcpuId, entry: Entry) -> Result<(), kvm_ioctls::Error> {
     match entry {
         Entry::Direct(Note { entry, .. }) => {
@@ -70,7 +71,7 @@ pub fn set_registers(fd: &VcpuFd, vcpu: VcpuId, entry: Entry) -> Result<(), kvm_
     }
 }
 
-/// Flat segments, and either long mode with the identity map or 32-bit protected mode without paging.
+/// Sets flat segments, and long mode with the identity map or protected mode without paging.
 fn set_system_registers(fd: &VcpuFd, long: bool) -> Result<(), kvm_ioctls::Error> {
     let mut system = fd.get_sregs()?;
     let data = segment(DATA, 0x3, Width::Bits32);
@@ -96,7 +97,7 @@ enum Width {
     Bits64,
 }
 
-/// A flat, present segment at CPL 0.
+/// Returns a flat, present segment of CPL 0.
 fn segment(selector: u16, type_: u8, width: Width) -> kvm_segment {
     let long = u8::from(width == Width::Bits64);
     kvm_segment {

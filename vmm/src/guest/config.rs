@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::words::Start;
+use protocol::payload::params::Start;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::loader::{Image, LoadError, Payload};
@@ -26,7 +26,7 @@ pub struct GuestConfig {
     pub payload: PayloadSource,
     /// How vCPUs of our own payload start.
     pub start: Start,
-    /// The command line. A payload of this project reads parameters there ([`protocol::words`]), and gets those of its boot
+    /// The command line. A payload of this project reads parameters there ([`protocol::payload::params`]), and gets those of its boot
     /// behind them.
     pub cmdline: String,
     /// An initrd.
@@ -69,7 +69,7 @@ impl PayloadSource {
     /// [`LoadError`] if it cannot be read, or is nothing that this monitor can run.
     pub fn open(&self) -> Result<Payload, LoadError> {
         match self {
-            Self::Embedded(bytes) => Payload::parse(Image::embedded("(embedded)", bytes), false),
+            Self::Embedded(bytes) => Payload::parse(Image::from_bytes("(embedded)", *bytes), false),
             Self::File { path, flat } => Payload::parse(Image::open("payload", path)?, *flat),
         }
     }

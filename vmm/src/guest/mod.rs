@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 
 use devices::{ExitPort, I8042, PortBus, Serial, SerialInput, Unclaimed};
 use kvm_ioctls::VcpuFd;
-use protocol::machine::{COM1, EXIT_PORT, I8042 as I8042_PORTS, I8042_COMMAND};
-use protocol::payload::Note;
-use protocol::words::Boot;
+use protocol::payload::machine::{COM1, EXIT_PORT, I8042 as I8042_PORTS, I8042_COMMAND};
+use protocol::payload::note::Note;
+use protocol::payload::params::Boot;
 use protocol::{MAX_VCPUS, VcpuId};
 use vmm_sys_util::eventfd::EventFd;
 

@@ -1,94 +1,70 @@
-//! ELF files: their segments, and the notes that say how they are entered.
+//! ELF executables: their segments, and the notes that select the entry.
 
-use std::ops::Range;
+use linux_loader::elf::{
+    EI_CLASS, EI_DATA, ELFCLASS64, ELFDATA2LSB, EM_X86_64, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE,
+};
+use protocol::payload::note::{NOTE_OWNER, NOTE_TYPE, Note};
 
-use object::Endianness;
-use object::elf::{ELFCLASS64, EM_X86_64, ET_EXEC, FileHeader64, PT_LOAD};
-use object::read::ReadRef;
-use object::read::elf::{FileHeader, NoteIterator, ProgramHeader};
-use protocol::payload::{NOTE_OWNER, NOTE_TYPE, Note};
-
-use super::error::ElfError;
+use super::image::Image;
 use super::layout::{Layout, Segment};
 use crate::boot::Entry;
 
-/// Owner and type of the note that makes an ELF file a PVH kernel (`XEN_ELFNOTE_PHYS32_ENTRY`).
-const PVH_OWNER: &[u8] = b"Xen";
+/// Owner and type of a PVH note (`XEN_ELFNOTE_PHYS32_ENTRY`).
+const PVH_OWNER: &str = "Xen";
 const PVH_TYPE: u32 = 18;
 
-/// So much is read of a file at once (bytes). Headers and notes are small; a file that says otherwise of its own may be
-/// larger than this machine's memory.
-const MOST_AT_ONCE: u64 = 64 << 10;
+/// Maximum size of a note segment (bytes). A sparse file may claim more than the host has memory.
+const MAX_NOTES: u64 = 64 << 10;
 
-/// Reads a little at a time.
-#[derive(Clone, Copy)]
-struct Frugal<R>(R);
-
-impl<'data, R: ReadRef<'data>> ReadRef<'data> for Frugal<R> {
-    fn len(self) -> Result<u64, ()> {
-        self.0.len()
-    }
-
-    fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'data [u8], ()> {
-        if size > MOST_AT_ONCE { Err(()) } else { self.0.read_bytes_at(offset, size) }
-    }
-
-    fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'data [u8], ()> {
-        if range.end.saturating_sub(range.start) > MOST_AT_ONCE {
-            return Err(());
-        }
-        self.0.read_bytes_at_until(range, delimiter)
-    }
-}
-
-/// Understands the file that `data` reads.
+/// Parses the ELF file `image`.
 ///
 /// # Errors
-/// [`ElfError`].
-pub(super) fn parse<'data>(data: impl ReadRef<'data>) -> Result<Layout, ElfError> {
-    let data = Frugal(data);
-    let damaged = |error: object::Error| ElfError::Damaged(error.to_string());
-    // The class comes first: the header's size depends on it.
-    if data.read_bytes_at(4, 1).is_ok_and(|class| class != [ELFCLASS64]) {
-        return Err(ElfError::WrongKind("not a 64-bit one"));
+/// The defect that prevents its use.
+pub(super) fn parse(image: &Image) -> Result<Layout, String> {
+    let header: Elf64_Ehdr = image.read_object(0).map_err(damaged)?;
+    let wrong = if header.e_ident[EI_CLASS] != ELFCLASS64 {
+        Some("not a 64-bit one")
+    } else if header.e_ident[EI_DATA] != ELFDATA2LSB || header.e_machine != EM_X86_64 {
+        Some("for another processor")
+    } else if header.e_type != ET_EXEC {
+        Some("relocatable or a shared object")
+    } else {
+        None
+    };
+    if let Some(kind) = wrong {
+        return Err(format!("the ELF file is {kind}, and must be a static 64-bit x86-64 executable"));
     }
-    let header = FileHeader64::<Endianness>::parse(data).map_err(damaged)?;
-    let endian = header.endian().map_err(damaged)?;
-    if header.e_machine(endian) != EM_X86_64 {
-        return Err(ElfError::WrongKind("for another processor"));
+    if header.e_phnum > 0 && usize::from(header.e_phentsize) != size_of::<Elf64_Phdr>() {
+        return Err(damaged("its program headers have the wrong size"));
     }
-    if header.e_type(endian) != ET_EXEC {
-        return Err(ElfError::WrongKind("relocatable or a shared object"));
-    }
-    let length = data.len().map_err(|()| ElfError::Damaged("it cannot be read".to_owned()))?;
     let mut segments = Vec::new();
     let mut notes = Notes::default();
-    for (index, program) in header.program_headers(endian, data).map_err(damaged)?.iter().enumerate() {
-        if program.p_type(endian) == PT_LOAD && program.p_memsz(endian) > 0 {
-            segments.push(segment(index, program, endian, length)?);
-        }
-        if let Some(iterator) = program.notes(endian, data).map_err(damaged)? {
-            notes.read(iterator, endian)?;
+    for index in 0..usize::from(header.e_phnum) {
+        let offset = header.e_phoff.checked_add((index * size_of::<Elf64_Phdr>()) as u64);
+        let offset = offset.ok_or_else(|| damaged("its program headers lie past its end"))?;
+        let program: Elf64_Phdr = image.read_object(offset).map_err(damaged)?;
+        match program.p_type {
+            PT_LOAD if program.p_memsz > 0 => segments.push(segment(index, &program, image.len())?),
+            PT_NOTE => notes.read(image, &program)?,
+            _ => {}
         }
     }
     if segments.is_empty() {
-        return Err(ElfError::NothingToLoad);
+        return Err("the ELF file has no segment to load".into());
     }
-    let boot_entry = notes.pvh.map_or_else(|| Entry::Long(header.e_entry(endian)), Entry::Pvh);
-    Ok(Layout { segments, note: notes.ours, boot_entry, setup: None })
+    let boot_entry = notes.pvh.map_or(Entry::Long(header.e_entry), Entry::Pvh);
+    Ok(Layout { segments, note: notes.own, boot_entry, setup: None })
 }
 
-fn segment(
-    index: usize,
-    program: &impl ProgramHeader<Endian = Endianness, Word = u64>,
-    endian: Endianness,
-    file_length: u64,
-) -> Result<Segment, ElfError> {
-    let damaged = |what| ElfError::Damaged(format!("segment {index} {what}"));
-    let (offset, content) = program.file_range(endian);
+fn damaged(what: impl std::fmt::Display) -> String {
+    format!("the ELF file is damaged or cut short: {what}")
+}
+
+fn segment(index: usize, program: &Elf64_Phdr, file_length: u64) -> Result<Segment, String> {
+    let damaged = |what| damaged(format_args!("segment {index} {what}"));
+    let Elf64_Phdr { p_offset: offset, p_filesz: content, p_paddr: start, p_memsz: size, .. } = *program;
     let content_end = offset.checked_add(content).filter(|end| *end <= file_length);
     let content_end = content_end.ok_or_else(|| damaged("reaches past the end of the file"))?;
-    let (start, size) = (program.p_paddr(endian), program.p_memsz(endian));
     if content > size {
         return Err(damaged("is longer in the file than in memory"));
     }
@@ -96,29 +72,62 @@ fn segment(
     Ok(Segment { index, range: start..end, content: offset..content_end })
 }
 
-/// The notes that matter.
+/// The notes that select an entry.
 #[derive(Default)]
 struct Notes {
-    ours: Option<Note>,
+    /// Our own note.
+    own: Option<Note>,
+    /// The PVH entry.
     pvh: Option<u32>,
 }
 
 impl Notes {
-    fn read(
-        &mut self,
-        mut notes: NoteIterator<'_, FileHeader64<Endianness>>,
-        endian: Endianness,
-    ) -> Result<(), ElfError> {
-        // A note section that is damaged holds nothing for us; the kernel's own loaders pass it over, too.
-        while let Ok(Some(note)) = notes.next() {
-            if note.name() == NOTE_OWNER.as_bytes() && note.n_type(endian) == NOTE_TYPE {
-                self.ours = Some(Note::from_bytes(note.desc()).ok_or(ElfError::BadNote)?);
-            } else if note.name() == PVH_OWNER && note.n_type(endian) == PVH_TYPE {
-                // 4 or 8 bytes; the entry is 32-bit either way.
-                self.pvh = note.desc().first_chunk().map(|entry| u32::from_le_bytes(*entry));
+    /// Reads the note segment `program`. A damaged note ends it, as in Linux.
+    fn read(&mut self, image: &Image, program: &Elf64_Phdr) -> Result<(), String> {
+        let size = usize::try_from(program.p_filesz.min(MAX_NOTES + 1)).unwrap_or(usize::MAX);
+        if size as u64 > MAX_NOTES {
+            return Err(damaged(format_args!("its notes have more than {MAX_NOTES} bytes")));
+        }
+        let mut bytes = vec![0; size];
+        image.read_at(program.p_offset, &mut bytes).map_err(damaged)?;
+        let align = if program.p_align == 8 { 8 } else { 4 };
+        let mut rest = bytes.as_slice();
+        while let Some(note) = RawNote::split_from(&mut rest, align) {
+            if note.is(NOTE_OWNER, NOTE_TYPE) {
+                let own = Note::from_bytes(note.descriptor).ok_or(
+                    "its note for this monitor is malformed (rebuild it, or write a fresh one with `vmm write-payload`)",
+                )?;
+                self.own = Some(own);
+            } else if note.is(PVH_OWNER, PVH_TYPE) {
+                // The descriptor has 4 or 8 bytes; the entry is a 32-bit address in both.
+                self.pvh = note.descriptor.first_chunk().map(|entry| u32::from_le_bytes(*entry));
             }
         }
         Ok(())
+    }
+}
+
+struct RawNote<'a> {
+    owner: &'a [u8],
+    kind: u32,
+    descriptor: &'a [u8],
+}
+
+impl<'a> RawNote<'a> {
+    /// Splits the first note off `bytes`; `None` when they hold no further note.
+    fn split_from(bytes: &mut &'a [u8], align: usize) -> Option<Self> {
+        let (header, _) = bytes.as_chunks::<4>();
+        let [name_size, size, kind, ..] = *header else { return None };
+        let [name_size, size] = [name_size, size].map(|size| u32::from_le_bytes(size) as usize);
+        let owner_end = 12 + name_size;
+        let start = owner_end.next_multiple_of(align);
+        let (owner, descriptor) = (bytes.get(12..owner_end)?, bytes.get(start..start + size)?);
+        *bytes = bytes.get((start + size).next_multiple_of(align)..).unwrap_or_default();
+        Some(Self { owner, kind: u32::from_le_bytes(kind), descriptor })
+    }
+
+    fn is(&self, owner: &str, kind: u32) -> bool {
+        self.owner.strip_suffix(b"\0") == Some(owner.as_bytes()) && self.kind == kind
     }
 }
 
@@ -126,30 +135,76 @@ impl Notes {
 mod tests {
     use super::*;
 
-    /// An executable of one byte, and a note that is said to have `note_size` bytes, in a file that is long enough.
-    fn with_note_of(note_size: u64) -> Vec<u8> {
+    /// An executable of one byte with note segments that have these contents and sizes.
+    fn with_notes(notes: &[(&[u8], u64)]) -> Image {
         let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
         for word in [0x10_0000_u64, 64, 0] {
             file.extend_from_slice(&word.to_le_bytes());
         }
-        file.extend_from_slice(&[0, 0, 0, 0, 64, 0, 56, 0, 2, 0, 64, 0, 0, 0, 0, 0]);
-        let (load, note) = ([1_u32, 7], [4_u32, 4]);
-        for (kind, address, size) in [(load, 0x10_0000_u64, 1), (note, 0, note_size)] {
-            for half in kind {
-                file.extend_from_slice(&half.to_le_bytes());
-            }
-            for word in [176, address, address, size, size, 4] {
+        let headers = 1 + u8::try_from(notes.len()).unwrap();
+        file.extend_from_slice(&[0, 0, 0, 0, 64, 0, 56, 0, headers, 0, 64, 0, 0, 0, 0, 0]);
+        let mut header = |kind: u32, [offset, address, size]: [u64; 3]| {
+            file.extend_from_slice(&kind.to_le_bytes());
+            file.extend_from_slice(&7_u32.to_le_bytes());
+            for word in [offset, address, address, size, size, 4] {
                 file.extend_from_slice(&word.to_le_bytes());
             }
+        };
+        header(PT_LOAD, [0, 0x10_0000, 1]);
+        for (offset, (_, size)) in (1_u64..).zip(notes) {
+            header(PT_NOTE, [offset << 10, 0, *size]);
         }
         file.resize(1 << 20, 0);
-        file
+        for (offset, (note, _)) in (1..).zip(notes) {
+            file[offset << 10..][..note.len()].copy_from_slice(note);
+        }
+        Image::from_bytes("test", file)
+    }
+
+    fn note(owner: &[u8], kind: u32, descriptor: &[u8]) -> Vec<u8> {
+        let mut note = Vec::new();
+        for word in [u32::try_from(owner.len()).unwrap(), u32::try_from(descriptor.len()).unwrap(), kind] {
+            note.extend_from_slice(&word.to_le_bytes());
+        }
+        for part in [owner, descriptor] {
+            note.extend_from_slice(part);
+            note.resize(note.len().next_multiple_of(4), 0);
+        }
+        note
     }
 
     #[test]
-    fn note_that_is_said_to_be_huge_is_not_read() {
-        assert!(parse(with_note_of(1000).as_slice()).is_ok());
-        let refused = parse(with_note_of(MOST_AT_ONCE + 1).as_slice());
-        assert!(matches!(refused, Err(ElfError::Damaged(_))), "{refused:?}");
+    fn note_segment_of_excessive_size_is_refused() {
+        assert!(parse(&with_notes(&[(&[], 1000)])).is_ok());
+        let refused = parse(&with_notes(&[(&[], MAX_NOTES + 1)])).unwrap_err();
+        assert!(refused.starts_with("the ELF file is damaged or cut short"), "{refused}");
+    }
+
+    #[test]
+    fn pvh_note_is_found_behind_other_notes_and_in_any_note_segment() {
+        let other = note(b"GNU\0", 3, &[1; 20]);
+        let pvh = note(b"Xen\0", 18, &0x10_0000_u64.to_le_bytes());
+        let both = [other.as_slice(), pvh.as_slice()].concat();
+        let size = |note: &[u8]| note.len() as u64;
+        let behind = with_notes(&[(&both, size(&both))]);
+        // linux-loader's parser keeps the result of the last note segment only.
+        let first_of_two = with_notes(&[(&pvh, size(&pvh)), (&other, size(&other))]);
+        for image in [behind, first_of_two] {
+            assert_eq!(parse(&image).unwrap().boot_entry, Entry::Pvh(0x10_0000));
+        }
+        let of_another_owner = note(b"Xem\0", 18, &[0; 8]);
+        let image = with_notes(&[(&of_another_owner, size(&of_another_owner))]);
+        assert_eq!(parse(&image).unwrap().boot_entry, Entry::Long(0x10_0000));
+    }
+
+    #[test]
+    fn damaged_note_is_ignored_and_a_malformed_one_of_ours_is_refused() {
+        let mut cut = note(b"Xen\0", 18, &[0; 8]);
+        cut.truncate(20);
+        let image = with_notes(&[(&cut, 20)]);
+        assert_eq!(parse(&image).unwrap().boot_entry, Entry::Long(0x10_0000));
+        let own = note(b"vmm\0", NOTE_TYPE, &[0; 8]);
+        let refused = parse(&with_notes(&[(&own, own.len() as u64)])).unwrap_err();
+        assert!(refused.contains("malformed"), "{refused}");
     }
 }

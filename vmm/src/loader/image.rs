@@ -1,23 +1,24 @@
-//! Images: a payload's or an initrd's bytes, wherever they are, and their way into guest memory.
+//! Images: the bytes of a payload or an initrd, in memory or in a file.
 //!
-//! Of a file only what is needed is read: the headers, and then each segment straight to where it belongs. A buffer in
-//! between would cost a page fault for each page, twice, which is a tenth of the time that a guest takes to start.
+//! Segments of a file are read straight into guest memory. A buffer in between would fault in each
+//! page twice, which takes a tenth of the start-up time of a guest.
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, Cursor, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use object::read::ReadCache;
+use vm_memory::ByteValued;
 
 use super::error::LoadError;
 use crate::memory::{MemoryError, Ram};
 
-/// So much is read of what is no plain file, and may have no end.
-const MOST_READ: u64 = 256 << 20;
+/// Maximum size of an image that is no plain file (bytes). Such a file may be endless.
+const MAX_STREAM: u64 = 256 << 20;
 
-/// An image.
+/// The bytes of a payload or an initrd.
 #[derive(Debug)]
 pub struct Image {
     what: &'static str,
@@ -27,62 +28,78 @@ pub struct Image {
 
 #[derive(Debug)]
 enum Content {
-    /// In memory: part of this program, or read from what is no plain file (a pipe, say), which can be done only once.
+    /// Part of this program, or read from a pipe or device, which can be read only once.
     Bytes(Cow<'static, [u8]>),
-    /// A plain file, and its length.
+    /// A plain file and its length (bytes).
     File(File, u64),
 }
 
 impl Image {
-    /// Bytes that this program carries, by a name for messages.
-    pub fn embedded(name: &str, bytes: &'static [u8]) -> Self {
+    /// Creates a payload image from `bytes`. `name` stands for a path in messages.
+    pub fn from_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Self {
         Self { what: "payload", path: name.into(), content: Content::Bytes(bytes.into()) }
     }
 
-    /// The file at `path`, which is `what`: `payload` or `initrd`.
+    /// Opens the file at `path`. `what` is `payload` or `initrd`, for messages.
     ///
     /// # Errors
-    /// [`LoadError::Read`].
+    /// [`LoadError::Read`] when the file cannot be opened or read, or is endless.
     pub fn open(what: &'static str, path: &Path) -> Result<Self, LoadError> {
-        let content = Content::of_file(path);
+        let content = Content::open(path);
         let content = content.map_err(|source| LoadError::Read { what, path: path.to_owned(), source })?;
         Ok(Self { what, path: path.to_owned(), content })
     }
 
-    /// Its name, for messages.
-    pub fn name(&self) -> String {
+    /// Returns the path or name, for messages.
+    pub(super) fn name(&self) -> String {
         self.path.display().to_string()
     }
 
-    /// Its length (bytes).
-    pub fn len(&self) -> u64 {
+    /// Returns the length in bytes.
+    pub(super) fn len(&self) -> u64 {
         match &self.content {
             Content::Bytes(bytes) => bytes.len() as u64,
-            Content::File(_, len) => *len,
+            Content::File(_, length) => *length,
         }
     }
 
-    /// Whether there is nothing in it.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// For reading here and there in it.
-    pub(super) fn reader(&self) -> Reader<'_> {
-        ReadCache::new(match &self.content {
-            Content::Bytes(bytes) => Box::new(Cursor::new(bytes)),
-            Content::File(file, _) => Box::new(file),
-        })
-    }
-
-    /// Copies `part` of it to guest memory at `gpa`.
+    /// Fills `buffer` with the bytes at `offset`.
     ///
     /// # Errors
-    /// [`LoadError::Read`] when a file has become shorter, [`LoadError::Memory`] where it does not fit.
-    pub fn load(&self, part: Range<u64>, ram: &Ram, gpa: u64) -> Result<(), LoadError> {
+    /// `UnexpectedEof` past the end of the image, or the error of the host.
+    pub(super) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        match &self.content {
+            Content::Bytes(bytes) => {
+                let part = slice(bytes, offset..offset.saturating_add(buffer.len() as u64))?;
+                buffer.copy_from_slice(part);
+                Ok(())
+            }
+            Content::File(file, _) => file.read_exact_at(buffer, offset),
+        }
+    }
+
+    /// Returns the object at `offset`. Errors are those of [`Image::read_at`].
+    pub(super) fn read_object<T: ByteValued + Default>(&self, offset: u64) -> io::Result<T> {
+        let mut object = T::default();
+        self.read_at(offset, object.as_mut_slice())?;
+        Ok(object)
+    }
+
+    /// Copies the bytes at `part` to guest memory at `gpa`.
+    ///
+    /// # Errors
+    /// [`LoadError::Read`] when the file is shorter by now, [`LoadError::Memory`] when `ram` does
+    /// not hold the bytes.
+    pub(super) fn load(&self, part: Range<u64>, ram: &Ram, gpa: u64) -> Result<(), LoadError> {
         let loaded = match &self.content {
-            Content::Bytes(bytes) => write(bytes, &part, ram, gpa),
-            Content::File(file, _) => read(file, &part, ram, gpa),
+            Content::Bytes(bytes) => {
+                slice(bytes, part).map_err(MemoryError::Source).and_then(|bytes| ram.write(gpa, bytes))
+            }
+            Content::File(file, _) => {
+                let (mut file, length) = (file, part.end - part.start);
+                let sought = file.seek(SeekFrom::Start(part.start)).map_err(MemoryError::Source);
+                sought.and_then(|_| ram.read_from(gpa, file, length))
+            }
         };
         loaded.map_err(|error| match error {
             MemoryError::Source(source) => {
@@ -93,37 +110,24 @@ impl Image {
     }
 }
 
-fn write(bytes: &[u8], part: &Range<u64>, ram: &Ram, gpa: u64) -> Result<(), MemoryError> {
+fn slice(bytes: &[u8], part: Range<u64>) -> io::Result<&[u8]> {
     let ends = usize::try_from(part.start).ok().zip(usize::try_from(part.end).ok());
-    let bytes = ends.and_then(|(start, end)| bytes.get(start..end));
-    ram.write(gpa, bytes.ok_or_else(|| MemoryError::Source(io::ErrorKind::UnexpectedEof.into()))?)
+    ends.and_then(|(start, end)| bytes.get(start..end)).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
-
-fn read(mut file: &File, part: &Range<u64>, ram: &Ram, gpa: u64) -> Result<(), MemoryError> {
-    file.seek(SeekFrom::Start(part.start)).map_err(MemoryError::Source)?;
-    ram.read_from(gpa, file, part.end - part.start)
-}
-
-/// Reads, anywhere.
-pub(super) trait ReadSeek: Read + Seek {}
-
-impl<T: Read + Seek> ReadSeek for T {}
-
-/// Reads from an image, and remembers what it has read.
-pub(super) type Reader<'a> = ReadCache<Box<dyn ReadSeek + 'a>>;
 
 impl Content {
-    fn of_file(path: &Path) -> io::Result<Self> {
+    fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let metadata = file.metadata()?;
         if metadata.is_file() {
             return Ok(Self::File(file, metadata.len()));
         }
         let mut bytes = Vec::new();
-        file.take(MOST_READ + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > MOST_READ {
-            let why = format!("it is no plain file, and gives more than {} MiB", MOST_READ >> 20);
-            return Err(io::Error::other(why));
+        file.take(MAX_STREAM + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MAX_STREAM {
+            let limit =
+                format!("it is no plain file and exceeds {} MiB (copy it to a file)", MAX_STREAM >> 20);
+            return Err(io::Error::other(limit));
         }
         Ok(Self::Bytes(bytes.into()))
     }
@@ -145,18 +149,18 @@ mod tests {
         (folder, image)
     }
 
-    #[expect(unsafe_code, reason = "looks at guest memory")]
+    #[expect(unsafe_code, reason = "reads guest memory")]
     fn byte_at(ram: &Ram, gpa: u64) -> u8 {
         let page = ram.page_hva(gpa & !0xfff).unwrap();
         let offset = usize::try_from(gpa & 0xfff).unwrap();
         // SAFETY: the offset lies within the page.
         let byte = unsafe { page.add(offset) };
-        // SAFETY: the page is RAM, which is mapped as long as `ram` lives, and nobody else has it.
+        // SAFETY: the page is RAM, mapped while `ram` lives, and no other thread accesses it.
         unsafe { byte.read() }
     }
 
     #[test]
-    fn part_of_a_file_goes_where_it_belongs_and_nothing_beside_it() {
+    fn part_of_a_file_is_loaded_to_its_address_and_not_beside_it() {
         let (ram, (_folder, image)) = (Ram::new(1).unwrap(), file());
         assert_eq!(image.len(), 10_000);
         image.load(3..8_003, &ram, 0x2001).unwrap();
@@ -165,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn file_that_has_become_shorter_and_memory_that_is_too_small_are_errors() {
+    fn truncated_file_and_small_memory_are_errors() {
         let (ram, (folder, image)) = (Ram::new(1).unwrap(), file());
         let outside = image.load(0..10_000, &ram, 0x10_0000 - 9_999).unwrap_err();
         assert!(matches!(outside, LoadError::Memory(MemoryError::Outside { .. })), "{outside:?}");
@@ -175,8 +179,8 @@ mod tests {
     }
 
     #[test]
-    fn embedded_bytes_are_loaded_as_those_of_a_file() {
-        let (ram, image) = (Ram::new(1).unwrap(), Image::embedded("test", &[1, 2, 3]));
+    fn bytes_in_memory_are_loaded_like_a_file() {
+        let (ram, image) = (Ram::new(1).unwrap(), Image::from_bytes("test", &[1, 2, 3]));
         image.load(1..3, &ram, 0x1000).unwrap();
         assert_eq!([0x1000, 0x1001, 0x1002].map(|gpa| byte_at(&ram, gpa)), [2, 3, 0]);
         assert!(image.load(1..4, &ram, 0x1000).is_err());

@@ -1,55 +1,56 @@
-//! Layout: what of an image goes where in guest memory, and how vCPUs begin there.
+//! Layout: the segments of an image in guest memory, and the entries among them.
 
 use std::mem::{align_of, size_of};
 use std::ops::Range;
 
-use linux_loader::loader::bootparam::setup_header;
-use protocol::machine::HIGH_RAM_START;
-use protocol::payload::{ABI_VERSION, Note};
-use protocol::report::Report;
+use linux_loader::bootparam::setup_header;
+use protocol::payload::machine::HIGH_RAM_START;
+use protocol::payload::note::{ABI_VERSION, Note};
+use protocol::payload::report::Report;
 
-use super::error::PayloadError;
 use crate::boot::{self, COMMAND_LINE_MAX, Entry};
 use crate::memory::{PAGE, Ram};
 
-/// What goes where.
+/// Placement of an image in guest memory.
 #[derive(Debug)]
-pub struct Layout {
-    /// The parts, at their physical addresses.
-    pub segments: Vec<Segment>,
-    /// Our note, if there is one.
-    pub note: Option<Note>,
-    /// How the boot vCPU begins when it is to start the others itself.
-    pub boot_entry: Entry,
-    /// The setup header of a bzImage.
-    pub setup: Option<setup_header>,
+pub(super) struct Layout {
+    /// Segments, in the order of the image.
+    pub(super) segments: Vec<Segment>,
+    /// The note of our own payload.
+    pub(super) note: Option<Note>,
+    /// Entry of the boot vCPU when the guest starts the others itself.
+    pub(super) boot_entry: Entry,
+    /// Setup header of a bzImage.
+    pub(super) setup: Option<setup_header>,
 }
 
-/// A part of an image, to be loaded.
+/// A part of an image that is loaded to consecutive addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// Its number in the program headers, for messages.
-    pub index: usize,
-    /// Where it goes: guest physical addresses, longer than `content` where the rest is zero.
-    pub range: Range<u64>,
-    /// What goes there: offsets in the image.
-    pub content: Range<u64>,
+pub(super) struct Segment {
+    /// Number of its program header, for messages.
+    pub(super) index: usize,
+    /// Guest physical addresses. Memory behind the content is zero.
+    pub(super) range: Range<u64>,
+    /// Offsets of the content in the image.
+    pub(super) content: Range<u64>,
 }
 
 impl Layout {
-    /// Whether it makes sense, wherever it is to go.
-    pub(super) fn check_shape(&self) -> Result<(), PayloadError> {
-        for (place, segment) in self.segments.iter().enumerate() {
-            if let Some(other) =
-                self.segments[..place].iter().find(|other| overlap(&other.range, &segment.range))
-            {
-                return Err(PayloadError::Overlap { first: other.index, second: segment.index });
+    /// Checks what does not depend on guest memory: overlaps, the ABI version, and the entries.
+    pub(super) fn check_consistency(&self) -> Result<(), String> {
+        for (number, segment) in self.segments.iter().enumerate() {
+            let mut before = self.segments[..number].iter();
+            if let Some(other) = before.find(|other| overlap(&other.range, &segment.range)) {
+                return Err(format!("segments {} and {} overlap", other.index, segment.index));
             }
         }
         if let Some(Note { abi, .. }) = self.note
             && abi != ABI_VERSION
         {
-            return Err(PayloadError::AbiVersion { found: abi });
+            return Err(format!(
+                "it implements version {abi} of the payload protocol, and this monitor version {ABI_VERSION} \
+                 (rebuild it, or write a fresh one with `vmm write-payload`)"
+            ));
         }
         let boot_entry = match self.boot_entry {
             Entry::Direct(Note { entry, .. }) | Entry::Long(entry) => entry,
@@ -57,38 +58,47 @@ impl Layout {
         };
         let outside = |entry: &u64| !self.segments.iter().any(|segment| segment.range.contains(entry));
         let mut entries = self.note.map(|note| note.entry).into_iter().chain([boot_entry]);
-        entries.find(outside).map_or(Ok(()), |entry| Err(PayloadError::EntryOutside(entry)))
+        entries
+            .find(outside)
+            .map_or(Ok(()), |entry| Err(format!("the entry {entry:#x} lies outside all segments")))
     }
 
-    /// Whether all of it is RAM that is free for it.
-    pub(super) fn check_fit(&self, ram: &Ram) -> Result<(), PayloadError> {
+    /// Checks that each segment lies in RAM and apart from the boot structures.
+    pub(super) fn check_fit(&self, ram: &Ram) -> Result<(), String> {
+        let mib = ram.mib();
         for Segment { index, range, .. } in &self.segments {
+            let Range { start, end } = range;
+            let segment = || format!("segment {index} ({start:#x}..{end:#x})");
             if !ram.holds(range) {
-                return Err(PayloadError::Outside { index: *index, range: range.clone(), mib: ram.mib() });
+                let cure = suggest_memory(*end, mib);
+                return Err(format!("{} lies outside the {mib} MiB of guest memory{cure}", segment()));
             }
             if overlap(range, &boot::AREA) {
-                return Err(PayloadError::BootArea { index: *index, range: range.clone() });
+                let Range { start, end } = boot::AREA;
+                return Err(format!("{} overlaps the boot structures at {start:#x}..{end:#x}", segment()));
             }
         }
         match self.note {
-            Some(note) if ram.hva(note.report, size_of::<Report>(), align_of::<Report>()).is_none() => {
-                Err(PayloadError::ReportOutside(note.report))
+            Some(Note { report, .. })
+                if ram.hva(report, size_of::<Report>(), align_of::<Report>()).is_none() =>
+            {
+                Err(format!("its report at {report:#x} lies outside guest memory (try a larger --memory)"))
             }
             _ => Ok(()),
         }
     }
 
-    /// The longest command line that the payload takes (bytes).
-    pub(super) fn longest_command_line(&self) -> usize {
-        let own = self.setup.map(|setup| usize::try_from(setup.cmdline_size).unwrap_or(usize::MAX));
-        own.map_or(COMMAND_LINE_MAX, |own| own.min(COMMAND_LINE_MAX))
+    /// Returns the maximum length of the command line (bytes, without its terminator).
+    pub(super) fn max_command_line(&self) -> usize {
+        let of_kernel = self.setup.map(|setup| usize::try_from(setup.cmdline_size).unwrap_or(usize::MAX));
+        of_kernel.map_or(COMMAND_LINE_MAX, |max| max.min(COMMAND_LINE_MAX))
     }
 
-    /// Where an initrd of this length goes: as high as it can in the first range of RAM, page aligned. `None` if it does not
-    /// fit there.
+    /// Places an initrd of `length` bytes, page aligned, at the end of the first RAM range or at
+    /// the limit of the kernel. Returns `None` if it does not fit there.
     pub(super) fn place_initrd(&self, ram: &Ram, length: u64) -> Option<Range<u64>> {
-        let most = self.setup.map_or(u64::MAX, |setup| u64::from(setup.initrd_addr_max) + 1);
-        let end = ram.ranges().next()?.end.min(most);
+        let limit = self.setup.map_or(u64::MAX, |setup| u64::from(setup.initrd_addr_max) + 1);
+        let end = ram.ranges().next()?.end.min(limit);
         let start = end.checked_sub(length)? & !(PAGE - 1);
         let range = start..start + length;
         let is_free = !self.segments.iter().any(|segment| overlap(&segment.range, &range));
@@ -98,6 +108,12 @@ impl Layout {
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
+}
+
+/// Returns the hint to the memory size that reaches up to `end`, where a guest can have that much.
+fn suggest_memory(end: u64, mib: u64) -> String {
+    let needed = end.div_ceil(1 << 20).next_power_of_two();
+    if needed > mib && needed <= 1 << 20 { format!(" (try --memory {needed})") } else { String::new() }
 }
 
 #[cfg(test)]
@@ -116,21 +132,21 @@ mod tests {
             &[0x10_0000..0x10_1000, 0x20_0000..0x20_1000, 0x10_0fff..0x10_2000],
             Entry::Long(0x10_0000),
         );
-        assert_eq!(error.check_shape(), Err(PayloadError::Overlap { first: 0, second: 2 }));
+        assert_eq!(error.check_consistency(), Err("segments 0 and 2 overlap".to_owned()));
     }
 
     #[test]
     fn entry_outside_every_segment_is_refused() {
         let segments = [0x10_0000..0x10_1000];
         assert_eq!(
-            layout(&segments, Entry::Long(0x10_1000)).check_shape(),
-            Err(PayloadError::EntryOutside(0x10_1000))
+            layout(&segments, Entry::Long(0x10_1000)).check_consistency(),
+            Err("the entry 0x101000 lies outside all segments".to_owned())
         );
         assert_eq!(
-            layout(&segments, Entry::Pvh(0xf_ffff)).check_shape(),
-            Err(PayloadError::EntryOutside(0xf_ffff))
+            layout(&segments, Entry::Pvh(0xf_ffff)).check_consistency(),
+            Err("the entry 0xfffff lies outside all segments".to_owned())
         );
-        assert_eq!(layout(&segments, Entry::Pvh(0x10_0fff)).check_shape(), Ok(()));
+        assert_eq!(layout(&segments, Entry::Pvh(0x10_0fff)).check_consistency(), Ok(()));
     }
 
     #[test]
@@ -138,9 +154,11 @@ mod tests {
         let note = Note { abi: 99, entry: 0x10_0000, report: 0 };
         let mut layout = layout(std::slice::from_ref(&(0x10_0000..0x10_1000)), Entry::Pvh(0x10_0000));
         layout.note = Some(note);
-        assert_eq!(layout.check_shape(), Err(PayloadError::AbiVersion { found: 99 }));
+        let refused = layout.check_consistency().unwrap_err();
+        assert!(refused.starts_with("it implements version 99 of the payload protocol"), "{refused}");
         layout.note = Some(Note { abi: ABI_VERSION, entry: 1, report: 0 });
-        assert_eq!(layout.check_shape(), Err(PayloadError::EntryOutside(1)));
+        let refused = layout.check_consistency().unwrap_err();
+        assert_eq!(refused, "the entry 0x1 lies outside all segments");
     }
 
     #[test]
@@ -148,22 +166,23 @@ mod tests {
         let ram = Ram::new(64).unwrap();
         let far = layout(std::slice::from_ref(&(0x400_0000..0x410_0000)), Entry::Long(0x400_0000));
         assert_eq!(
-            far.check_fit(&ram).unwrap_err().to_string(),
+            far.check_fit(&ram).unwrap_err(),
             "segment 0 (0x4000000..0x4100000) lies outside the 64 MiB of guest memory (try --memory 128)"
         );
         let wild = layout(std::slice::from_ref(&(u64::MAX - 10..u64::MAX)), Entry::Long(u64::MAX - 10));
-        assert!(!wild.check_fit(&ram).unwrap_err().to_string().contains("try"));
+        assert!(!wild.check_fit(&ram).unwrap_err().contains("try"));
     }
 
     #[test]
     fn segment_over_the_boot_structures_is_refused() {
         let ram = Ram::new(64).unwrap();
         let low = layout(std::slice::from_ref(&(0x7c00..0x7e00)), Entry::Long(0x7c00));
-        assert!(matches!(low.check_fit(&ram), Err(PayloadError::BootArea { index: 0, .. })));
+        let refused = low.check_fit(&ram).unwrap_err();
+        assert_eq!(refused, "segment 0 (0x7c00..0x7e00) overlaps the boot structures at 0x1000..0x10000");
     }
 
     #[test]
-    fn initrd_lies_at_the_top_and_never_on_a_segment() {
+    fn initrd_lies_at_the_end_of_ram_and_never_on_a_segment() {
         let ram = Ram::new(2).unwrap();
         let layout = layout(std::slice::from_ref(&(0x10_0000..0x11_0000)), Entry::Long(0x10_0000));
         assert_eq!(layout.place_initrd(&ram, 5000), Some(0x1f_e000..0x1f_f388));
@@ -172,13 +191,13 @@ mod tests {
     }
 
     #[test]
-    fn kernel_with_a_header_says_how_high_its_initrd_may_lie_and_how_long_its_command_line_may_be() {
+    fn setup_header_limits_the_initrd_address_and_the_command_line() {
         let ram = Ram::new(8).unwrap();
         let mut layout = layout(std::slice::from_ref(&(0x10_0000..0x11_0000)), Entry::Long(0x10_0000));
-        assert_eq!(layout.longest_command_line(), COMMAND_LINE_MAX);
+        assert_eq!(layout.max_command_line(), COMMAND_LINE_MAX);
         let setup = setup_header { initrd_addr_max: 0x3f_ffff, cmdline_size: 255, ..setup_header::default() };
         layout.setup = Some(setup);
         assert_eq!(layout.place_initrd(&ram, 0x1000), Some(0x3f_f000..0x40_0000));
-        assert_eq!(layout.longest_command_line(), 255);
+        assert_eq!(layout.max_command_line(), 255);
     }
 }

@@ -1,40 +1,41 @@
-//! Loading: from a payload's bytes to guest memory and to how its vCPUs begin.
+//! Loading: copies a payload into guest memory and determines how its vCPUs start.
 //!
-//! A payload tells by its content what it is:
+//! The content of the payload selects the boot protocol:
 //!
 //! | content | entry |
 //! |---|---|
-//! | ELF with our own note ([`protocol::payload::Note`]) | [`Entry::Direct`]: 64-bit, every vCPU at once; or as the next, if asked |
+//! | ELF with our [`Note`] | [`Entry::Direct`]: 64-bit, every vCPU at once; PVH on request |
 //! | ELF with a PVH note | [`Entry::Pvh`]: 32-bit, paging off, `hvm_start_info` |
-//! | ELF without either | [`Entry::Long`]: 64-bit, identity map, Linux' zero page |
-//! | bzImage | [`Entry::Long`]: the same, with the image's own setup header |
-//! | anything, if the user says that it is flat | [`Entry::Long`], at 1 MiB |
+//! | ELF without either | [`Entry::Long`]: 64-bit, identity map, Linux zero page |
+//! | bzImage | [`Entry::Long`]: the same, with the setup header of the image |
+//! | any, with `--flat` | [`Entry::Long`], at 1 MiB |
 //!
-//! Everything is checked before the first byte is written: a payload that is not right costs one line, no guest.
+//! All checks precede the first write, so an invalid payload fails with one message. The structures
+//! of ELF files, bzImages and boot parameters are those of the `linux-loader` crate.
 
+mod boot_params;
 mod bzimage;
 mod elf;
 mod error;
 mod image;
 mod layout;
-mod start_info;
-mod zero_page;
 
 use std::ops::Range;
 
-use object::read::ReadRef;
-use protocol::machine::HIGH_RAM_START;
-use protocol::payload::Note;
-use protocol::words::Start;
+use protocol::payload::machine::HIGH_RAM_START;
+use protocol::payload::note::Note;
+use protocol::payload::params::Start;
 
-use crate::boot::{self, Entry};
+use crate::boot::{self, COMMAND_LINE, Entry};
 use crate::memory::Ram;
 
-pub use error::{ElfError, LoadError, PayloadError};
-pub use image::Image;
-pub use layout::{Layout, Segment};
+use boot_params::BootInfo;
+use layout::{Layout, Segment};
 
-/// A payload, understood, not yet loaded.
+pub use error::LoadError;
+pub use image::Image;
+
+/// A parsed payload that is not loaded yet.
 #[derive(Debug)]
 pub struct Payload {
     image: Image,
@@ -42,24 +43,23 @@ pub struct Payload {
 }
 
 impl Payload {
-    /// Understands `image`; it is a flat binary if the user says so.
+    /// Parses `image`, as a flat binary if `flat` is set.
     ///
     /// # Errors
-    /// [`LoadError::Payload`].
+    /// [`LoadError::Payload`] when the content is no payload.
     pub fn parse(image: Image, flat: bool) -> Result<Self, LoadError> {
-        let layout = understand(&image.reader(), image.len(), flat);
-        match layout {
+        match parse(&image, flat) {
             Ok(layout) => Ok(Self { image, layout }),
-            Err(source) => Err(LoadError::Payload { name: image.name(), source }),
+            Err(defect) => Err(LoadError::Payload { name: image.name(), defect }),
         }
     }
 
-    /// Its note, if it is ours: it knows our words, and reports to us.
+    /// Returns the note of our own payload; `None` for any other.
     pub fn note(&self) -> Option<Note> {
         self.layout.note
     }
 
-    /// How its vCPUs begin. Only our payload has a choice.
+    /// Returns how the vCPUs start. Only our own payload supports [`Start::Direct`].
     pub fn entry(&self, start: Start) -> Entry {
         match (self.layout.note, start) {
             (Some(note), Start::Direct) => Entry::Direct(note),
@@ -67,10 +67,10 @@ impl Payload {
         }
     }
 
-    /// Loads it, the initrd and what it is booted with into `ram`.
+    /// Loads the payload, the initrd and the boot structures into fresh `ram`.
     ///
     /// # Errors
-    /// [`LoadError`]; what `ram` holds then is of no use.
+    /// [`LoadError`]; the content of `ram` is then undefined.
     pub fn load(
         &self,
         ram: &Ram,
@@ -79,53 +79,62 @@ impl Payload {
         initrd: Option<&Image>,
     ) -> Result<(), LoadError> {
         let fit = self.layout.check_fit(ram);
-        fit.map_err(|source| LoadError::Payload { name: self.image.name(), source })?;
-        let most = self.layout.longest_command_line();
-        if cmdline.len() > most {
-            return Err(LoadError::CommandLine { bytes: cmdline.len(), most });
+        fit.map_err(|defect| LoadError::Payload { name: self.image.name(), defect })?;
+        let max = self.layout.max_command_line();
+        if cmdline.len() > max {
+            let limit = format!("the payload accepts up to {max} (shorten --cmdline)");
+            return Err(LoadError::TooLarge { what: "The command line", bytes: cmdline.len() as u64, limit });
         }
-        for segment in &self.layout.segments {
-            // Fresh RAM is zero: what is longer than its content need not be written.
-            self.image.load(segment.content.clone(), ram, segment.range.start)?;
+        for Segment { range, content, .. } in &self.layout.segments {
+            // Fresh RAM is zero, so the end of a segment without content needs no write.
+            self.image.load(content.clone(), ram, range.start)?;
         }
         let initrd = initrd.map(|initrd| self.load_initrd(ram, initrd)).transpose()?;
         boot::write_tables(ram, vcpus)?;
-        // Our own payload has no use for any of it, and starts without.
-        let rsdp = if self.note().is_some() { None } else { Some(boot::write_acpi_tables(ram, vcpus)?) };
-        start_info::write(ram, cmdline, initrd.clone(), rsdp)?;
+        // Our own payload does not use ACPI; omitting it shortens the start.
+        let rsdp = if self.note().is_some() { 0 } else { boot::write_acpi_tables(ram, vcpus)? };
+        ram.write(COMMAND_LINE, cmdline.as_bytes())?;
+        ram.write(COMMAND_LINE + cmdline.len() as u64, &[0])?;
+        let info = BootInfo { initrd, rsdp };
+        boot_params::write_pvh(ram, &info)?;
         if let Entry::Long(_) = self.layout.boot_entry {
-            zero_page::write(ram, self.layout.setup, initrd, rsdp)?;
+            boot_params::write_linux(ram, self.layout.setup, &info)?;
         }
         Ok(())
     }
 
     fn load_initrd(&self, ram: &Ram, initrd: &Image) -> Result<Range<u64>, LoadError> {
-        let too_large = || LoadError::InitrdTooLarge { bytes: initrd.len(), mib: ram.mib() };
+        let too_large = || LoadError::TooLarge {
+            what: "The initrd",
+            bytes: initrd.len(),
+            limit: format!(
+                "it does not fit beside the payload in {} MiB of guest memory (try a larger --memory)",
+                ram.mib()
+            ),
+        };
         let range = self.layout.place_initrd(ram, initrd.len()).ok_or_else(too_large)?;
         initrd.load(0..initrd.len(), ram, range.start)?;
         Ok(range)
     }
 }
 
-/// The layout of the image of `length` bytes that `data` reads; of a flat binary, if the user says that it is one.
-fn understand<'data>(data: impl ReadRef<'data>, length: u64, flat: bool) -> Result<Layout, PayloadError> {
-    let holds = |(offset, magic): (u64, &[u8])| {
-        data.read_bytes_at(offset, magic.len() as u64).is_ok_and(|bytes| bytes == magic)
-    };
+/// Returns the layout of `image`, or the defect that prevents its use.
+fn parse(image: &Image, flat: bool) -> Result<Layout, String> {
+    let length = image.len();
     let layout = if length == 0 {
-        return Err(PayloadError::Empty);
+        return Err("the file is empty".into());
     } else if flat {
         let segment =
             Segment { index: 0, range: HIGH_RAM_START..HIGH_RAM_START + length, content: 0..length };
         Layout { segments: vec![segment], note: None, boot_entry: Entry::Long(HIGH_RAM_START), setup: None }
-    } else if holds((0, b"\x7fELF")) {
-        elf::parse(data)?
-    } else if holds(bzimage::MAGIC) {
-        bzimage::parse(data, length)?
+    } else if image.read_object(0).is_ok_and(|magic: [u8; 4]| magic == *b"\x7fELF") {
+        elf::parse(image)?
+    } else if image.read_object(bzimage::MAGIC_OFFSET).is_ok_and(|magic: [u8; 4]| magic == *b"HdrS") {
+        bzimage::parse(image)?
     } else {
-        return Err(PayloadError::Unknown);
+        return Err("neither an ELF file nor a bzImage (a flat binary for 1 MiB needs --flat)".into());
     };
-    layout.check_shape()?;
+    layout.check_consistency()?;
     Ok(layout)
 }
 
@@ -133,22 +142,22 @@ fn understand<'data>(data: impl ReadRef<'data>, length: u64, flat: bool) -> Resu
 mod tests {
     use super::*;
 
-    fn of(bytes: &[u8], flat: bool) -> Result<Layout, PayloadError> {
-        understand(bytes, bytes.len() as u64, flat)
+    fn layout_of(bytes: &[u8], flat: bool) -> Result<Layout, String> {
+        parse(&Image::from_bytes("test", bytes.to_vec()), flat)
     }
 
     #[test]
-    fn content_that_is_neither_elf_nor_flat_is_refused() {
-        assert_eq!(of(b"hello", false).unwrap_err(), PayloadError::Unknown);
-        assert_eq!(of(b"", true).unwrap_err(), PayloadError::Empty);
+    fn content_of_unknown_format_is_refused() {
+        assert!(layout_of(b"hello", false).unwrap_err().starts_with("neither an ELF file nor a bzImage"));
+        assert_eq!(layout_of(b"", true).unwrap_err(), "the file is empty");
         let mut bz = vec![0; 0x300];
         bz[0x202..0x206].copy_from_slice(b"HdrS");
-        assert!(matches!(of(&bz, false), Err(PayloadError::BzImage(_))));
+        assert!(layout_of(&bz, false).unwrap_err().starts_with("the bzImage is "));
     }
 
     #[test]
     fn flat_binary_is_entered_at_1_mib() {
-        let flat = of(&[0xf4, 0xf4], true).unwrap();
+        let flat = layout_of(&[0xf4, 0xf4], true).unwrap();
         assert_eq!(flat.boot_entry, Entry::Long(0x10_0000));
         assert_eq!(
             (flat.segments[0].range.clone(), flat.segments[0].content.clone()),

@@ -11,7 +11,7 @@ use protocol::VcpuId;
 
 use super::ExitCounts;
 use super::error::VcpuError;
-use host::account::ThreadAccount;
+use host::stats::ThreadStats;
 use steal_time::publisher::Counts;
 use steal_time::publisher::record::RECORD_SIZE;
 use steal_time::saved::SavedVcpu;
@@ -43,7 +43,7 @@ pub struct Look {
     /// When it began to rest.
     pub since: Instant,
     /// The scheduler's account of its thread at that moment.
-    pub account: ThreadAccount,
+    pub account: ThreadStats,
     /// How much of that account's run delay is no affair of the guest's: the thread waited at rest, to run errands (ns).
     pub forgotten_ns: u64,
     /// Its exits so far.

@@ -3,10 +3,10 @@
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use devices::Request;
+use devices::{Request, Written};
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
-use protocol::steal_time::MSR_STEAL_TIME;
+use protocol::kvm::MSR_STEAL_TIME;
 
 use super::command::{Errand, Look};
 use super::error::VcpuError;
@@ -15,9 +15,9 @@ use super::{Crash, Ending, ExitCounts, Message, Outbox, Registers, Shared};
 use crate::guest_clock::GuestClock;
 use crate::hooks::{Descheduled, VcpuEvent};
 use crate::vcpu::control::{Seat, Wanted};
-use host::account::{self, ThreadAccount};
 use host::clock;
 use host::kick;
+use host::stats::{self, ThreadStats};
 use host::thread::own_tid;
 use steal_time::kvm_msr;
 use steal_time::publisher::Counts;
@@ -42,7 +42,7 @@ pub struct Vcpu<'p> {
     /// Its seat at the gate.
     seat: Arc<Seat>,
     /// When it last began to rest, the account of its thread then, and how much of the run delay was forgotten by then.
-    at_rest: (Instant, ThreadAccount, u64),
+    at_rest: (Instant, ThreadStats, u64),
     /// How much run delay was forgotten, all told: its thread waited at rest (ns).
     forgotten_ns: u64,
     /// How often its thread had been preempted when it began.
@@ -55,7 +55,7 @@ pub struct Remains {
     /// Its exits.
     pub exits: ExitCounts,
     /// The scheduler's account of its thread.
-    pub account: ThreadAccount,
+    pub account: ThreadStats,
     /// Times that its thread was preempted since it was attached to its publisher.
     pub preemptions: u64,
     /// What the publisher counted in the same time; `None` where nobody counts.
@@ -101,7 +101,7 @@ impl<'p> Vcpu<'p> {
             exits,
             owes: false,
             seat: Arc::new(Seat::of_this_thread()),
-            at_rest: (Instant::now(), ThreadAccount::default(), 0),
+            at_rest: (Instant::now(), ThreadStats::default(), 0),
             forgotten_ns: 0,
             preempted_before: 0,
         }
@@ -110,7 +110,7 @@ impl<'p> Vcpu<'p> {
     /// Runs until the guest ends or the thread is sent home; tells the event loop which, and how it went.
     pub fn run(mut self) -> Remains {
         self.seat = self.shared.gate.enter(self.id);
-        self.preempted_before = account::own_involuntary_switches();
+        self.preempted_before = stats::own_involuntary_switches();
         let message = match self.run_to_the_end() {
             Ok(Ending::SentHome) => None,
             Ok(ending) => Some(Message::Ended { vcpu: self.id, ending }),
@@ -120,7 +120,7 @@ impl<'p> Vcpu<'p> {
             self.outbox.send(message);
         }
         self.shared.gate.leave(self.id);
-        let account = ThreadAccount::read(own_tid()).unwrap_or_default();
+        let account = ThreadStats::read(own_tid()).unwrap_or_default();
         Remains {
             exits: self.exits,
             account,
@@ -200,7 +200,7 @@ impl<'p> Vcpu<'p> {
             return Ok(State::Finished(ending)); // resting -> finished: what was owed ended the guest
         }
         self.steal_time.pause();
-        let account = ThreadAccount::read(own_tid()).unwrap_or_default();
+        let account = ThreadStats::read(own_tid()).unwrap_or_default();
         self.forget_waiting(account.run_delay_ns);
         self.at_rest = (Instant::now(), account, self.forgotten_ns);
         self.shared.gate.begin_rest();
@@ -209,7 +209,7 @@ impl<'p> Vcpu<'p> {
                 // What the thread has waited for a CPU since it was told is the guest's: it wanted to go on.
                 Ok(Errand::Rise) => {}
                 Ok(errand) => {
-                    if let Ok(run_delay_ns) = account::own_run_delay_ns() {
+                    if let Ok(run_delay_ns) = stats::own_run_delay_ns() {
                         self.forget_waiting(run_delay_ns);
                     }
                     self.run_errand(errand);
@@ -285,13 +285,17 @@ impl<'p> Vcpu<'p> {
             Exit::PortOut(PortData { port, width, data }) => {
                 self.exits.port += 1;
                 for unit in data.chunks(width) {
-                    if self.shared.hooks.on_exit(vcpu, port, unit) {
-                        continue;
-                    }
                     match self.shared.ports.write(port, unit) {
-                        Some(Request::Reset) => return Ok(Step::Ended(Ending::Reset)),
-                        Some(Request::Exit(status)) => return Ok(Step::Ended(Ending::Exit(status))),
-                        Some(_) | None => {}
+                        Written::Handled => {}
+                        Written::Request(Request::Reset) => return Ok(Step::Ended(Ending::Reset)),
+                        Written::Request(Request::Exit(status)) => {
+                            return Ok(Step::Ended(Ending::Exit(status)));
+                        }
+                        Written::Unclaimed => {
+                            if !self.shared.hooks.on_exit(vcpu, port, unit) {
+                                self.shared.ports.ignore_write(unit.len());
+                            }
+                        }
                     }
                 }
             }

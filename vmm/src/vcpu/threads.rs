@@ -127,7 +127,7 @@ fn live(
 
 /// All that a vCPU needs before it first runs, from its own thread.
 fn prepare<'c>(vcpu: VcpuId, fd: &VcpuFd, common: &'c Common) -> Result<VcpuStealTime<'c>, VcpuError> {
-    common.shared.cpus.confine_this_thread().map_err(|source| VcpuError::Place { vcpu, source })?;
+    common.shared.cpus.pin_this_thread().map_err(|source| VcpuError::Place { vcpu, source })?;
     signal_mask::unblock_kick_in_run(fd).map_err(|source| VcpuError::SignalMask { vcpu, source })?;
     let setup = |source| VcpuError::Setup { vcpu, source };
     let mut cpuid = common.supported.of_vcpu(vcpu);

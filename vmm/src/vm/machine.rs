@@ -12,7 +12,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VcpuFd, VmFd};
 use protocol::VcpuId;
-use protocol::machine::COM1_IRQ;
+use protocol::payload::machine::COM1_IRQ;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::cpuid::Supported;

@@ -2,7 +2,7 @@
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use object::{Object, ObjectSection, ObjectSymbol};
-use protocol::words::Check;
+use protocol::payload::params::Check;
 use serde::Serialize;
 
 use crate::payload;

@@ -7,7 +7,7 @@ pub mod code;
 
 use std::fmt::{self, Display};
 
-use protocol::words::{Check, Job, Lock, Wait, Workload};
+use protocol::payload::params::{Check, Job, Lock, Wait, Workload};
 use serde::Serialize;
 
 pub use self::code::CodeError;
@@ -16,7 +16,7 @@ use super::locks::ratio_cells;
 use super::rounds::Rounds;
 use super::{Bench, BenchError, median};
 use crate::cli::{ChecksArgs, usable_cpus};
-use crate::experiment::{Experiment, Point, Way};
+use crate::experiment::{Experiment, Point, WaitMode};
 use crate::results::{CheckFigures, RunResult};
 use crate::table::{Table, figure};
 use host::facts::HostFacts;
@@ -38,7 +38,7 @@ pub(super) struct ChecksBench {
 }
 
 pub(super) fn run(args: &ChecksArgs) -> Result<ChecksBench, BenchError> {
-    let code = Check::ALL.iter().map(|form| Ok((form.word(), code::of(*form)?)));
+    let code = Check::ALL.iter().map(|form| Ok((form.name(), code::of(*form)?)));
     let code = code.collect::<Result<Vec<_>, CodeError>>()?;
     let cpus = usable_cpus(args.common.cpus.as_ref())?;
     let workload = Workload { job: Job::Checks, ..Workload::DEFAULT };
@@ -59,7 +59,7 @@ fn points() -> impl Iterator<Item = Point> {
 }
 
 fn point(lock: Lock, check: Check, overcommit: usize) -> Point {
-    Point { lock, wait: Way::new(Wait::Byte), check, publisher: PublisherKind::Bpf, overcommit }
+    Point { lock, wait: WaitMode::new(Wait::Preempted), check, publisher: PublisherKind::Bpf, overcommit }
 }
 
 impl ChecksBench {

@@ -1,27 +1,31 @@
-//! The `perf` publisher: the kernel's own log of switches, without BPF.
+//! The `perf` publisher: reads the kernel's records of context switches, without BPF.
 //!
-//! Each vCPU's thread has its switches recorded by perf ([`host::perf`]), and two kinds of readers are told of
-//! each record, some 25 to 40 us after the switch at best:
+//! perf records the switches of each vCPU thread ([`host::perf`]). Two kinds of readers
+//! learn of a record, at best 25 to 40 us after the switch:
 //!
-//! - **the vCPU that is switched in**, by a kick: it leaves the guest, tells its steal, clears its byte, and looks at
-//!   everybody else's log. So it publishes for the vCPU whose CPU it has got.
-//! - **the observer**, a thread on CPUs that no vCPU uses, where there are any. It sees the preemption by strangers, too.
+//! - **the vCPU that is switched in**, by a kick: it leaves the guest, updates its steal, clears
+//!   its `preempted`, and drains the logs of all other vCPUs. So it publishes the preemption of the
+//!   vCPU whose CPU it has got.
+//! - **the observer**, a thread on CPUs that no vCPU uses, if there are any. It also sees
+//!   preemptions by other tasks.
 //!
-//! Without a CPU of its own the observer would have to take a vCPU's to say that another has lost its own. That is a
-//! switch, too, and the vCPU's return is another, which would wake the observer at once: measured, 60,000 switches in a
-//! second. So there it takes its turn like everybody else, and what strangers do is seen late.
+//! Without a spare CPU the observer would have to take a vCPU's CPU to publish that another vCPU
+//! has lost its own. That is a switch itself, and the vCPU's return is another, which would wake
+//! the observer at once: 60,000 switches a second, when measured. So on shared CPUs it runs in
+//! `SCHED_BATCH`, and sees preemptions by other tasks late.
 //!
-//! Who writes what: whoever reads a log stores that vCPU's byte. Version and steal are the vCPU's own thread's.
+//! Writers: each reader of a log stores that vCPU's `preempted`. Only the vCPU's own thread writes
+//! version and steal.
 //!
-//! Where `perf_event_paranoid` is 2 or less this takes no right at all.
+//! It needs no privilege if `kernel.perf_event_paranoid` is 2 or less.
 //!
-//! | file | what it does |
+//! | file | task |
 //! |---|---|
-//! | `desk.rs` | what readers and vCPU thread share of one vCPU |
-//! | `observer.rs` | the thread that reads the logs |
+//! | `switch_reader.rs` | the log of one vCPU thread, and the record that its readers store to |
+//! | `observer.rs` | the observer thread |
 
-mod desk;
 mod observer;
+mod switch_reader;
 
 use std::ffi::c_int;
 use std::sync::Arc;
@@ -32,32 +36,34 @@ use super::own_record::OwnRecord;
 use super::pages::UnloggedPages;
 use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherError, PublisherKind, bpf};
 use crate::host_vm::HostVm;
-use desk::{Desk, Desks};
 use host::cpus::Cpus;
-pub use observer::{Observer, ObserverError};
+pub use observer::Observer;
+use switch_reader::{SwitchReader, SwitchReaders};
 
-/// Pages of a vCPU's ring: room for 340 switches, which is much for a log that is read at each.
+/// Pages of a vCPU's ring: room for 340 switches, ample for a log that is read at each switch.
 const RING_PAGES: usize = 2;
 
-/// Publishes by perf for one VM.
+/// The `perf` publisher of one VM.
 #[derive(Debug)]
 pub struct PerfPublisher {
     vm: Arc<dyn HostVm>,
     signal: c_int,
-    desks: Arc<Desks>,
+    readers: Arc<SwitchReaders>,
     observer: Observer,
     pages: UnloggedPages,
 }
 
 impl PerfPublisher {
-    /// Publishes into records in `vm`'s memory for vCPUs that use `cpus`.
+    /// Creates a publisher of records in `vm`'s memory, for vCPUs that use `cpus`, and starts its
+    /// observer.
     ///
     /// # Errors
-    /// [`PublisherError::NoKickSignal`]; [`ObserverError`], out of descriptors or threads most likely.
+    /// [`PublisherError::NoKickSignal`], or [`PublisherError::Perf`] without a free file descriptor
+    /// or thread.
     pub fn new(vm: Arc<dyn HostVm>, cpus: &Cpus) -> Result<Self, PublisherError> {
         let signal = vm.kick_signal().ok_or(PublisherError::NoKickSignal(PublisherKind::Perf))?;
         let observer = Observer::start(cpus)?;
-        Ok(Self { vm, signal, desks: Arc::default(), observer, pages: UnloggedPages::default() })
+        Ok(Self { vm, signal, readers: Arc::default(), observer, pages: UnloggedPages::default() })
     }
 }
 
@@ -68,34 +74,34 @@ impl Publisher for PerfPublisher {
 
     fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
         let own = OwnRecord::new(Arc::clone(&self.vm))?;
-        let desk = Arc::new(Desk::of_this_thread(vcpu, RING_PAGES, self.signal)?);
-        self.observer.watch(Arc::clone(&desk))?;
-        self.desks.add(Arc::clone(&desk));
-        Ok(Some(Box::new(PerfPublication { own, desk, publisher: self })))
+        let reader = Arc::new(SwitchReader::of_this_thread(vcpu, RING_PAGES, self.signal)?);
+        self.observer.watch(Arc::clone(&reader))?;
+        self.readers.add(Arc::clone(&reader));
+        Ok(Some(Box::new(PerfPublication { own, reader, publisher: self })))
     }
 
     fn unlogged_pages(&self) -> Vec<u64> {
         self.pages.all()
     }
 
-    fn counts_at_rest(&self, vcpu: VcpuId) -> Option<bpf::Counts> {
-        let desk = self.desks.of(vcpu)?;
-        desk.observe();
-        Some(desk.counts().program)
+    fn counts_at_rest(&self, vcpu: VcpuId) -> Option<bpf::SwitchCounts> {
+        let reader = self.readers.of(vcpu)?;
+        reader.observe();
+        Some(reader.counts().program)
     }
 
     fn limits(&self) -> Vec<String> {
         let late =
-            "the byte comes some 25 to 40 us after the switch, so a shorter preemption is not seen in time";
+            "`preempted` follows the switch by some 25 to 40 us, so a shorter preemption is not seen in time";
         [late, INIT_GOES_UNNOTICED].map(str::to_owned).into_iter().chain(self.observer.limits()).collect()
     }
 }
 
-/// One vCPU's publication. Lives on the vCPU's thread.
+/// The publication of one vCPU, owned by its thread.
 #[derive(Debug)]
 struct PerfPublication<'p> {
     own: OwnRecord,
-    desk: Arc<Desk>,
+    reader: Arc<SwitchReader>,
     publisher: &'p PerfPublisher,
 }
 
@@ -103,12 +109,12 @@ impl Publication for PerfPublication<'_> {
     fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), PublisherError> {
         self.publisher.pages.note(gpa);
         self.own.publish(gpa, least_ns)?;
-        self.desk.share(self.own.shared());
+        self.reader.set_record(self.own.shared());
         Ok(())
     }
 
     fn withdraw(&mut self) {
-        self.desk.share(None);
+        self.reader.set_record(None);
         self.own.withdraw();
     }
 
@@ -117,19 +123,19 @@ impl Publication for PerfPublication<'_> {
     }
 
     fn park(&mut self) {
-        // The byte is nobody else's for as long as it lasts.
-        self.desk.share(None);
+        // Until then no other thread may clear `preempted`
+        self.reader.set_record(None);
         self.own.park();
     }
 
     fn unpark(&mut self, parked_ns: u64) -> Result<(), PublisherError> {
         self.own.unpark(parked_ns)?;
-        self.desk.share(self.own.shared());
+        self.reader.set_record(self.own.shared());
         Ok(())
     }
 
     fn rest(&mut self) {
-        self.desk.share(None);
+        self.reader.set_record(None);
         self.own.rest();
     }
 
@@ -139,30 +145,30 @@ impl Publication for PerfPublication<'_> {
 
     fn rise(&mut self) -> Result<(), PublisherError> {
         self.own.rise()?;
-        self.desk.share(self.own.shared());
+        self.reader.set_record(self.own.shared());
         Ok(())
     }
 
     fn before_entry(&mut self) {
-        if self.desk.was_switched() {
-            // A thread that cannot read its own run delay any more tells what it has told so far.
+        if self.reader.take_switched() {
+            // If the run delay cannot be read, steal keeps its value
             let _ = self.own.update();
-            self.publisher.desks.observe_others(&self.desk);
+            self.publisher.readers.observe_others(&self.reader);
         } else {
             self.own.clear_byte();
         }
     }
 
     fn counts(&self) -> Counts {
-        self.desk.observe();
-        Counts { cleared_at_entry: self.own.cleared_at_entry(), ..self.desk.counts() }
+        self.reader.observe();
+        Counts { cleared_at_entry: self.own.cleared_at_entry(), ..self.reader.counts() }
     }
 }
 
 impl Drop for PerfPublication<'_> {
     fn drop(&mut self) {
         self.withdraw();
-        self.publisher.desks.remove(&self.desk);
-        self.publisher.observer.forget(&self.desk);
+        self.publisher.readers.remove(&self.reader);
+        self.publisher.observer.unwatch(&self.reader);
     }
 }

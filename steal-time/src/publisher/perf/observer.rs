@@ -1,7 +1,8 @@
-//! The observer: the thread that is woken by each switch of a vCPU's thread.
+//! The observer: a thread that wakes at each switch of a vCPU thread, and stores that vCPU's
+//! `preempted`.
 //!
-//! It is an event loop of its own, not a part of the main one, because it must be quick: on CPUs of its own it has a
-//! real-time class, where the host allows it. Without them it preempts nobody (see [`super`]).
+//! It has an event loop of its own, since it must be quick: on spare CPUs it gets a real-time class
+//! if the host allows that. Without spare CPUs it preempts no thread (see [`super`]).
 
 use std::collections::HashMap;
 use std::io;
@@ -14,159 +15,152 @@ use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, Subscrib
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::desk::Desk;
-use host::aside::{Standing, step_aside};
+use super::switch_reader::SwitchReader;
 use host::cpus::Cpus;
+use host::perf::PerfError;
+use host::placement::{Placement, place_beside};
 
-/// The observer cannot be started, or cannot watch one more.
-#[derive(Debug, thiserror::Error)]
-#[error("Cannot {what} for the perf publisher (too many open files or threads? try --publisher park)")]
-pub struct ObserverError {
-    what: &'static str,
-    source: io::Error,
+fn failed(what: &'static str) -> impl FnOnce(io::Error) -> PerfError {
+    move |source| PerfError::Failed { what, needs: "a free file descriptor or thread", source }
 }
 
-fn failed(what: &'static str) -> impl FnOnce(io::Error) -> ObserverError {
-    move |source| ObserverError { what, source }
-}
-
-/// What the observer is asked for.
+/// A command to the observer's thread.
 #[derive(Debug)]
-enum Order {
-    Watch(Arc<Desk>),
-    /// The one with this descriptor, which is open until it is answered.
-    Forget(RawFd, mpsc::Sender<()>),
-    End,
+enum Command {
+    Watch(Arc<SwitchReader>),
+    /// Stop watching the reader with this descriptor, which stays open until the answer.
+    Unwatch(RawFd, mpsc::Sender<()>),
+    Stop,
 }
 
-/// See the module. Dropping it ends the thread.
+/// A running observer thread. Dropping it stops and joins the thread.
 #[derive(Debug)]
 pub struct Observer {
-    orders: Mutex<mpsc::Sender<Order>>,
+    commands: Mutex<mpsc::Sender<Command>>,
     wake: EventFd,
-    /// Known as soon as it has come to itself.
-    standing: Arc<OnceLock<Standing>>,
+    /// Set once the thread has placed itself.
+    placement: Arc<OnceLock<Placement>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Observer {
-    /// Starts it, beside vCPUs that use `vcpu_cpus`. It watches nobody yet.
-    pub(super) fn start(vcpu_cpus: &Cpus) -> Result<Self, ObserverError> {
-        let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(failed("make an eventfd"))?;
-        let (orders, inbox) = mpsc::channel();
-        let waken = wake.try_clone().map_err(failed("copy an eventfd"))?;
-        let standing = Arc::new(OnceLock::new());
+    /// Starts the observer beside vCPUs that use `vcpu_cpus`. It watches no reader yet.
+    pub(super) fn start(vcpu_cpus: &Cpus) -> Result<Self, PerfError> {
+        let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(failed("create an eventfd"))?;
+        let (commands, inbox) = mpsc::channel();
+        let wake_read = wake.try_clone().map_err(failed("duplicate an eventfd"))?;
+        let placement = Arc::new(OnceLock::new());
         let mut manager = EventManager::new()
-            .map_err(|error| failed("make an epoll")(io::Error::other(error.to_string())))?;
-        let is_over = Arc::new(AtomicBool::new(false));
-        manager.add_subscriber(Watch {
-            wake: waken,
+            .map_err(|error| failed("create an epoll instance")(io::Error::other(error.to_string())))?;
+        let is_stopped = Arc::new(AtomicBool::new(false));
+        manager.add_subscriber(ObserverLoop {
+            wake: wake_read,
             inbox,
-            desks: HashMap::new(),
-            is_over: Arc::clone(&is_over),
+            readers: HashMap::new(),
+            is_stopped: Arc::clone(&is_stopped),
         });
-        let (cpus, stands) = (vcpu_cpus.clone(), Arc::clone(&standing));
-        let live = move || {
-            let _ = stands.set(step_aside(&cpus, 1));
-            while !is_over.load(Ordering::Relaxed) && manager.run().is_ok() {}
+        let (cpus, placed) = (vcpu_cpus.clone(), Arc::clone(&placement));
+        let run = move || {
+            let _ = placed.set(place_beside(&cpus, 1));
+            while !is_stopped.load(Ordering::Relaxed) && manager.run().is_ok() {}
         };
-        let thread = thread::Builder::new().name("observer".to_owned()).spawn(live);
-        let thread = Some(thread.map_err(failed("start a thread"))?);
-        Ok(Self { orders: Mutex::new(orders), wake, standing, thread })
+        let thread = thread::Builder::new().name("observer".to_owned()).spawn(run);
+        let thread = Some(thread.map_err(failed("start the observer thread"))?);
+        Ok(Self { commands: Mutex::new(commands), wake, placement, thread })
     }
 
-    /// What it cannot do here.
+    /// Returns the observer's limit on this host, for the user, if it has one.
     pub(super) fn limits(&self) -> Option<String> {
-        let limit = match self.standing.get()? {
-            Standing::First => return None,
-            Standing::InTurn => {
-                "the observer has no real-time class, so where its CPUs are busy it is late by time slices (grant \
-                 CAP_SYS_NICE or raise RLIMIT_RTPRIO)"
+        let limit = match self.placement.get()? {
+            Placement::SpareFifo => return None,
+            Placement::SpareFair => {
+                "the observer has no real-time class, so on busy CPUs it is late by time slices (grant CAP_SYS_NICE or raise \
+                 RLIMIT_RTPRIO)"
             }
-            Standing::Among => {
-                "no CPU is left to the observer, so preemption by strangers is seen late, by time slices (leave it one by \
+            Placement::SharedBatch => {
+                "the observer has no spare CPU, so preemption by other tasks is seen late, by time slices (leave it one by \
                  --cpus)"
             }
         };
         Some(limit.to_owned())
     }
 
-    /// Watches one more.
-    pub(super) fn watch(&self, desk: Arc<Desk>) -> Result<(), ObserverError> {
-        self.order(Order::Watch(desk)).map_err(failed("reach the observer"))
+    /// Starts to watch a reader.
+    pub(super) fn watch(&self, reader: Arc<SwitchReader>) -> Result<(), PerfError> {
+        self.send(Command::Watch(reader)).map_err(failed("send to the observer thread"))
     }
 
-    /// Watches one less. When this returns it is not watched any more.
-    pub(super) fn forget(&self, desk: &Desk) {
+    /// Stops watching a reader. On return the observer does not read it any more.
+    pub(super) fn unwatch(&self, reader: &SwitchReader) {
         let (answer, answered) = mpsc::channel();
-        if self.order(Order::Forget(desk.as_raw_fd(), answer)).is_ok() {
-            // No answer: the observer has ended, and watches nobody.
+        if self.send(Command::Unwatch(reader.as_raw_fd(), answer)).is_ok() {
+            // An error means that the observer has ended, and watches nothing
             let _ = answered.recv();
         }
     }
 
-    fn order(&self, order: Order) -> io::Result<()> {
-        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        orders.send(order).map_err(io::Error::other)?;
+    fn send(&self, command: Command) -> io::Result<()> {
+        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
+        commands.send(command).map_err(io::Error::other)?;
         self.wake.write(1)
     }
 }
 
 impl Drop for Observer {
     fn drop(&mut self) {
-        // It fails only for a thread that has ended.
-        let _ = self.order(Order::End);
+        // It fails only if the thread has ended
+        let _ = self.send(Command::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 }
 
-/// What the observer's loop waits for.
-struct Watch {
+/// The subscriber of the observer's event loop.
+struct ObserverLoop {
     wake: EventFd,
-    inbox: mpsc::Receiver<Order>,
-    desks: HashMap<RawFd, Arc<Desk>>,
-    is_over: Arc<AtomicBool>,
+    inbox: mpsc::Receiver<Command>,
+    readers: HashMap<RawFd, Arc<SwitchReader>>,
+    is_stopped: Arc<AtomicBool>,
 }
 
-impl Watch {
-    fn carry_out(&mut self, order: Order, ops: &mut EventOps<'_>) {
-        match order {
-            Order::Watch(desk) => {
-                if ops.add(Events::new(&*desk, EventSet::IN)).is_ok() {
-                    self.desks.insert(desk.as_raw_fd(), desk);
+impl ObserverLoop {
+    fn execute(&mut self, command: Command, ops: &mut EventOps<'_>) {
+        match command {
+            Command::Watch(reader) => {
+                if ops.add(Events::new(&*reader, EventSet::IN)).is_ok() {
+                    self.readers.insert(reader.as_raw_fd(), reader);
                 }
             }
-            Order::Forget(fd, answer) => {
-                if let Some(desk) = self.desks.remove(&fd) {
-                    let _ = ops.remove(Events::new(&*desk, EventSet::IN));
+            Command::Unwatch(fd, answer) => {
+                if let Some(reader) = self.readers.remove(&fd) {
+                    let _ = ops.remove(Events::new(&*reader, EventSet::IN));
                 }
-                // Who does not wait any more needs no answer.
+                // The requester may have gone; ignore send errors
                 let _ = answer.send(());
             }
-            Order::End => self.is_over.store(true, Ordering::Relaxed),
+            Command::Stop => self.is_stopped.store(true, Ordering::Relaxed),
         }
     }
 }
 
-impl MutEventSubscriber for Watch {
+impl MutEventSubscriber for ObserverLoop {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        if let Some(desk) = self.desks.get(&events.fd()) {
-            desk.observe();
+        if let Some(reader) = self.readers.get(&events.fd()) {
+            reader.observe();
         } else if events.fd() == self.wake.as_raw_fd() {
-            // The counter goes first: what is ordered after this read wakes the loop again.
+            // Reset the counter first: a command that is sent afterwards wakes the loop again
             let _ = self.wake.read();
-            while let Ok(order) = self.inbox.try_recv() {
-                self.carry_out(order, ops);
+            while let Ok(command) = self.inbox.try_recv() {
+                self.execute(command, ops);
             }
         }
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        // Without it no order would ever arrive: the thread ends, and whoever orders is told.
+        // Without it no command would arrive: the thread stops, and senders get an error
         if ops.add(Events::new(&self.wake, EventSet::IN)).is_err() {
-            self.is_over.store(true, Ordering::Relaxed);
+            self.is_stopped.store(true, Ordering::Relaxed);
         }
     }
 }

@@ -1,0 +1,301 @@
+//! Scheduler statistics of threads and CPUs, from `/proc`.
+//!
+//! Sources: `/proc/self/task/TID/schedstat` (run time, run delay, timeslices; Linux
+//! `Documentation/scheduler/sched-stats.rst`), the `State` and `ctxt_switches` lines of
+//! `/proc/self/task/TID/status`, and `/proc/stat` (proc(5)).
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::Duration;
+
+use libc::pid_t;
+use nix::sys::resource::{UsageWho, getrusage};
+
+use super::cpus::Cpus;
+
+/// Scheduler statistics of one thread, from its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThreadStats {
+    /// Time on a CPU (ns). The kernel updates it at ticks and context switches.
+    pub run_ns: u64,
+    /// Run delay: time for which the thread was runnable and waited for a CPU (ns).
+    pub run_delay_ns: u64,
+    /// Number of times that the thread was switched in.
+    pub timeslices: u64,
+    /// Number of times that the thread was switched out because it blocked.
+    pub voluntary_switches: u64,
+    /// Number of times that the thread was preempted.
+    pub involuntary_switches: u64,
+}
+
+impl ThreadStats {
+    /// Reads the statistics of thread `tid` of this process.
+    ///
+    /// # Errors
+    /// The error of open(2) or read(2). `ENOENT` or `ESRCH`: the thread has ended.
+    pub fn read(tid: pid_t) -> io::Result<Self> {
+        let [run_ns, run_delay_ns, timeslices] =
+            parse_schedstat(&fs::read_to_string(format!("/proc/self/task/{tid}/schedstat"))?)?;
+        let status = fs::read_to_string(format!("/proc/self/task/{tid}/status"))?;
+        Ok(Self {
+            run_ns,
+            run_delay_ns,
+            timeslices,
+            voluntary_switches: status_field(&status, "voluntary_ctxt_switches:")?,
+            involuntary_switches: status_field(&status, "nonvoluntary_ctxt_switches:")?,
+        })
+    }
+
+    /// Reads only the run time and the run delay (ns) of thread `tid`: one file instead of two.
+    ///
+    /// # Errors
+    /// See [`read`](Self::read).
+    pub fn read_times(tid: pid_t) -> io::Result<(u64, u64)> {
+        let [run_ns, run_delay_ns, _] =
+            parse_schedstat(&fs::read_to_string(format!("/proc/self/task/{tid}/schedstat"))?)?;
+        Ok((run_ns, run_delay_ns))
+    }
+
+    /// Waits until thread `tid` sleeps, then reads its statistics and the result of `count`, both
+    /// at one moment.
+    ///
+    /// Two counts of the same context switches can be compared only while the thread sleeps. On a
+    /// busy host the last switch may take milliseconds. Returns `None` if the thread does not stay
+    /// asleep within about 500 ms.
+    ///
+    /// # Errors
+    /// See [`read`](Self::read).
+    pub fn read_asleep<C>(tid: pid_t, mut count: impl FnMut() -> C) -> io::Result<Option<(Self, C)>> {
+        const TRIES: u32 = 500;
+        for _ in 0..TRIES {
+            thread::sleep(Duration::from_millis(1));
+            let stats = Self::read(tid)?;
+            let counted = count();
+            // The thread neither woke between the two readings nor is about to
+            if is_asleep(tid)? && Self::read(tid)? == stats {
+                return Ok(Some((stats, counted)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the growth since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            run_ns: self.run_ns.saturating_sub(earlier.run_ns),
+            run_delay_ns: self.run_delay_ns.saturating_sub(earlier.run_delay_ns),
+            timeslices: self.timeslices.saturating_sub(earlier.timeslices),
+            voluntary_switches: self.voluntary_switches.saturating_sub(earlier.voluntary_switches),
+            involuntary_switches: self.involuntary_switches.saturating_sub(earlier.involuntary_switches),
+        }
+    }
+}
+
+/// Whether thread `tid` of this process is in interruptible sleep (state `S`).
+///
+/// # Errors
+/// The error of open(2) or read(2). `ENOENT` or `ESRCH`: the thread has ended.
+pub fn is_asleep(tid: pid_t) -> io::Result<bool> {
+    let status = fs::read_to_string(format!("/proc/self/task/{tid}/status"))?;
+    Ok(status
+        .lines()
+        .any(|line| line.strip_prefix("State:").is_some_and(|state| state.trim_start().starts_with('S'))))
+}
+
+/// The run delay of one thread. The file stays open, so that a reading is one system call.
+#[derive(Debug)]
+pub struct RunDelay(File);
+
+impl RunDelay {
+    /// Opens the run delay of the calling thread.
+    ///
+    /// # Errors
+    /// The error of open(2), for instance without `/proc`.
+    pub fn of_this_thread() -> io::Result<Self> {
+        File::open("/proc/thread-self/schedstat").map(Self)
+    }
+
+    /// Opens the run delay of thread `tid` of this process.
+    ///
+    /// # Errors
+    /// The error of open(2). `ENOENT`: the thread has ended.
+    pub fn of_thread(tid: pid_t) -> io::Result<Self> {
+        File::open(format!("/proc/self/task/{tid}/schedstat")).map(Self)
+    }
+
+    /// Reads the run delay (ns).
+    ///
+    /// It is exact if the thread reads its own. For another thread it lacks the wait that has not
+    /// ended yet.
+    ///
+    /// # Errors
+    /// The error of pread(2). `ESRCH`: the thread has ended.
+    pub fn read_ns(&self) -> io::Result<u64> {
+        let mut text = [0; 80];
+        let length = self.0.read_at(&mut text, 0)?;
+        let text = text.get(..length).and_then(|text| str::from_utf8(text).ok());
+        let [_, run_delay_ns, _] = parse_schedstat(text.ok_or_else(|| malformed("schedstat"))?)?;
+        Ok(run_delay_ns)
+    }
+}
+
+/// Reads the calling thread's run delay (ns). It is exact: the thread is on a CPU, so it waits for
+/// none.
+///
+/// # Errors
+/// The error of open(2) or pread(2), for instance without `/proc`.
+pub fn own_run_delay_ns() -> io::Result<u64> {
+    RunDelay::of_this_thread()?.read_ns()
+}
+
+/// Returns the number of times that the calling thread was preempted.
+///
+/// It uses getrusage(2), since `/proc` takes some 50 us, too long for a VM's start-up. It returns 0
+/// on failure.
+pub fn own_involuntary_switches() -> u64 {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD);
+    usage.map_or(0, |usage| u64::try_from(usage.involuntary_context_switches()).unwrap_or(0))
+}
+
+/// CPU time of a set of host CPUs and of this process.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CpuStats {
+    /// Time in which the CPUs were not idle: all tasks and interrupts.
+    pub busy: Duration,
+    /// Time that an outer hypervisor took from the CPUs: `steal` in `/proc/stat`.
+    pub stolen: Duration,
+    /// CPU time of this process, on any CPU.
+    pub own: Duration,
+}
+
+impl CpuStats {
+    /// Reads the statistics of `cpus`. The resolution of `busy` and `stolen` is 10 ms.
+    ///
+    /// # Errors
+    /// The error of reading `/proc/stat` or of `clock_gettime(2)`.
+    pub fn read(cpus: &Cpus) -> io::Result<Self> {
+        let (busy, stolen) = parse_stat(&fs::read_to_string("/proc/stat")?, cpus);
+        Ok(Self { busy, stolen, own: process_cpu_time()? })
+    }
+
+    /// Returns the growth since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            busy: self.busy.saturating_sub(earlier.busy),
+            stolen: self.stolen.saturating_sub(earlier.stolen),
+            own: self.own.saturating_sub(earlier.own),
+        }
+    }
+
+    /// Returns the CPU time of all other processes, interrupts included.
+    pub fn other_tasks(&self) -> Duration {
+        self.busy.saturating_sub(self.own)
+    }
+}
+
+fn process_cpu_time() -> io::Result<Duration> {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID)?;
+    Ok(Duration::from(time))
+}
+
+fn parse_schedstat(text: &str) -> io::Result<[u64; 3]> {
+    let mut fields = text.split_ascii_whitespace().map(str::parse);
+    match (fields.next(), fields.next(), fields.next()) {
+        (Some(Ok(run)), Some(Ok(delay)), Some(Ok(timeslices))) => Ok([run, delay, timeslices]),
+        _ => Err(malformed("schedstat")),
+    }
+}
+
+fn status_field(status: &str, name: &str) -> io::Result<u64> {
+    let value = status.lines().find_map(|line| line.strip_prefix(name));
+    value.and_then(|value| value.trim().parse().ok()).ok_or_else(|| malformed("status"))
+}
+
+/// Parses busy and stolen time of `cpus` from lines `cpuN user nice system idle iowait irq softirq
+/// steal ...`.
+fn parse_stat(stat: &str, cpus: &Cpus) -> (Duration, Duration) {
+    let mut sums = (Duration::ZERO, Duration::ZERO);
+    for line in stat.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let cpu = words.next().and_then(|word| word.strip_prefix("cpu")?.parse::<usize>().ok());
+        if !cpu.is_some_and(|cpu| cpus.iter().any(|wanted| wanted == cpu)) {
+            continue;
+        }
+        let ticks: Vec<u64> = words.map_while(|word| word.parse().ok()).collect();
+        if let [user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = ticks[..] {
+            // USER_HZ is 100 on x86
+            sums.0 += Duration::from_millis(10 * (user + nice + system + irq + softirq));
+            sums.1 += Duration::from_millis(10 * steal);
+        }
+    }
+    sums
+}
+
+fn malformed(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("unexpected content of {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::thread::own_tid;
+
+    #[test]
+    fn stat_counts_the_wanted_cpus_only() {
+        let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 2 3 99 99 4 5 6 0 0\ncpu1 1 1 1 1 1 1 1 1 0 0\nintr 5\n";
+        let (busy, stolen) = parse_stat(stat, &"0".parse().unwrap());
+        assert_eq!((busy, stolen), (Duration::from_millis(150), Duration::from_millis(60)));
+        let (busy, _) = parse_stat(stat, &"0-1".parse().unwrap());
+        assert_eq!(busy, Duration::from_millis(200));
+    }
+
+    #[test]
+    fn malformed_files_are_errors_not_zeros() {
+        assert!(parse_schedstat("12 34").is_err());
+        assert!(parse_schedstat("a b c").is_err());
+        assert!(status_field("nonvoluntary_ctxt_switches:\t7\n", "voluntary_ctxt_switches:").is_err());
+        assert_eq!(parse_schedstat("12 34 5\n").unwrap(), [12, 34, 5]);
+    }
+
+    #[test]
+    fn own_stats_are_readable_and_grow() {
+        let tid = own_tid();
+        let before = ThreadStats::read(tid).unwrap();
+        thread::sleep(Duration::from_millis(2));
+        let after = ThreadStats::read(tid).unwrap();
+        assert!(after.voluntary_switches > before.voluntary_switches);
+        assert!(after.run_delay_ns >= before.run_delay_ns);
+        assert!((after.involuntary_switches..).contains(&own_involuntary_switches()));
+    }
+
+    #[test]
+    fn stats_of_sleeping_thread_are_not_taken_while_it_runs_or_wakes() {
+        let (send_tid, tid) = mpsc::channel();
+        let (wake, woken) = mpsc::channel::<()>();
+        let sleeper = thread::spawn(move || {
+            send_tid.send(own_tid()).unwrap();
+            woken.iter().count()
+        });
+        let tid = tid.recv().unwrap();
+        let (mut counted, mut wake) = (0, Some(wake));
+        let stats = ThreadStats::read_asleep(tid, || {
+            counted += 1;
+            if counted <= 3 {
+                wake.as_ref().unwrap().send(()).unwrap();
+            }
+            counted
+        });
+        assert_eq!(stats.unwrap().map(|(_, counted)| counted), Some(counted));
+        assert!(counted > 3, "{counted}");
+        drop(wake.take());
+        assert_eq!(sleeper.join().unwrap(), 3);
+        let own = ThreadStats::read_asleep(own_tid(), || ());
+        assert!(own.unwrap().is_none());
+    }
+}
