@@ -1,4 +1,5 @@
-//! Links the payload: a static ELF file for no operating system, laid out by `link.ld`.
+//! Passes linker arguments for the payload: a static ELF file without an operating system, laid out
+//! by `link.ld`.
 
 use std::env;
 use std::path::PathBuf;
@@ -8,7 +9,7 @@ use protocol::payload::machine::{SUPERVISOR, TABLES};
 fn main() {
     println!("cargo::rerun-if-changed=link.ld");
     println!("cargo::rerun-if-changed=build.rs");
-    // Either model checker takes the place of the processor's atomics.
+    // Either model checker replaces the processor's atomics.
     println!("cargo::rustc-check-cfg=cfg(modelled)");
     if ["LOOM", "SHUTTLE"].iter().any(|checker| env::var_os(format!("CARGO_FEATURE_{checker}")).is_some()) {
         println!("cargo::rustc-cfg=modelled");
@@ -19,7 +20,7 @@ fn main() {
         ("SUPERVISOR_START", SUPERVISOR.start),
         ("SUPERVISOR_END", SUPERVISOR.end),
         ("TABLES_START", TABLES),
-        // core refers to it, and nothing here ever unwinds.
+        // `core` refers to this symbol. The payload never unwinds.
         ("rust_eh_personality", 0),
     ];
     let addresses = addresses.map(|(name, address)| format!("-Wl,--defsym={name}={address:#x}"));
@@ -37,9 +38,8 @@ fn main() {
     {
         println!("cargo::rustc-link-arg-bins={argument}");
     }
-    // The check addresses its tables absolutely, as the kernel's does: its host tests must lie
-    // below 2 GiB, too. This takes back the compiler's own `-static-pie`, and all that it means
-    // with it.
+    // The check addresses its tables absolutely, as the kernel's does, so its host tests must lie
+    // below 2 GiB. This undoes the compiler's own `-static-pie`, and what that implies.
     println!("cargo::rustc-link-arg=-no-pie");
     if env::var("CARGO_CFG_TARGET_FEATURE").is_ok_and(|features| features.contains("crt-static")) {
         println!("cargo::rustc-link-arg=-static");

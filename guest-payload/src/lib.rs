@@ -26,7 +26,7 @@
 //!
 //! (Not run as a doctest: the check needs an executable below 2 GiB, see `build.rs`.)
 //!
-//! ```no_run
+//! ```no_run,standalone_crate
 //! use guest_payload::cpu::Cpu;
 //! use guest_payload::locks::{Lock, Tas};
 //! use guest_payload::park::{LockCtx, ParkingLot};

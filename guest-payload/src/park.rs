@@ -146,7 +146,7 @@ pub struct LockCtx<'l, C> {
     pub cpu: C,
     /// The policy of all waits.
     pub policy: WaitPolicy,
-    /// Everybody's spots.
+    /// The slots of all vCPUs.
     pub lot: &'l ParkingLot,
     /// Statistics of all waits so far.
     pub stats: WaitStats,

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn steal_that_is_being_written_is_never_read_and_the_reader_gives_up() {
+    fn steal_under_update_is_not_read() {
         let record = Record::new();
         record.0.steal.store(7, Ordering::Relaxed);
         assert_eq!(record.steal_ns(), Some(7));

@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn time_off_the_cpu_is_no_work() {
+    fn time_off_the_cpu_does_not_count_as_work() {
         let clock = Clock { now: Cell::new(0), reads: Cell::new(0) };
         work(&clock, 600);
         // 60 counted steps, the long steps in between, and the first read.
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn times_keep_their_mean_and_spread_and_differ_between_vcpus() {
+    fn durations_keep_mean_and_spread_and_differ_by_vcpu() {
         let times = |vcpu, spread| Durations::new(draw(vcpu), 1000, spread);
         assert_ne!(times(0, Spread::Uniform).next_duration(), times(1, Spread::Uniform).next_duration());
         // Second moment over the square of the mean: 1, 1 + 1/12, 2.
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn choices_are_even_and_purposes_draw_differently() {
+    fn random_numbers_are_even_and_differ_by_purpose() {
         let mut draw = draw(0);
         let mut counts = [0_u32; 8];
         (0..80_000).for_each(|_| counts[draw.below(8) as usize] += 1);

@@ -1,4 +1,4 @@
-//! What a host context switch takes, with and without the BPF program: criterion's figures of what `vmm bench switch`
+//! What a host context switch takes, with and without the BPF program: criterion's figures of what `vmm-lab bench switch`
 //! compares in one run. Where BPF is not allowed only the first can be had, and the others say why.
 
 use criterion::Criterion;

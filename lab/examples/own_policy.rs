@@ -2,7 +2,7 @@
 //!
 //! `src/policy/README.md` explains it.
 //!
-//! `cargo run --release --example own_policy -- --lock tas,mutex --load 1,4`
+//! `cargo run --release --example own_policy -- --lock tas,mutex --overcommit 1,4`
 
 use std::process::ExitCode;
 

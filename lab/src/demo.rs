@@ -17,7 +17,7 @@ use crate::results::{RunResult, SCHEMA};
 use crate::table::Table;
 use host::cpus::Cpus;
 use host::facts::HostFacts;
-use steal_time::publisher::{Choice, PublisherKind};
+use steal_time::publisher::{PublisherChoice, PublisherKind};
 use vmm::cpuid::Supported;
 use vmm::guest::GuestError;
 use vmm::vm::machine::{self, MachineError};
@@ -45,7 +45,12 @@ pub struct Demo {
 ///
 /// # Errors
 /// The first point's that could not be measured.
-pub fn run(host: HostFacts, cpus: Cpus, choice: Choice, quiet: bool) -> Result<Demo, ExperimentError> {
+pub fn run(
+    host: HostFacts,
+    cpus: Cpus,
+    choice: PublisherChoice,
+    quiet: bool,
+) -> Result<Demo, ExperimentError> {
     let kernel_can = kernel_has_steal_time().map_err(|error| LabGuestError::from(GuestError::from(error)))?;
     let chosen = choice.begin_loading(1).finish().settle(kernel_can);
     let chosen = chosen.map_err(|error| LabGuestError::from(GuestError::from(error)))?.kind();

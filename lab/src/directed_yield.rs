@@ -15,7 +15,7 @@ use libc::pid_t;
 use protocol::VcpuId;
 
 use host::thread::{Class, set_class, set_own_class};
-use vmm::vcpu::control::Gate;
+use vmm::vcpu::control::VcpuControl;
 
 /// How long the favour lasts.
 const MOMENT: Duration = Duration::from_micros(50);
@@ -42,12 +42,12 @@ impl DirectedYield {
 
     /// Lets the thread of `vcpu` run in place of the calling vCPU thread for a moment. `false` where another offer is out, that
     /// takes rights that this process lacks, or there is no such vCPU: then the calling thread has only yielded.
-    pub fn run(&self, vcpu: VcpuId, gate: &Gate) -> bool {
+    pub fn run(&self, vcpu: VcpuId, control: &VcpuControl) -> bool {
         if self.is_over.load(Ordering::Relaxed) {
             return false;
         }
         let is_free = !self.is_out.swap(true, Ordering::Acquire);
-        let is_taken = is_free && gate.tid(vcpu).is_some_and(favour);
+        let is_taken = is_free && control.tid(vcpu).is_some_and(favour);
         if is_free {
             self.is_out.store(false, Ordering::Release);
         }
@@ -83,28 +83,28 @@ mod tests {
     /// Two vCPUs that offer their CPUs to each other, or to a third, would end each other's favour.
     #[test]
     fn offer_is_refused_while_another_is_out_and_taken_again_afterwards() {
-        let (gate, offers) = (Gate::new(), DirectedYield::default());
+        let (control, offers) = (VcpuControl::new(), DirectedYield::default());
         let vcpu = VcpuId::BOOT;
         let (here, there) = mpsc::channel();
         let (done, is_done) = mpsc::channel::<()>();
         thread::scope(|scope| {
-            let gate = &gate;
+            let control = &control;
             scope.spawn(move || {
-                gate.enter(vcpu);
+                control.enter(vcpu);
                 here.send(()).unwrap();
                 let _ = is_done.recv();
-                gate.leave(vcpu);
+                control.leave(vcpu);
             });
             there.recv().unwrap();
             offers.is_out.store(true, Ordering::Relaxed);
-            assert!(!offers.run(vcpu, gate), "one is out");
+            assert!(!offers.run(vcpu, control), "one is out");
             offers.is_out.store(false, Ordering::Relaxed);
             let may = set_own_class(FAVOURING).is_ok();
             set_own_class(Class::Fair).unwrap();
-            assert_eq!(offers.run(vcpu, gate), may, "none is out, and that one is there");
+            assert_eq!(offers.run(vcpu, control), may, "none is out, and that one is there");
             assert!(!offers.is_out.load(Ordering::Relaxed));
             let nobody = VcpuId::new(1).unwrap();
-            assert!(!offers.run(nobody, gate));
+            assert!(!offers.run(nobody, control));
             assert!(!offers.is_out.load(Ordering::Relaxed));
             drop(done);
         });

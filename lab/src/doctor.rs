@@ -11,11 +11,11 @@ use kvm_bindings::KVM_CAP_HALT_POLL;
 use kvm_ioctls::{Cap, Kvm};
 use protocol::payload::params::{Job, Workload};
 
-use crate::cli::QualityArgs;
+use crate::accuracy::{self, AccuracyError};
+use crate::cli::AccuracyArgs;
 use crate::experiment::Experiment;
-use crate::quality::{self, QualityError};
 use crate::results::RunResult;
-use crate::steer::choice::class_is_refused;
+use crate::sched::choice::class_is_refused;
 use crate::table::figure;
 use host::cpus::Cpus;
 use host::error_chain;
@@ -36,7 +36,7 @@ const PUBLISHERS: [(&str, PublisherKind); 5] = [
     ("byte by bpf", PublisherKind::Bpf),
     ("byte by bpf-classic", PublisherKind::BpfClassic),
     ("byte by perf", PublisherKind::Perf),
-    ("byte by park", PublisherKind::Park),
+    ("byte by monitor", PublisherKind::Monitor),
     ("byte by kernel", PublisherKind::Kernel),
 ];
 
@@ -149,8 +149,10 @@ impl Diagnosis {
 
     fn examine_accounts(&mut self) {
         match class_is_refused() {
-            None => self.good("policies", "--mechanism class works, and park does anywhere".to_owned()),
-            Some(why) => self.bad("policies", format!("{why}: --mechanism park it is")),
+            None => {
+                self.good("policies", "--mechanism class works, and deschedule works everywhere".to_owned())
+            }
+            Some(why) => self.bad("policies", format!("{why}: --mechanism deschedule is what remains")),
         }
         match stats::own_run_delay_ns() {
             Ok(_) => {
@@ -169,25 +171,25 @@ impl Diagnosis {
             return self.bad("CPUs", "this process cannot tell which it may use".to_owned());
         };
         self.good("CPUs", describe(&cpus));
-        let args = QualityArgs {
+        let args = AccuracyArgs {
             publishers: PUBLISHERS.map(|(_, kind)| kind).to_vec(),
             faults: None,
             cpus: None,
             duration_ms: LOOKING_MS,
             json: None,
         };
-        match quality::run(&args, |_| {}) {
-            Ok(quality) => {
-                for ((what, _), row) in PUBLISHERS.iter().zip(&quality.rows) {
+        match accuracy::run(&args, |_| {}) {
+            Ok(accuracy) => {
+                for ((what, _), row) in PUBLISHERS.iter().zip(&accuracy.rows) {
                     self.judge(what, &row.finding);
                 }
             }
-            Err(QualityError::TooFewCpus(_)) => self.sample_publishers(host, &cpus),
+            Err(AccuracyError::TooFewCpus(_)) => self.sample_publishers(host, &cpus),
             Err(error) => self.bad("byte", error_chain::one_line(&error)),
         }
     }
 
-    fn judge(&mut self, what: &'static str, finding: &Result<quality::Finding, String>) {
+    fn judge(&mut self, what: &'static str, finding: &Result<accuracy::Finding, String>) {
         let finding = match finding {
             Ok(finding) => finding,
             Err(why) => return self.bad(what, why.clone()),
@@ -251,7 +253,7 @@ impl Diagnosis {
         match qemu {
             Ok(_) => self.good("QEMU", "here, to compare start-up with".to_owned()),
             Err(_) => {
-                self.bad("QEMU", "not here: `vmm bench startup` has nothing to compare with".to_owned());
+                self.bad("QEMU", "not here: `vmm-lab bench startup` has nothing to compare with".to_owned());
             }
         }
     }

@@ -1,12 +1,12 @@
 //! Every error that can reach the user, printed once, as one line.
 
+use crate::accuracy::AccuracyError;
 use crate::bench::BenchError;
 use crate::conformance::ConformanceError;
 use crate::experiment::ExperimentError;
-use crate::fleet::FleetError;
 use crate::guest::LabGuestError;
 use crate::output::OutputError;
-use crate::quality::QualityError;
+use crate::session::SessionError;
 use host::cpus::CpuError;
 use host::error_chain;
 
@@ -18,7 +18,7 @@ pub enum Error {
     Guest(#[from] LabGuestError),
     /// Several, or who steers them.
     #[error(transparent)]
-    Fleet(#[from] FleetError),
+    Fleet(#[from] SessionError),
     /// A point of the demonstration.
     #[error(transparent)]
     Experiment(#[from] ExperimentError),
@@ -30,7 +30,7 @@ pub enum Error {
     Conformance(#[from] ConformanceError),
     /// The quality of bytes.
     #[error(transparent)]
-    Quality(#[from] QualityError),
+    Accuracy(#[from] AccuracyError),
     /// The CPUs.
     #[error(transparent)]
     Cpus(#[from] CpuError),
@@ -54,10 +54,10 @@ impl Error {
     /// The exit status that tells of it: 2 for what makes no sense, 130 for Ctrl-C, 1 for the rest.
     pub fn status(&self) -> u8 {
         match self {
-            Self::Guest(error) | Self::Fleet(FleetError::Guest(error)) if error.is_usage() => 2,
+            Self::Guest(error) | Self::Fleet(SessionError::Guest(error)) if error.is_usage() => 2,
             Self::Cpus(error)
             | Self::Bench(BenchError::Cpus(error))
-            | Self::Quality(QualityError::Cpus(error))
+            | Self::Accuracy(AccuracyError::Cpus(error))
                 if error.is_usage() =>
             {
                 2

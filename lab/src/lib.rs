@@ -1,5 +1,6 @@
 //! A lab for host preemption policy around the monitor.
 
+pub mod accuracy;
 pub mod bench;
 pub mod cli;
 pub mod conformance;
@@ -9,17 +10,16 @@ pub mod doctor;
 pub mod error;
 pub mod experiment;
 pub mod fault_injection;
-pub mod fleet;
 pub mod guest;
 pub mod oracle;
 pub mod output;
 pub mod payload;
 pub mod policy;
-pub mod quality;
 pub mod render;
-pub mod render_steering;
+pub mod render_sched;
 pub mod results;
-pub mod steer;
+pub mod sched;
+pub mod session;
 pub mod table;
 pub mod trace;
 pub mod window;

@@ -9,23 +9,23 @@ use std::time::Instant;
 
 use clap::Parser;
 use host::facts::HostFacts;
+use lab::accuracy;
 use lab::bench;
-use lab::cli::{Cli, Command, ConformanceArgs, DemoArgs, QualityArgs, RunArgs, usable_cpus};
+use lab::cli::{AccuracyArgs, Cli, Command, ConformanceArgs, DemoArgs, RunArgs, usable_cpus};
 use lab::conformance::report::Tap;
 use lab::conformance::{self, Plan, Subject};
 use lab::demo;
 use lab::doctor;
 use lab::error::Error;
-use lab::fleet;
 use lab::guest::LabGuest;
 use lab::output::OutputFile;
 use lab::payload;
 use lab::policy::catalogue::Catalogue;
-use lab::quality;
 use lab::render::{self, Summary};
-use lab::render_steering::FleetSummary;
+use lab::render_sched::SessionSummary;
 use lab::results::RunResult;
-use lab::steer::dispatcher;
+use lab::sched::dispatcher;
+use lab::session;
 use lab::trace::perfetto;
 use vmm::supervise::Outcome;
 use vmm::timings::Timings;
@@ -68,7 +68,7 @@ fn run(cli: Cli, began: Instant) -> Result<u8, Error> {
             return Ok(status(bench.was_interrupted()));
         }
         Some(Command::Conformance(args)) => return conform(&args),
-        Some(Command::Quality(args)) => return measure_quality(&args),
+        Some(Command::Accuracy(args)) => return measure_accuracy(&args),
         Some(Command::Run(args)) => return run_guest(&args, began),
         None => return demonstrate(&cli.demo),
     }
@@ -109,15 +109,15 @@ fn conform(args: &ConformanceArgs) -> Result<u8, Error> {
     Ok(if conformance.is_kept() { status(conformance.interrupted) } else { 1 })
 }
 
-/// Measures byte quality, publisher by publisher.
-fn measure_quality(args: &QualityArgs) -> Result<u8, Error> {
+/// Measures byte accuracy, publisher by publisher.
+fn measure_accuracy(args: &AccuracyArgs) -> Result<u8, Error> {
     let json = args.json.as_deref().map(OutputFile::at).transpose()?;
-    let quality = quality::run(args, |publisher| eprintln!("Measuring {publisher} ..."))?;
+    let accuracy = accuracy::run(args, |publisher| eprintln!("Measuring {publisher} ..."))?;
     if let Some(json) = json {
-        json.write(&quality)?;
+        json.write(&accuracy)?;
     }
-    print(&quality)?;
-    Ok(status(quality.interrupted))
+    print(&accuracy)?;
+    Ok(status(accuracy.interrupted))
 }
 
 /// The exit status of work that the user may have ended before it was done.
@@ -126,12 +126,12 @@ fn status(was_interrupted: bool) -> u8 {
 }
 
 /// Runs guests under a policy, or several of them.
-fn run_fleet(args: &RunArgs, began: Instant) -> Result<u8, Error> {
+fn run_session(args: &RunArgs, began: Instant) -> Result<u8, Error> {
     let json = args.json.as_deref().map(OutputFile::at).transpose()?;
-    let trace = args.steer.trace.as_deref().map(OutputFile::at).transpose()?;
-    let config = args.steer.fleet(args.config()?, args.workload.seed());
-    let run = fleet::run(&config, io::stdout, began)?;
-    let result = run.result(&HostFacts::probe(), config.antagonist);
+    let trace = args.sched.trace.as_deref().map(OutputFile::at).transpose()?;
+    let config = args.sched.session(args.config()?, args.workload.seed());
+    let run = session::run(&config, io::stdout, began)?;
+    let result = run.result(&HostFacts::probe(), config.cpu_hog);
     if let Some(json) = json {
         json.write(&result)?;
     }
@@ -142,14 +142,14 @@ fn run_fleet(args: &RunArgs, began: Instant) -> Result<u8, Error> {
         }
     }
     if !args.guest.quiet {
-        print(&FleetSummary(&result))?;
+        print(&SessionSummary(&result))?;
     }
     Ok(result.status())
 }
 
 fn run_guest(args: &RunArgs, began: Instant) -> Result<u8, Error> {
-    if args.steer.is_given() {
-        return run_fleet(args, began);
+    if args.sched.is_given() {
+        return run_session(args, began);
     }
     let json = args.json.as_deref().map(OutputFile::at).transpose()?;
     let config = args.config()?;

@@ -81,7 +81,7 @@ impl Display for Disturbed<'_> {
         write!(
             f,
             "Disturbed: other processes used {:.2} CPUs, and an outer hypervisor took {:.2}",
-            host.strangers_cpus, host.stolen_cpus
+            host.other_tasks_cpus, host.stolen_cpus
         )
     }
 }

@@ -9,7 +9,7 @@ use protocol::VcpuId;
 
 use host::cpus::Cpus;
 use host::stats::{CpuStats, ThreadStats};
-use vmm::vcpu::control::Gate;
+use vmm::vcpu::control::VcpuControl;
 
 /// More than this much of a CPU used by others, or taken by an outer hypervisor, and a point is disturbed.
 const DISTURBANCE: f64 = 0.06;
@@ -27,12 +27,12 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// Reads the accounts of the vCPU threads that are at `gate`, and of the CPUs they may use.
-    pub fn take(gate: &Gate, cpus: &Cpus) -> Self {
+    pub fn take(control: &VcpuControl, cpus: &Cpus) -> Self {
         let at = Instant::now();
         // An account that cannot be read belongs to a thread that has just ended, or to a host without /proc.
         let machine = CpuStats::read(cpus).unwrap_or_default();
         let read = |vcpu, tid| (vcpu, ThreadStats::read(tid).unwrap_or_default());
-        let vcpus = gate.threads().into_iter().map(|(vcpu, thread)| read(vcpu, thread.tid())).collect();
+        let vcpus = control.threads().into_iter().map(|(vcpu, thread)| read(vcpu, thread.tid())).collect();
         Self { at, machine, vcpus }
     }
 }
@@ -80,7 +80,7 @@ impl Window {
     }
 
     /// CPUs' worth of time that other processes used.
-    pub fn strangers(&self) -> f64 {
+    pub fn other_tasks(&self) -> f64 {
         self.machine.other_tasks().as_secs_f64() / self.length.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 
@@ -133,6 +133,6 @@ mod tests {
         };
         assert!(!between(2000, 1950).is_disturbed());
         assert!(between(2000, 1900).is_disturbed());
-        assert!((between(2000, 1900).strangers() - 0.1).abs() < 1e-9);
+        assert!((between(2000, 1900).other_tasks() - 0.1).abs() < 1e-9);
     }
 }

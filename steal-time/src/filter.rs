@@ -5,25 +5,25 @@
 use kvm_ioctls::{Cap, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use protocol::kvm::MSR_STEAL_TIME;
 
-use crate::publisher::PublisherError;
+use crate::publisher::StealTimeError;
 
 /// Makes KVM exit to userspace on each access to the steal-time MSR. Call it before the first vCPU runs.
 ///
 /// # Errors
-/// [`PublisherError`] if KVM lacks the capability (Linux 5.10) or refuses the filter. Nothing is filtered then.
-pub fn filter_msr(vm: &VmFd) -> Result<(), PublisherError> {
+/// [`StealTimeError`] if KVM lacks the capability (Linux 5.10) or refuses the filter. Nothing is filtered then.
+pub fn filter_msr(vm: &VmFd) -> Result<(), StealTimeError> {
     if !vm.check_extension(Cap::X86UserSpaceMsr) {
-        return Err(PublisherError::MsrFilterMissing("KVM_CAP_X86_USER_SPACE_MSR"));
+        return Err(StealTimeError::MsrFilterMissing("KVM_CAP_X86_USER_SPACE_MSR"));
     }
     if !vm.check_extension(Cap::X86MsrFilter) {
-        return Err(PublisherError::MsrFilterMissing("KVM_CAP_X86_MSR_FILTER"));
+        return Err(StealTimeError::MsrFilterMissing("KVM_CAP_X86_MSR_FILTER"));
     }
     let mut exits = kvm_bindings::kvm_enable_cap {
         cap: kvm_bindings::KVM_CAP_X86_USER_SPACE_MSR,
         ..kvm_bindings::kvm_enable_cap::default()
     };
     exits.args[0] = u64::from(MsrExitReason::Filter.bits());
-    vm.enable_cap(&exits).map_err(PublisherError::MsrFilter)?;
+    vm.enable_cap(&exits).map_err(StealTimeError::MsrFilter)?;
     // A bit of 0 denies; all else is allowed.
     let denied = MsrFilterRange {
         flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
@@ -31,5 +31,5 @@ pub fn filter_msr(vm: &VmFd) -> Result<(), PublisherError> {
         msr_count: 1,
         bitmap: &[0],
     };
-    vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[denied]).map_err(PublisherError::MsrFilter)
+    vm.set_msr_filter(MsrFilterDefaultAction::ALLOW, &[denied]).map_err(StealTimeError::MsrFilter)
 }

@@ -5,7 +5,7 @@
 //!
 //! What does not travel is the run delay of the vCPU's thread. A vCPU that goes on, on another thread, has what that one
 //! waits for from then on. Time for which the guest is paused is not steal: its threads sleep, and what they wait for a CPU
-//! to run errands is forgotten.
+//! to run commands is forgotten.
 
 use protocol::VcpuId;
 use protocol::kvm::Registration;

@@ -22,7 +22,7 @@ use super::host_vm::HostVm;
 use super::kvm_msr;
 use super::saved::SavedVcpu;
 use crate::publisher::record::GuestRecord;
-use crate::publisher::{Counts, MsrOwner, Publication, PublisherError};
+use crate::publisher::{Counts, MsrOwner, Publication, StealTimeError};
 
 /// What becomes of a guest's access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,13 +67,13 @@ impl<'p> VcpuStealTime<'p> {
     /// Emulates WRMSR of `value` to `index`. The vCPU is outside the guest.
     ///
     /// # Errors
-    /// [`PublisherError`] if the host refuses what registration needs. Publication is off then.
-    pub fn wrmsr(&mut self, index: u32, value: u64) -> Result<Access<()>, PublisherError> {
+    /// [`StealTimeError`] if the host refuses what registration needs. Publication is off then.
+    pub fn wrmsr(&mut self, index: u32, value: u64) -> Result<Access<()>, StealTimeError> {
         if index == MSR_STEAL_TIME { self.register(value, 0) } else { Ok(Access::Fault) }
     }
 
     /// Writes `value` to the MSR. The new record's steal is at least `least_ns`.
-    fn register(&mut self, value: u64, least_ns: u64) -> Result<Access<()>, PublisherError> {
+    fn register(&mut self, value: u64, least_ns: u64) -> Result<Access<()>, StealTimeError> {
         self.detect_init();
         let Some(publication) = &mut self.publication else { return Ok(Access::Fault) };
         let Ok(registration) = Registration::from_msr(value) else {
@@ -99,7 +99,7 @@ impl<'p> VcpuStealTime<'p> {
     pub fn pause(&mut self) {
         self.detect_init();
         if let Some(publication) = &mut self.publication {
-            publication.rest();
+            publication.pause();
         }
     }
 
@@ -107,15 +107,15 @@ impl<'p> VcpuStealTime<'p> {
     ///
     /// `run_delay_ns` is the thread's run delay so far. Returns the discarded time (ns); 0 unless the monitor publishes.
     pub fn discard_run_delay(&mut self, run_delay_ns: u64) -> u64 {
-        self.publication.as_mut().map_or(0, |publication| publication.forget_waiting(run_delay_ns))
+        self.publication.as_mut().map_or(0, |publication| publication.discard_run_delay(run_delay_ns))
     }
 
     /// Updates the record once and publishes again.
     ///
     /// # Errors
-    /// [`PublisherError`] if the host refuses. Publication is off then.
-    pub fn resume(&mut self) -> Result<(), PublisherError> {
-        self.publication.as_mut().map_or(Ok(()), |publication| publication.rise())
+    /// [`StealTimeError`] if the host refuses. Publication is off then.
+    pub fn resume(&mut self) -> Result<(), StealTimeError> {
+        self.publication.as_mut().map_or(Ok(()), |publication| publication.resume())
     }
 
     /// Sets `preempted`: the monitor keeps the vCPU from running until [`schedule`](Self::schedule).
@@ -129,8 +129,8 @@ impl<'p> VcpuStealTime<'p> {
     /// Adds `descheduled_ns` to steal and clears `preempted`: the vCPU may run again.
     ///
     /// # Errors
-    /// [`PublisherError`] if the host refuses. Publication is off then.
-    pub fn schedule(&mut self, descheduled_ns: u64) -> Result<(), PublisherError> {
+    /// [`StealTimeError`] if the host refuses. Publication is off then.
+    pub fn schedule(&mut self, descheduled_ns: u64) -> Result<(), StealTimeError> {
         self.publication.as_mut().map_or(Ok(()), |publication| publication.unpark(descheduled_ns))
     }
 
@@ -165,8 +165,8 @@ impl<'p> VcpuStealTime<'p> {
     /// Restores `saved`, whose MSR value is one that a guest may write. Call it while paused.
     ///
     /// # Errors
-    /// [`PublisherError`] if the host refuses what registration needs, or KVM refuses the value.
-    pub fn restore(&mut self, fd: &VcpuFd, saved: SavedVcpu) -> Result<(), PublisherError> {
+    /// [`StealTimeError`] if the host refuses what registration needs, or KVM refuses the value.
+    pub fn restore(&mut self, fd: &VcpuFd, saved: SavedVcpu) -> Result<(), StealTimeError> {
         let SavedVcpu { msr, steal_ns } = saved;
         match self.owner {
             MsrOwner::Nobody => {}
@@ -176,7 +176,7 @@ impl<'p> VcpuStealTime<'p> {
             MsrOwner::Kernel => {
                 // KVM adds to what it finds, and writes nothing before the next entry; until then the monitor may.
                 if !kvm_msr::write(fd, MSR_STEAL_TIME, msr) {
-                    return Err(PublisherError::Restore { vcpu: self.vcpu, msr });
+                    return Err(StealTimeError::Restore { vcpu: self.vcpu, msr });
                 }
                 if let Some(record) = self.record(fd) {
                     record.update(steal_ns, 0);
@@ -207,7 +207,7 @@ mod tests {
     struct Notes(Arc<Mutex<Vec<Option<u64>>>>, Arc<AtomicBool>);
 
     impl Publication for Notes {
-        fn publish(&mut self, gpa: u64, _least_ns: u64) -> Result<(), PublisherError> {
+        fn publish(&mut self, gpa: u64, _least_ns: u64) -> Result<(), StealTimeError> {
             self.0.lock().unwrap().push(Some(gpa));
             Ok(())
         }
@@ -222,17 +222,17 @@ mod tests {
 
         fn park(&mut self) {}
 
-        fn unpark(&mut self, _parked_ns: u64) -> Result<(), PublisherError> {
+        fn unpark(&mut self, _parked_ns: u64) -> Result<(), StealTimeError> {
             Ok(())
         }
 
-        fn rest(&mut self) {}
+        fn pause(&mut self) {}
 
-        fn forget_waiting(&mut self, _run_delay_ns: u64) -> u64 {
+        fn discard_run_delay(&mut self, _run_delay_ns: u64) -> u64 {
             0
         }
 
-        fn rise(&mut self) -> Result<(), PublisherError> {
+        fn resume(&mut self) -> Result<(), StealTimeError> {
             Ok(())
         }
 

@@ -10,7 +10,7 @@ use super::host_vm::HostVm;
 use super::saved::{SavedStealTime, SavedVcpu, VERSION};
 use super::vcpu::VcpuStealTime;
 use super::{cpuid, filter};
-use crate::publisher::{Choice, MsrOwner, Publisher, PublisherError, PublisherKind};
+use crate::publisher::{MsrOwner, Publisher, PublisherChoice, PublisherKind, StealTimeError};
 use host::cpus::Cpus;
 
 /// Paravirtual steal time for one VM: CPUID 0x40000001 EAX bit 5, MSR 0x4b564d03, and one record per vCPU.
@@ -24,17 +24,17 @@ impl StealTime {
     /// Settles on a publisher for `vcpus` vCPUs of `vm`, whose threads use the host CPUs `cpus`.
     ///
     /// `kernel_can` is whether KVM's supported CPUID has steal time ([`cpuid::has_steal_time`]). A monitor that wants to load
-    /// the BPF program while it builds the VM uses [`Choice::begin_loading`] and [`StealTime::with_publisher`].
+    /// the BPF program while it builds the VM uses [`PublisherChoice::begin_loading`] and [`StealTime::with_publisher`].
     ///
     /// # Errors
-    /// [`PublisherError`] if the host refuses a publisher that was asked for by name.
+    /// [`StealTimeError`] if the host refuses a publisher that was asked for by name.
     pub fn new(
-        choice: Choice,
+        choice: PublisherChoice,
         vcpus: usize,
         cpus: &Cpus,
         kernel_can: bool,
         vm: Arc<dyn HostVm>,
-    ) -> Result<Self, PublisherError> {
+    ) -> Result<Self, StealTimeError> {
         let selection = choice.begin_loading(vcpus).finish().settle(kernel_can)?;
         Ok(Self::with_publisher(selection.publisher(Arc::clone(&vm), cpus)?, vm))
     }
@@ -47,8 +47,8 @@ impl StealTime {
     /// Makes KVM hand the MSR to userspace, unless KVM itself is to own it. Call it before the first vCPU runs.
     ///
     /// # Errors
-    /// [`PublisherError`] if KVM lacks the capability (Linux 5.10) or refuses.
-    pub fn filter_msr(&self, vm: &VmFd) -> Result<(), PublisherError> {
+    /// [`StealTimeError`] if KVM lacks the capability (Linux 5.10) or refuses.
+    pub fn filter_msr(&self, vm: &VmFd) -> Result<(), StealTimeError> {
         if self.owner() == MsrOwner::Kernel { Ok(()) } else { filter::filter_msr(vm) }
     }
 
@@ -60,8 +60,8 @@ impl StealTime {
     /// Attaches the calling thread as the thread of `vcpu`, until the result is dropped.
     ///
     /// # Errors
-    /// [`PublisherError`] if the host refuses.
-    pub fn attach(&self, vcpu: VcpuId) -> Result<VcpuStealTime<'_>, PublisherError> {
+    /// [`StealTimeError`] if the host refuses.
+    pub fn attach(&self, vcpu: VcpuId) -> Result<VcpuStealTime<'_>, StealTimeError> {
         let publication = self.publisher.attach(vcpu)?;
         Ok(VcpuStealTime::new(vcpu, self.owner(), Arc::clone(&self.vm), publication))
     }

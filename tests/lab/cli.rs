@@ -65,7 +65,7 @@ fn unknown_option_and_unknown_value_are_named() {
     refuses(&["bench", "startup", "--rounds", "0"], 2, &["--rounds", "1..=10000"]);
     refuses(&["bench", "locks", "--wait", "byte/0"], 2, &["byte/0", "turns"]);
     refuses(&["bench", "locks", "--wait", "hope"], 2, &["hope", "ignore, threshold"]);
-    refuses(&["bench", "locks", "--load", "0"], 2, &["--load", "1..=255"]);
+    refuses(&["bench", "locks", "--overcommit", "0"], 2, &["--overcommit", "1..=255"]);
     refuses(&["--vcpus", "1", "--readers", "101"], 2, &["--readers"]);
 }
 
@@ -268,7 +268,7 @@ fn without_bpf_rights_auto_takes_the_next_best_and_says_why() {
     if let Some(ended) = without_bpf(&["--vcpus", "1", "--job", "reset"]) {
         assert_eq!(ended.status, Some(0), "{ended:?}");
         assert!(
-            ["publisher perf", "publisher park"].iter().any(|found| ended.stdout.contains(found)),
+            ["publisher perf", "publisher monitor"].iter().any(|found| ended.stdout.contains(found)),
             "{ended:?}"
         );
         assert!(ended.stdout.contains("CAP_BPF"), "{ended:?}");

@@ -25,7 +25,7 @@ use lab::guest::{self, LabConfig, LabRun};
 use object::Endianness;
 use object::elf::{FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
-use steal_time::publisher::{Choice, PublisherKind};
+use steal_time::publisher::{PublisherChoice, PublisherKind};
 use support::{Fixture, alone, cpus, has_bpf, has_kvm, skip};
 use vmm::guest::PayloadSource;
 use vmm::supervise::Outcome;
@@ -59,7 +59,7 @@ impl Linux {
         config.with(|guest| {
             guest.memory_mib = 128;
             guest.payload = PayloadSource::File { path: payload.path.clone(), flat: false };
-            guest.publisher = Choice::Only(publisher);
+            guest.publisher = PublisherChoice::Only(publisher);
             cmdline.clone_into(&mut guest.cmdline);
             guest.initrd = Some(self.initrd.clone());
             guest.timeout = Some(LIMIT);

@@ -16,16 +16,16 @@ use std::sync::{Arc, mpsc};
 use devices::{ExitPort, PortBus};
 use protocol::VcpuId;
 use protocol::payload::machine::EXIT_PORT;
-use steal_time::publisher::{Counts, Publication, Publisher, PublisherError, PublisherKind};
+use steal_time::publisher::{Counts, Publication, Publisher, PublisherKind, StealTimeError};
 use steal_time::vm::StealTime;
 use support::has_kvm;
 use vmm::boot::{self, Entry};
 use vmm::cpuid::Supported;
 use vmm::hooks::NoHooks;
 use vmm::memory::Ram;
-use vmm::vcpu::control::Gate;
+use vmm::vcpu::control::VcpuControl;
 use vmm::vcpu::run::Vcpu;
-use vmm::vcpu::{Ending, Message, Outbox, Shared};
+use vmm::vcpu::{EventSender, Message, Shared, VcpuExit};
 use vmm::vm::host_vm::GuestVm;
 use vmm::vm::machine::{self, Interrupts, Machine};
 use vmm_sys_util::eventfd::EventFd;
@@ -36,16 +36,16 @@ struct Entries(Arc<AtomicU64>);
 
 impl Publisher for Entries {
     fn kind(&self) -> PublisherKind {
-        PublisherKind::Park
+        PublisherKind::Monitor
     }
 
-    fn attach(&self, _vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
+    fn attach(&self, _vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, StealTimeError> {
         Ok(Some(Box::new(Self(Arc::clone(&self.0)))))
     }
 }
 
 impl Publication for Entries {
-    fn publish(&mut self, _gpa: u64, _least_ns: u64) -> Result<(), PublisherError> {
+    fn publish(&mut self, _gpa: u64, _least_ns: u64) -> Result<(), StealTimeError> {
         Ok(())
     }
     fn withdraw(&mut self) {}
@@ -54,15 +54,15 @@ impl Publication for Entries {
     }
     fn park(&mut self) {}
 
-    fn unpark(&mut self, _parked_ns: u64) -> Result<(), PublisherError> {
+    fn unpark(&mut self, _parked_ns: u64) -> Result<(), StealTimeError> {
         Ok(())
     }
 
-    fn rest(&mut self) {}
-    fn forget_waiting(&mut self, _run_delay_ns: u64) -> u64 {
+    fn pause(&mut self) {}
+    fn discard_run_delay(&mut self, _run_delay_ns: u64) -> u64 {
         0
     }
-    fn rise(&mut self) -> Result<(), PublisherError> {
+    fn resume(&mut self) -> Result<(), StealTimeError> {
         Ok(())
     }
     fn before_entry(&mut self) {
@@ -92,20 +92,20 @@ fn publisher_is_told_before_each_entry() {
 
     let mut ports = PortBus::new();
     ports.attach(EXIT_PORT, 1, ExitPort).unwrap();
-    let control = Arc::new(Gate::new());
+    let control = Arc::new(VcpuControl::new());
     let shared =
-        Shared { ports, gate: Arc::clone(&control), cpus: support::cpus(), hooks: Arc::new(NoHooks) };
+        Shared { ports, control: Arc::clone(&control), cpus: support::cpus(), hooks: Arc::new(NoHooks) };
     let (sender, told) = mpsc::channel();
-    let outbox = Outbox::new(sender, EventFd::new(0).unwrap());
+    let event_sender = EventSender::new(sender, EventFd::new(0).unwrap());
     let entries = Arc::new(AtomicU64::new(0));
     let host_vm = Arc::new(GuestVm::new(vm.ram().clone(), control));
     let steal_time = StealTime::with_publisher(Arc::new(Entries(Arc::clone(&entries))), host_vm);
     let attached = steal_time.attach(VcpuId::BOOT).unwrap();
     let (_errands, inbox) = mpsc::channel();
-    let remains = Vcpu::new(VcpuId::BOOT, fd, Arc::new(shared), attached, outbox, inbox).run();
+    let remains = Vcpu::new(VcpuId::BOOT, fd, Arc::new(shared), attached, event_sender, inbox).run();
 
     let message = told.recv().expect("the vCPU tells how it ended");
-    assert!(matches!(message, Message::Ended { ending: Ending::Exit(7), .. }), "{message:?}");
+    assert!(matches!(message, Message::Ended { ending: VcpuExit::Exit(7), .. }), "{message:?}");
     assert_eq!(remains.exits.port, 3);
     // Each exit but the last is followed by an entry, and one came before the first.
     assert_eq!(entries.load(Ordering::Relaxed), remains.exits.port + remains.exits.interrupted);

@@ -94,5 +94,5 @@ fn kernel_s_own_publisher_accounts_steal_as_well() {
     let window = result.window.expect("a window");
     assert_eq!(byte.own_set, 0);
     assert!(window.guest_steal_ns as f64 > 0.4 * window.length_ns as f64, "{window:?}");
-    // What it does with the byte is the host's affair. It is printed where both stand side by side: `vmm bench byte`.
+    // What it does with the byte is the host's affair. It is printed where both stand side by side: `vmm-lab bench byte`.
 }

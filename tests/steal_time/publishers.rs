@@ -28,7 +28,7 @@ use support::{
 };
 use vmm::supervise::Outcome;
 use vmm::timings::Timings;
-use vmm::vcpu::command::Look;
+use vmm::vcpu::command::VcpuSnapshot;
 
 fn can_publish(publisher: PublisherKind) -> bool {
     match publisher {
@@ -141,16 +141,16 @@ fn park_sets_no_byte_for_what_the_host_does_and_tells_its_steal_all_the_same() {
     if !has_kvm() {
         return;
     }
-    let (result, byte) = watch(PublisherKind::Park, None);
+    let (result, byte) = watch(PublisherKind::Monitor, None);
     assert_eq!((byte.other_set, byte.own_set), (0, 0));
-    // A guest that spins would leave at its end only, but it is reminded.
+    // A guest that spins would leave at its end only, but it is polled.
     steal_is_the_run_delay(&result);
     assert!(
         result.vcpus.iter().all(|vcpu| vcpu.publication.is_some_and(|counts| counts.program.sched_out == 0))
     );
 }
 
-fn record_of(guest: &LabGuest, look: &Look) -> GuestRecord {
+fn record_of(guest: &LabGuest, look: &VcpuSnapshot) -> GuestRecord {
     match Registration::from_msr(look.msr.expect("it exists")) {
         Ok(Registration::At { gpa }) => guest.vm().record(gpa).expect("in RAM"),
         other => panic!("{other:?}"),
@@ -165,9 +165,9 @@ fn wait_until(what: &str, is: impl Fn() -> bool) {
     }
 }
 
-fn look(guest: &LabGuest) -> Look {
+fn snapshot(guest: &LabGuest) -> VcpuSnapshot {
     let paused = guest.vm().pause().expect("nobody else pauses it");
-    let look = guest.vm().look(&paused).remove(0);
+    let look = guest.vm().snapshot(&paused).remove(0);
     guest.vm().resume(paused);
     look
 }
@@ -175,7 +175,8 @@ fn look(guest: &LabGuest) -> Look {
 #[test]
 fn held_vcpu_is_marked_until_released_and_the_time_is_steal() {
     const HOLDS: usize = 5;
-    for publisher in [PublisherKind::Bpf, PublisherKind::BpfClassic, PublisherKind::Perf, PublisherKind::Park]
+    for publisher in
+        [PublisherKind::Bpf, PublisherKind::BpfClassic, PublisherKind::Perf, PublisherKind::Monitor]
     {
         if !can_publish(publisher) {
             continue;
@@ -185,11 +186,11 @@ fn held_vcpu_is_marked_until_released_and_the_time_is_steal() {
             let guest =
                 LabGuest::start(&config, io::sink(), Timings::since(Instant::now())).expect("it starts");
             assert!(guest.wait_for_window(LIMIT), "{publisher}");
-            let before = look(&guest);
+            let before = snapshot(&guest);
             let record = record_of(&guest, &before);
             let steal_before = record.steal_ns();
             for _ in 0..HOLDS {
-                assert!(guest.vm().hold(VcpuId::BOOT));
+                assert!(guest.vm().deschedule(VcpuId::BOOT));
                 wait_until("the byte is set", || record.preempted() != 0);
                 for _ in 0..20 {
                     thread::sleep(Duration::from_millis(1));
@@ -200,15 +201,15 @@ fn held_vcpu_is_marked_until_released_and_the_time_is_steal() {
                 assert_eq!(record.preempted(), 0, "{publisher}");
                 guest.vm().resume(paused);
                 wait_until("the byte is set again", || record.preempted() != 0);
-                guest.vm().release(VcpuId::BOOT);
+                guest.vm().schedule(VcpuId::BOOT);
                 wait_until("the byte is clear", || record.preempted() == 0);
             }
-            let after = look(&guest);
+            let after = snapshot(&guest);
             let holds = guest.descheduled(VcpuId::BOOT);
             let parked: u64 = holds.iter().map(|held| held.descheduled_ns).sum();
             assert!(holds.len() >= HOLDS && parked >= 20_000_000 * HOLDS as u64, "{holds:?}");
             let delay = after.account.since(before.account).run_delay_ns;
-            let forgotten = after.forgotten_ns - before.forgotten_ns;
+            let forgotten = after.discarded_ns - before.discarded_ns;
             let steal = record.steal_ns() - steal_before;
             // What is forgotten, and what the last rest has not told yet, is the waiting of its thread at rest.
             assert!(steal >= parked && steal <= parked + delay, "{publisher}: {steal}, {parked}, {delay}");
@@ -225,7 +226,7 @@ fn held_vcpu_is_marked_until_released_and_the_time_is_steal() {
 
 #[test]
 fn paused_vcpus_are_unmarked_and_their_records_untouched_without_bpf_as_well() {
-    for publisher in [PublisherKind::BpfClassic, PublisherKind::Perf, PublisherKind::Park] {
+    for publisher in [PublisherKind::BpfClassic, PublisherKind::Perf, PublisherKind::Monitor] {
         if !can_publish(publisher) {
             continue;
         }
@@ -240,7 +241,7 @@ fn paused_vcpus_are_unmarked_and_their_records_untouched_without_bpf_as_well() {
                 thread::sleep(Duration::from_millis(7));
                 let paused = guest.vm().pause().expect("nobody else pauses it");
                 let records: Vec<_> =
-                    guest.vm().look(&paused).iter().map(|look| record_of(&guest, look)).collect();
+                    guest.vm().snapshot(&paused).iter().map(|look| record_of(&guest, look)).collect();
                 let before: Vec<_> = records.iter().map(|record| record.bytes()).collect();
                 assert!(records.iter().all(|record| record.preempted() == 0), "{publisher}");
                 thread::sleep(Duration::from_millis(1));
@@ -321,7 +322,7 @@ fn unprivileged_user_who_may_use_kvm_runs_guests_and_is_told_what_is_not_seen() 
         return skip(&format!("a user without rights cannot be made here: {}", ended.stderr.trim()));
     }
     assert_eq!(ended.status, Some(0), "{ended:?}");
-    let found = ["publisher perf (not bpf: ", "publisher park (not bpf: "];
+    let found = ["publisher perf (not bpf: ", "publisher monitor (not bpf: "];
     assert!(found.iter().any(|found| ended.stdout.contains(found)), "{ended:?}");
     assert!(ended.stdout.contains("CAP_BPF"), "how to get it back: {ended:?}");
     assert!(ended.stdout.lines().any(|line| line.starts_with("Publisher p")), "what is not seen: {ended:?}");
@@ -334,7 +335,7 @@ fn only_the_program_can_be_made_to_overlook_switches() {
     if !has_kvm() {
         return;
     }
-    let ended = end_of(&mut vmm_run(["--vcpus", "1", "--publisher", "park", "--faults", "lose_every=2"]));
+    let ended = end_of(&mut vmm_run(["--vcpus", "1", "--publisher", "monitor", "--faults", "lose_every=2"]));
     assert_eq!(ended.status, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("only a BPF program is told of each"), "{ended:?}");
 }

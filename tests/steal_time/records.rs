@@ -77,11 +77,11 @@ fn record_above_4_gib_is_written_like_any_other() {
         let mut saved = vm.save_steal_time(&paused).unwrap();
         saved.vcpus[1].msr = Registration::At { gpa: GPA }.to_msr();
         vm.restore_steal_time(&paused, &saved).unwrap();
-        let before = vm.look(&paused)[1].record.expect("it lies in RAM");
+        let before = vm.snapshot(&paused)[1].record.expect("it lies in RAM");
         vm.resume(paused);
         thread::sleep(Duration::from_millis(200));
         let paused = vm.pause().unwrap();
-        let after = vm.look(&paused)[1].record.expect("it lies in RAM");
+        let after = vm.snapshot(&paused)[1].record.expect("it lies in RAM");
         assert_ne!(before[..12], after[..12], "steal and version have moved on");
         assert_eq!(vm.save_steal_time(&paused).unwrap().unlogged_pages, [GPA & !0xfff]);
         vm.resume(paused);

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use lab::guest::{LabConfig, LabGuest};
 use protocol::VcpuId;
-use steal_time::publisher::{Choice, PublisherKind};
+use steal_time::publisher::{PublisherChoice, PublisherKind};
 use steal_time::saved::{SavedError, SavedStealTime};
 use support::{Fixture, LIMIT, alone, cpus, guest, has_bpf, has_kvm};
 use vmm::guest::PayloadSource;
@@ -78,7 +78,7 @@ fn steal_goes_on_over_a_hundred_pauses_and_never_back() {
             for round in 0..100 {
                 let paused = vm.pause().expect("it runs");
                 assert!(vm.pause().is_err(), "it cannot be paused twice");
-                let looks = vm.look(&paused);
+                let looks = vm.snapshot(&paused);
                 let steal = [0, 1].map(|vcpu: usize| steal_of(looks[vcpu].record));
                 assert!(steal.iter().zip(before).all(|(now, before)| *now >= before), "{before:?} {steal:?}");
                 before = steal;
@@ -116,7 +116,7 @@ fn restored_steal_is_raised_where_guest_memory_is_older_and_survives_a_document(
         let config = spinning(PublisherKind::Bpf, "steal=off");
         let (guest, paused) = LabGuest::start_paused(&config, io::sink(), timings()).unwrap();
         guest.vm().restore_steal_time(&paused, &saved).unwrap();
-        for (look, was) in guest.vm().look(&paused).iter().zip(&saved.vcpus) {
+        for (look, was) in guest.vm().snapshot(&paused).iter().zip(&saved.vcpus) {
             assert_eq!((look.msr, look.kernel_msr), (Some(was.msr), Some(0)));
             assert!(steal_of(look.record) >= was.steal_ns);
             assert_eq!(look.record.unwrap()[16], 0, "the byte before the first entry");
@@ -174,7 +174,7 @@ fn looping(fixture: &Fixture) -> LabConfig {
     let config = guest(1, PublisherKind::Off, "");
     config.with(|guest| {
         guest.payload = PayloadSource::File { path: fixture.path.clone(), flat: false };
-        guest.publisher = Choice::Only(PublisherKind::Off);
+        guest.publisher = PublisherChoice::Only(PublisherKind::Off);
         guest.memory_mib = 4;
     })
 }
@@ -191,7 +191,7 @@ fn instruction_that_the_monitor_has_a_part_in_is_complete_at_a_standstill() {
         for _ in 0..100 {
             thread::sleep(Duration::from_micros(300));
             let paused = guest.vm().pause().unwrap();
-            let look = guest.vm().look(&paused).remove(0);
+            let look = guest.vm().snapshot(&paused).remove(0);
             guest.vm().resume(paused);
             // Each read that the monitor has answered is either counted or about to be: the `in` is over.
             let registers = look.registers.expect("KVM tells");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser};
 use host::cpus::{CpuError, Cpus};
 use protocol::payload::params::Start;
-use steal_time::publisher::{Choice, PublisherKind};
+use steal_time::publisher::{PublisherChoice, PublisherKind};
 
 use crate::guest::{GuestConfig, PayloadSource};
 
@@ -45,9 +45,9 @@ pub struct GuestArgs {
     /// Host CPUs that the vCPU threads may use, as in 0,2-3 [default: all that this process may use]
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<Cpus>,
-    /// Publisher of the steal-time records: auto, bpf, perf, park, kernel or off
+    /// Publisher of the steal-time records: auto, bpf, perf, monitor, kernel or off
     #[arg(long, value_name = "PUBLISHER", default_value = "auto", value_parser = choice)]
-    pub publisher: Choice,
+    pub publisher: PublisherChoice,
     /// Kernel command line
     #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,
@@ -133,11 +133,13 @@ pub fn usable_cpus(asked: Option<&Cpus>) -> Result<Cpus, CpuError> {
 ///
 /// # Errors
 /// The names there are.
-pub fn choice(text: &str) -> Result<Choice, String> {
-    if text == Choice::Auto.to_string() {
-        return Ok(Choice::Auto);
+pub fn choice(text: &str) -> Result<PublisherChoice, String> {
+    if text == PublisherChoice::Auto.to_string() {
+        return Ok(PublisherChoice::Auto);
     }
-    publisher(text).map(Choice::Only).map_err(|what| format!("{what}; auto takes the best that can be had"))
+    publisher(text)
+        .map(PublisherChoice::Only)
+        .map_err(|what| format!("{what}; auto takes the best that can be had"))
 }
 
 /// Parses a publisher.
@@ -146,7 +148,7 @@ pub fn choice(text: &str) -> Result<Choice, String> {
 /// The names there are.
 pub fn publisher(text: &str) -> Result<PublisherKind, String> {
     let kind = PublisherKind::ALL.into_iter().find(|kind| kind.to_string() == text);
-    kind.ok_or_else(|| "publishers are bpf, bpf-classic, perf, park, kernel and off".to_owned())
+    kind.ok_or_else(|| "publishers are bpf, bpf-classic, perf, monitor, kernel and off".to_owned())
 }
 
 /// Parses a time in seconds, more than 0 and at most a year.
@@ -167,7 +169,7 @@ mod tests {
 
     use clap::CommandFactory;
     use steal_time::bpf::BpfError;
-    use steal_time::publisher::PublisherError;
+    use steal_time::publisher::StealTimeError;
 
     use super::*;
 
@@ -183,8 +185,8 @@ mod tests {
         let errors: [&dyn Error; 4] = [
             &BpfError::NotPermitted { what, source: refused() },
             &BpfError::Verifier { program: "switch".into(), log: String::new(), source: refused() },
-            &PublisherError::KernelLacksStealTime,
-            &PublisherError::MsrFilterMissing("KVM_CAP_X86_MSR_FILTER"),
+            &StealTimeError::KernelLacksStealTime,
+            &StealTimeError::MsrFilterMissing("KVM_CAP_X86_MSR_FILTER"),
         ];
         for message in errors.map(ToString::to_string) {
             let suggested = message.split("--publisher ").nth(1).expect("a way out is named");
@@ -196,7 +198,7 @@ mod tests {
 
     #[test]
     fn publishers_and_seconds_that_make_no_sense_are_refused() {
-        assert_eq!(choice("bpf"), Ok(Choice::Only(PublisherKind::Bpf)));
+        assert_eq!(choice("bpf"), Ok(PublisherChoice::Only(PublisherKind::Bpf)));
         assert!(choice("perfect").is_err());
         assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
         for text in ["0", "-1", "inf", "NaN", "soon", "1e-12", "1e9", "18446744073709551615"] {

@@ -17,7 +17,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::console::Console;
-use crate::vcpu::{Message, Outbox};
+use crate::vcpu::{EventSender, Message};
 
 /// What can happen.
 #[derive(Debug)]
@@ -93,9 +93,9 @@ impl EventLoop {
     ///
     /// # Errors
     /// [`EventLoopError`], out of file descriptors most likely.
-    pub fn outbox(&self) -> Result<Outbox, EventLoopError> {
+    pub fn event_sender(&self) -> Result<EventSender, EventLoopError> {
         let wake = self.wake.try_clone().map_err(failed("copy an eventfd"))?;
-        Ok(Outbox::new(self.sender.clone(), wake))
+        Ok(EventSender::new(self.sender.clone(), wake))
     }
 
     /// Lets the time be over `after` from now, whatever it was to be.

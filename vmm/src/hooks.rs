@@ -11,10 +11,10 @@ use protocol::VcpuId;
 use protocol::payload::note::Note;
 
 use crate::memory::Ram;
-use crate::vcpu::control::{Gate, Seat};
+use crate::vcpu::control::{VcpuControl, VcpuHandle};
 use host::cpus::Cpus;
 use steal_time::host_vm::HostVm;
-use steal_time::publisher::{Publisher, PublisherError, Selection};
+use steal_time::publisher::{Publisher, Selection, StealTimeError};
 
 /// Callbacks of a run. Each names the thread that calls it.
 pub trait RunHooks: fmt::Debug + Send + Sync {
@@ -27,7 +27,7 @@ pub trait RunHooks: fmt::Debug + Send + Sync {
         selection: &Selection,
         vm: Arc<dyn HostVm>,
         cpus: &Cpus,
-    ) -> Result<Arc<dyn Publisher>, PublisherError> {
+    ) -> Result<Arc<dyn Publisher>, StealTimeError> {
         selection.publisher(vm, cpus)
     }
 
@@ -41,7 +41,7 @@ pub trait RunHooks: fmt::Debug + Send + Sync {
     }
 
     /// Something happened to `vcpu`. Called on the vCPU's thread, outside the guest.
-    fn on_vcpu_event(&self, _vcpu: VcpuId, _handle: &Seat, _event: VcpuEvent) {}
+    fn on_vcpu_event(&self, _vcpu: VcpuId, _handle: &VcpuHandle, _event: VcpuEvent) {}
 
     /// The run is to end early. Returns how long the guest gets to end by itself; `None` ends it now. Called on the thread
     /// that waits for the guest.
@@ -67,7 +67,7 @@ pub struct LoadedGuest<'a> {
     /// The note of a payload of this project; `None` for any other payload.
     pub note: Option<&'a Note>,
     /// Stops, pauses and deschedules its vCPUs.
-    pub control: &'a Arc<Gate>,
+    pub control: &'a Arc<VcpuControl>,
 }
 
 /// An event in the life of a vCPU.

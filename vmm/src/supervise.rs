@@ -10,7 +10,7 @@ use protocol::VcpuId;
 use crate::event_loop::{Event, EventLoop, EventLoopError};
 use crate::hooks::RunHooks;
 use crate::vcpu::error::VcpuError;
-use crate::vcpu::{Crash, Ending, Message};
+use crate::vcpu::{Crash, Message, VcpuExit};
 
 /// How a run ended.
 #[derive(Debug)]
@@ -87,10 +87,10 @@ pub fn supervise(event_loop: &mut EventLoop, hooks: &dyn RunHooks) -> Result<Out
     loop {
         let why = match event_loop.next_event()? {
             Event::Vcpu(Message::Ended { vcpu, ending }) => match ending {
-                Ending::Reset => return Ok(asked.unwrap_or(Outcome::Reset)),
-                Ending::Exit(status) => return Ok(Outcome::Exit(status)),
-                Ending::Crash(crash) => return Ok(Outcome::Crash { vcpu, crash }),
-                Ending::SentHome => continue,
+                VcpuExit::Reset => return Ok(asked.unwrap_or(Outcome::Reset)),
+                VcpuExit::Exit(status) => return Ok(Outcome::Exit(status)),
+                VcpuExit::Crash(crash) => return Ok(Outcome::Crash { vcpu, crash }),
+                VcpuExit::Stopped => continue,
             },
             Event::Vcpu(Message::Failed { error, .. }) => return Err(error.into()),
             Event::Interrupted | Event::Vcpu(Message::StopRequested) if asked.is_some() => continue,

@@ -255,8 +255,8 @@ impl fmt::Display for Difference {
 /// The first [`Difference`]. `preempted` of that vCPU keeps the value in question.
 ///
 /// # Safety
-/// `form` must be a check: it takes an index in `rdi`, returns, and obeys [`call_in_frame`]'s
-/// contract.
+/// `form` must be a check: it takes an index in `rdi`, returns with `rsp` unchanged, and writes no
+/// memory but below its return address.
 pub unsafe fn compare(form: Form, vcpus: usize) -> Result<u64, Difference> {
     let mut trial = Trial { before: Registers::patterns(), after: Registers::patterns() };
     let mut trials = 0;
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_agrees_for_every_vcpu_and_value_and_keeps_everything_else() {
+    fn every_form_agrees_for_every_vcpu_and_value_and_preserves_the_rest() {
         for form in FORMS {
             // SAFETY: it is a form of the check.
             let compared = exclusively(|| unsafe { compare(form, MAX_VCPUS) });
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn form_with_one_thing_wrong_is_found_out() {
+    fn form_with_one_defect_is_detected() {
         let bad: [(unsafe extern "C" fn(), What); 7] = [
             (form_that_clobbers_rcx, What::General("rcx")),
             (form_that_clobbers_r15, What::General("r15")),

@@ -23,10 +23,3 @@ pub(crate) use lock::{FREE, Padded, decode, encode};
 pub(crate) use osq::Osq;
 pub(crate) use owner_word::OwnerWord;
 pub(crate) use tas::LONGEST_BACKOFF;
-
-#[cfg(test)]
-#[cfg(modelled)]
-pub(crate) mod models;
-#[cfg(test)]
-#[cfg(not(modelled))]
-pub(crate) mod tests;

@@ -175,13 +175,13 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::locks::tests::{Machine, THRESHOLD, Thread};
+    use crate::lab::locks::tests::{Machine, THRESHOLD, Thread};
     use crate::park::ParkingLot;
 
     /// Between choice and serving, the releasing vCPU is preempted; meanwhile a waiter comes and
     /// halts.
     #[test]
-    fn waiter_that_came_and_halted_while_the_turn_was_passed_on_is_woken() {
+    fn waiter_that_arrives_and_halts_during_a_release_is_woken() {
         let (machine, lot, lock) = (Machine::new(2), ParkingLot::new(), Ticket::new());
         let ctx = |index| LockCtx::new(Thread::new(&machine, VcpuId::new(index).unwrap()), THRESHOLD, &lot);
         let mut holder = ctx(0);

@@ -2,7 +2,7 @@
 //!
 //! The loader writes it. The payload checks what can be checked.
 
-#![expect(unsafe_code, reason = "structures at addresses that we are told")]
+#![expect(unsafe_code, reason = "structures at addresses that the loader passes")]
 
 /// End of the mapped addresses.
 const MAPPED: u64 = 1 << 32;

@@ -6,8 +6,8 @@ mod locks;
 pub mod policies;
 mod rounds;
 mod sanity;
+mod sched;
 mod startup;
-mod steering;
 pub mod switch;
 
 use std::fmt::Display;
@@ -16,9 +16,9 @@ use serde::Serialize;
 
 use crate::cli::{self, BenchArgs};
 use crate::experiment::ExperimentError;
-use crate::fleet::FleetError;
 use crate::guest::LabGuestError;
 use crate::output::{OutputError, OutputFile};
+use crate::session::SessionError;
 use host::cpus::CpuError;
 use steal_time::bpf::BpfError;
 
@@ -33,7 +33,7 @@ pub enum BenchError {
     Experiment(#[from] ExperimentError),
     /// Guests under a policy could not be run.
     #[error(transparent)]
-    Fleet(#[from] FleetError),
+    Fleet(#[from] SessionError),
     /// They have no figures.
     #[error("Cannot measure a point: {0}")]
     Point(String),
@@ -85,7 +85,7 @@ pub fn run(bench: cli::Bench) -> Result<Box<dyn Bench>, BenchError> {
         cli::Bench::Policies(args) => {
             Box::new(saved(&args.common, |_| policies::compare(&args.policies, &args))?)
         }
-        cli::Bench::Steering(args) => Box::new(saved(&args.common, |_| steering::run(&args))?),
+        cli::Bench::Scheduling(args) => Box::new(saved(&args.common, |_| sched::run(&args))?),
         cli::Bench::Startup(args) => Box::new(startup::run(&args)?),
         cli::Bench::Switch(args) => Box::new(saved(&args, switch::run)?),
     })

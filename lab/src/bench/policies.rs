@@ -18,11 +18,11 @@ use super::{Bench, BenchError, median};
 use crate::cli::{PoliciesArgs, Shape, usable_cpus};
 use crate::demo::progress_bar;
 use crate::experiment::{WaitMode, lock_of};
-use crate::fleet::{self, FleetConfig, FleetError, FleetResult};
 use crate::guest::LabConfig;
 use crate::policy::catalogue::PolicyChoice;
-use crate::results::{SteeringFigures, as_word};
-use crate::steer::SteerConfig;
+use crate::results::{SchedFigures, as_word};
+use crate::sched::SchedConfig;
+use crate::session::{self, SessionConfig, SessionError, SessionResult};
 use crate::table::{Table, figure};
 use host::cpus::Cpus;
 use host::facts::HostFacts;
@@ -52,7 +52,7 @@ pub(super) struct PolicyPoint {
 /// All rounds.
 #[derive(Debug, Serialize)]
 pub struct PoliciesBench {
-    rounds: Vec<Vec<(PolicyPoint, FleetResult)>>,
+    rounds: Vec<Vec<(PolicyPoint, SessionResult)>>,
     #[serde(skip)]
     points: Vec<PolicyPoint>,
     #[serde(serialize_with = "as_seconds")]
@@ -75,7 +75,7 @@ pub fn compare(policies: &[PolicyChoice], args: &PoliciesArgs) -> Result<Policie
         for lock in args.kinds.iter().copied() {
             for policy in policies {
                 let asks =
-                    policy.make(args.load.seed()).map_err(FleetError::from_policy)?.needs().yield_targets;
+                    policy.make(args.load.seed()).map_err(SessionError::from_policy)?.needs().yield_targets;
                 // Whoever is to be told whom waiters wait for needs waiters that tell.
                 let wait = if asks { WaitMode::new(Wait::Yield) } else { args.wait };
                 let point = |load| PolicyPoint { policy: policy.clone(), lock, wait, shape, load };
@@ -117,7 +117,7 @@ fn measure(
     args: &PoliciesArgs,
     cpus: &Cpus,
     host: &HostFacts,
-) -> Result<FleetResult, BenchError> {
+) -> Result<SessionResult, BenchError> {
     let base = args.load.over(Workload::DEFAULT);
     let WaitMode { wait, every } = point.wait;
     let duration_ms = args.rounds.duration_ms;
@@ -135,26 +135,26 @@ fn measure(
         Shape::Narrow => (usize::from(point.load), cpus.count()),
     };
     let timeout = Duration::from_millis(u64::from(WARMUP_MS + duration_ms)) + PATIENCE;
-    let config = FleetConfig {
+    let config = SessionConfig {
         guest: LabConfig::embedded(vcpus, cpus.clone(), args.publisher, workload.to_string(), timeout),
         guests,
-        steer: Some(SteerConfig {
+        sched: Some(SchedConfig {
             policy: point.policy.clone(),
             mechanism: args.mechanism,
             seed: args.load.seed(),
             starvation: args.starvation,
             traces: false,
         }),
-        antagonist: args.antagonist,
+        cpu_hog: args.cpu_hog,
     };
-    let run = || -> Result<FleetResult, BenchError> {
-        let run = fleet::run(&config, io::sink, Instant::now())?;
+    let run = || -> Result<SessionResult, BenchError> {
+        let run = session::run(&config, io::sink, Instant::now())?;
         let lost = run.guests.iter().map(|guest| &guest.monitor.outcome).find(|outcome| is_loss(outcome));
         if let Some(lost) = lost {
             let (policy, lock, load) = (&point.policy, point.lock, point.load);
             return Err(BenchError::Point(format!("{policy}, {lock}, {load}x: {lost:?}")));
         }
-        Ok(run.result(host, config.antagonist))
+        Ok(run.result(host, config.cpu_hog))
     };
     let mut result = run()?;
     for _ in 0..args.rounds.retries {
@@ -171,31 +171,31 @@ fn is_loss(outcome: &Outcome) -> bool {
     !matches!(outcome, Outcome::Reset | Outcome::Stopped | Outcome::Interrupted)
 }
 
-fn is_disturbed(result: &FleetResult) -> bool {
+fn is_disturbed(result: &SessionResult) -> bool {
     result.guests.iter().filter_map(|guest| guest.window.as_ref()).any(|window| window.host.disturbed)
 }
 
 /// Throughput of all guests together.
-fn throughput(result: &FleetResult) -> Option<f64> {
+fn throughput(result: &SessionResult) -> Option<f64> {
     result.guests.iter().map(|guest| Some(lock_of(guest)?.1.per_second)).sum()
 }
 
 /// Shows a figure of a point.
-type Column = (&'static str, fn(&FleetResult) -> f64);
+type Column = (&'static str, fn(&SessionResult) -> f64);
 
-fn worst(result: &FleetResult, figure: fn(&crate::results::LockFigures) -> u64) -> f64 {
+fn worst(result: &SessionResult, figure: fn(&crate::results::LockFigures) -> u64) -> f64 {
     result.guests.iter().filter_map(lock_of).map(|(_, lock)| figure(lock)).max().unwrap_or(0) as f64
 }
 
-fn a_second(result: &FleetResult, count: fn(&crate::results::LockFigures) -> u64) -> f64 {
+fn a_second(result: &SessionResult, count: fn(&crate::results::LockFigures) -> u64) -> f64 {
     let rate = |(window, lock): (&crate::results::WindowFigures, _)| {
         count(lock) as f64 * 1e9 / (window.length_ns as f64).max(1.0)
     };
     result.guests.iter().filter_map(lock_of).map(rate).sum()
 }
 
-fn steering(result: &FleetResult, figure: fn(&SteeringFigures) -> Option<f64>) -> f64 {
-    result.steering.as_ref().and_then(figure).unwrap_or(f64::NAN)
+fn sched(result: &SessionResult, figure: fn(&SchedFigures) -> Option<f64>) -> f64 {
+    result.sched.as_ref().and_then(figure).unwrap_or(f64::NAN)
 }
 
 const GIVES: [Column; 5] = [
@@ -207,34 +207,34 @@ const GIVES: [Column; 5] = [
 ];
 
 const PLANS: [Column; 6] = [
-    ("decisions", |r| steering(r, |s| Some(s.decisions as f64))),
-    ("fidelity", |r| steering(r, |s| s.fact.as_ref().filter(|_| s.decisions > 0).map(|fact| fact.fidelity))),
+    ("decisions", |r| sched(r, |s| Some(s.decisions as f64))),
+    ("fidelity", |r| sched(r, |s| s.fact.as_ref().filter(|_| s.decisions > 0).map(|fact| fact.fidelity))),
     ("on p50 us", |r| {
-        steering(r, |s| s.fact.as_ref().filter(|f| f.on.count > 0).map(|f| f.on.p50_ns as f64 / 1e3))
+        sched(r, |s| s.fact.as_ref().filter(|f| f.on.count > 0).map(|f| f.on.p50_ns as f64 / 1e3))
     }),
-    ("missed", |r| steering(r, |s| s.fact.as_ref().map(|fact| fact.missed as f64))),
+    ("missed", |r| sched(r, |s| s.fact.as_ref().map(|fact| fact.missed as f64))),
     ("refused", |r| {
-        steering(r, |s| Some((s.refused.late + s.refused.contradictory + s.refused.impossible) as f64))
+        sched(r, |s| Some((s.refused.late + s.refused.contradictory + s.refused.impossible) as f64))
     }),
-    ("gaps", |r| steering(r, |s| s.fact.as_ref().map(|fact| fact.gaps.len() as f64))),
+    ("gaps", |r| sched(r, |s| s.fact.as_ref().map(|fact| fact.gaps.len() as f64))),
 ];
 
 impl PoliciesBench {
-    fn of<'b>(&'b self, point: &'b PolicyPoint) -> impl Iterator<Item = &'b FleetResult> {
-        let in_round = move |round: &'b Vec<(PolicyPoint, FleetResult)>| {
+    fn of<'b>(&'b self, point: &'b PolicyPoint) -> impl Iterator<Item = &'b SessionResult> {
+        let in_round = move |round: &'b Vec<(PolicyPoint, SessionResult)>| {
             round.iter().find(|(other, _)| other == point).map(|(_, result)| result)
         };
         self.rounds.iter().filter_map(in_round)
     }
 
-    fn figure(&self, point: &PolicyPoint, figure: fn(&FleetResult) -> f64) -> f64 {
+    fn figure(&self, point: &PolicyPoint, figure: fn(&SessionResult) -> f64) -> f64 {
         let known = self.of(point).map(figure).filter(|value| !value.is_nan());
         median(known).unwrap_or(f64::NAN)
     }
 
     /// Throughput of `point` over that of `base`, in rounds in which neither was disturbed.
     fn ratio(&self, point: &PolicyPoint, base: &PolicyPoint) -> Option<Ratio> {
-        let ratio = |round: &Vec<(PolicyPoint, FleetResult)>| {
+        let ratio = |round: &Vec<(PolicyPoint, SessionResult)>| {
             let find = |wanted: &PolicyPoint| {
                 round.iter().find(|(other, _)| other == wanted).map(|(_, result)| result)
             };
@@ -280,7 +280,7 @@ impl PoliciesBench {
                 let value = self.figure(point, column);
                 if head == "fidelity" && !value.is_nan() { format!("{value:.3}") } else { show(value) }
             });
-            let ended = self.of(point).find_map(|result| result.steering.as_ref()?.ended.clone());
+            let ended = self.of(point).find_map(|result| result.sched.as_ref()?.ended.clone());
             table.row(names.into_iter().chain(ratios).chain(figures).chain(ended));
         }
         table
@@ -299,8 +299,8 @@ impl Display for PoliciesBench {
             writeln!(f, "Interrupted in round {}\n", self.rounds.len())?;
         }
         let first = self.rounds.iter().flatten().next();
-        let Some((guest, steering)) =
-            first.and_then(|(_, result)| Some((result.guests.first()?, &result.steering)))
+        let Some((guest, sched)) =
+            first.and_then(|(_, result)| Some((result.guests.first()?, &result.sched)))
         else {
             return Ok(());
         };
@@ -315,7 +315,7 @@ impl Display for PoliciesBench {
             guest.host.kernel,
             guest.guest.cpus,
             guest.publisher.kind,
-            steering.as_ref().map_or_else(|| "none".to_owned(), |steering| steering.mechanism.to_string()),
+            sched.as_ref().map_or_else(|| "none".to_owned(), |sched| sched.mechanism.to_string()),
             self.rounds.len(),
             self.took.as_secs_f64(),
         )?;

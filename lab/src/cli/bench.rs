@@ -1,4 +1,4 @@
-//! `vmm bench`: what can be measured, and how.
+//! `vmm-lab bench`: what can be measured, and how.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,8 +11,8 @@ use super::parse::{self, Named};
 use super::workload::LoadArgs;
 use crate::experiment::WaitMode;
 use crate::policy::catalogue::PolicyChoice;
-use crate::steer::antagonist::Load;
-use crate::steer::mechanism::MechanismChoice;
+use crate::sched::cpu_hog::Load;
+use crate::sched::mechanism::MechanismChoice;
 use host::cpus::Cpus;
 use steal_time::publisher::PublisherKind;
 
@@ -28,7 +28,7 @@ pub enum Bench {
     /// What host policies cost locks, in one wide guest or in several narrow ones
     Policies(PoliciesArgs),
     /// How far what happens is what a policy has planned, by each mechanism
-    Steering(SteeringArgs),
+    Scheduling(SchedBenchArgs),
     /// How long a guest takes from nothing to its end, beside QEMU
     Startup(StartupArgs),
     /// What the BPF program takes of a host context switch, of vCPU threads and of strangers
@@ -63,7 +63,7 @@ pub struct RoundArgs {
     pub retries: u16,
 }
 
-/// `vmm bench checks`.
+/// `vmm-lab bench checks`.
 #[derive(Debug, Args)]
 pub struct ChecksArgs {
     /// What all benches take.
@@ -74,7 +74,7 @@ pub struct ChecksArgs {
     pub rounds: RoundArgs,
 }
 
-/// `vmm bench locks`.
+/// `vmm-lab bench locks`.
 #[derive(Debug, Args)]
 pub struct LocksArgs {
     /// What all benches take.
@@ -91,7 +91,7 @@ pub struct LocksArgs {
     #[arg(long = "wait", value_name = "LIST", value_delimiter = ',', default_value = "spin,threshold,preempted", value_parser = parse::wait_mode)]
     pub waits: Vec<WaitMode>,
     /// vCPUs for each CPU, separated by commas; each is compared with the first
-    #[arg(long = "load", value_name = "LIST", value_delimiter = ',', default_value = "1,4,8", value_parser = clap::value_parser!(u16).range(1..=255))]
+    #[arg(long = "overcommit", value_name = "LIST", value_delimiter = ',', default_value = "1,4,8", value_parser = clap::value_parser!(u16).range(1..=255))]
     pub loads: Vec<u16>,
     /// Who publishes
     #[arg(long, value_name = "WHO", default_value = "bpf", value_parser = vmm::cli::publisher)]
@@ -123,7 +123,7 @@ impl fmt::Display for Shape {
     }
 }
 
-/// `vmm bench policies`.
+/// `vmm-lab bench policies`.
 #[derive(Debug, Args)]
 pub struct PoliciesArgs {
     /// What all benches take.
@@ -132,10 +132,10 @@ pub struct PoliciesArgs {
     /// How it goes about its rounds.
     #[command(flatten)]
     pub rounds: RoundArgs,
-    /// A policy with its parameters (see `vmm policies`); may be given again. Each is compared with the first
+    /// A policy with its parameters (see `vmm-lab policies`); may be given again. Each is compared with the first
     #[arg(long = "policy", value_name = "POLICY", value_parser = parse::policy, default_values = ["rr", "host", "deferral", "yield:target=next"])]
     pub policies: Vec<PolicyChoice>,
-    /// How they are carried out: auto, class or park
+    /// How they are carried out: auto, class or deschedule
     #[arg(long, value_name = "HOW", default_value = "auto", value_parser = parse::mechanism)]
     pub mechanism: MechanismChoice,
     /// Locks, separated by commas
@@ -145,7 +145,7 @@ pub struct PoliciesArgs {
     #[arg(long, value_name = "MODE", default_value = "spin", value_parser = parse::wait_mode)]
     pub wait: WaitMode,
     /// vCPUs for each CPU, separated by commas; each is compared with the first
-    #[arg(long = "load", value_name = "LIST", value_delimiter = ',', default_value = "1,2,4", value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long = "overcommit", value_name = "LIST", value_delimiter = ',', default_value = "1,2,4", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub loads: Vec<u16>,
     /// One wide guest, several narrow ones, or both in turn, separated by commas
     #[arg(long = "shape", value_name = "LIST", value_delimiter = ',', default_value = "wide")]
@@ -158,13 +158,13 @@ pub struct PoliciesArgs {
     pub starvation: Duration,
     /// Load the CPUs beside the guests, as in duty=50%,burst=10ms
     #[arg(long, value_name = "LOAD")]
-    pub antagonist: Option<Load>,
+    pub cpu_hog: Option<Load>,
     /// What the locks guard, and how they are used.
     #[command(flatten)]
     pub load: LoadArgs,
 }
 
-/// A command line of `vmm bench policies` alone: for programs that bring their own policy.
+/// A command line of `vmm-lab bench policies` alone: for programs that bring their own policy.
 #[derive(Debug, clap::Parser)]
 pub struct PoliciesCli {
     /// What is compared, and how.
@@ -172,9 +172,9 @@ pub struct PoliciesCli {
     pub args: PoliciesArgs,
 }
 
-/// `vmm bench steering`.
+/// `vmm-lab bench sched`.
 #[derive(Debug, Args)]
-pub struct SteeringArgs {
+pub struct SchedBenchArgs {
     /// What all benches take.
     #[command(flatten)]
     pub common: BenchArgs,
@@ -185,17 +185,17 @@ pub struct SteeringArgs {
     #[arg(long = "slice-ms", value_name = "LIST", value_delimiter = ',', default_value = "1,3,10", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub quanta: Vec<u32>,
     /// vCPUs for each CPU, separated by commas
-    #[arg(long = "load", value_name = "LIST", value_delimiter = ',', default_value = "2", value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long = "overcommit", value_name = "LIST", value_delimiter = ',', default_value = "2", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub loads: Vec<u16>,
     /// Who publishes
     #[arg(long, value_name = "WHO", default_value = "off", value_parser = vmm::cli::publisher)]
     pub publisher: PublisherKind,
     /// Load the CPUs beside the guest, as in duty=50%,burst=10ms
     #[arg(long, value_name = "LOAD")]
-    pub antagonist: Option<Load>,
+    pub cpu_hog: Option<Load>,
 }
 
-/// `vmm bench startup`.
+/// `vmm-lab bench startup`.
 #[derive(Debug, Args)]
 pub struct StartupArgs {
     /// Rounds; the median of them is quoted

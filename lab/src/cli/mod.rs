@@ -5,7 +5,7 @@
 
 mod bench;
 mod parse;
-mod steer;
+mod sched;
 mod workload;
 
 use std::path::PathBuf;
@@ -14,16 +14,16 @@ use clap::{Args, Parser, Subcommand};
 use protocol::payload::params::Start;
 
 pub use self::bench::{
-    Bench, BenchArgs, ChecksArgs, LocksArgs, PoliciesArgs, PoliciesCli, RoundArgs, Shape, StartupArgs,
-    SteeringArgs,
+    Bench, BenchArgs, ChecksArgs, LocksArgs, PoliciesArgs, PoliciesCli, RoundArgs, SchedBenchArgs, Shape,
+    StartupArgs,
 };
-pub use self::steer::SteerArgs;
+pub use self::sched::SchedArgs;
 pub use self::workload::{LoadArgs, WorkloadArgs};
 use crate::fault_injection::Faults;
 use crate::guest::LabConfig;
 use crate::payload;
 use host::cpus::{CpuError, Cpus};
-use steal_time::publisher::{Choice, PublisherKind};
+use steal_time::publisher::{PublisherChoice, PublisherKind};
 pub use vmm::cli::usable_cpus;
 use vmm::cli::{GuestArgs, choice, publisher};
 use vmm::guest::GuestConfig;
@@ -60,18 +60,18 @@ pub enum Command {
     /// Try the protocol's 31 assertions on this host, publisher by publisher
     Conformance(ConformanceArgs),
     /// Say how true each publisher's byte is on this host, by an oracle that asks none of them
-    Quality(QualityArgs),
+    Accuracy(AccuracyArgs),
     /// Measure one thing, and print its table
     #[command(subcommand)]
     Bench(Bench),
 }
 
 /// What is compared where nothing else is said.
-const ALL_THAT_PUBLISH: &str = "bpf,bpf-classic,perf,park,kernel";
+const ALL_THAT_PUBLISH: &str = "bpf,bpf-classic,perf,monitor,kernel";
 
-/// `vmm quality`.
+/// `vmm-lab accuracy`.
 #[derive(Debug, Args)]
-pub struct QualityArgs {
+pub struct AccuracyArgs {
     /// Publishers, separated by commas
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = ALL_THAT_PUBLISH, value_parser = publisher)]
     pub publishers: Vec<PublisherKind>,
@@ -89,7 +89,7 @@ pub struct QualityArgs {
     pub json: Option<PathBuf>,
 }
 
-/// `vmm conformance`.
+/// `vmm-lab conformance`.
 #[derive(Debug, Args)]
 pub struct ConformanceArgs {
     /// Publishers, separated by commas
@@ -123,7 +123,7 @@ pub struct RunArgs {
     pub json: Option<PathBuf>,
     /// Who runs when.
     #[command(flatten)]
-    pub steer: SteerArgs,
+    pub sched: SchedArgs,
     /// What our payload does.
     #[command(flatten)]
     pub workload: WorkloadArgs,
@@ -147,9 +147,9 @@ pub struct DemoArgs {
     /// Host CPUs that the vCPU threads may use, as in 0,2-3 [default: all that this process may use]
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<Cpus>,
-    /// Publisher of the steal-time records: auto, bpf, perf, park, kernel or off
+    /// Publisher of the steal-time records: auto, bpf, perf, monitor, kernel or off
     #[arg(long, value_name = "PUBLISHER", default_value = "auto", value_parser = choice)]
-    pub publisher: Choice,
+    pub publisher: PublisherChoice,
     /// Write the results to this file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

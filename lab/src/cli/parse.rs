@@ -7,7 +7,7 @@ use crate::experiment::WaitMode;
 use crate::policy::catalogue::PolicyChoice;
 use crate::policy::parameters::ParameterError;
 
-use crate::steer::mechanism::{MechanismChoice, MechanismKind};
+use crate::sched::mechanism::{MechanismChoice, MechanismKind};
 
 /// A way to wait, and how often it checks.
 pub(super) fn wait_mode(text: &str) -> Result<WaitMode, String> {
@@ -29,8 +29,8 @@ pub(super) fn mechanism(text: &str) -> Result<MechanismChoice, String> {
     match text {
         "auto" => Ok(MechanismChoice::Auto),
         "class" => Ok(MechanismChoice::Only(MechanismKind::Class)),
-        "park" => Ok(MechanismChoice::Only(MechanismKind::Park)),
-        _ => Err("mechanisms are class and park; auto takes the best that can be had".to_owned()),
+        "deschedule" => Ok(MechanismChoice::Only(MechanismKind::Deschedule)),
+        _ => Err("mechanisms are class and deschedule; auto takes the best that can be had".to_owned()),
     }
 }
 

@@ -26,7 +26,7 @@ use steal_time::publisher::{MsrOwner, PublisherKind};
 use steal_time::saved::SavedStealTime;
 use vmm::supervise::Outcome;
 use vmm::timings::Timings;
-use vmm::vcpu::command::Look;
+use vmm::vcpu::command::VcpuSnapshot;
 
 const VCPUS: usize = 2;
 
@@ -79,7 +79,7 @@ fn wait_for_window(guest: &LabGuest) -> Result<(), ConformanceError> {
 
 /// What was seen at a standstill, and when it ended.
 struct Standstill {
-    looks: Vec<Look>,
+    looks: Vec<VcpuSnapshot>,
     ended: Instant,
 }
 
@@ -92,10 +92,10 @@ fn stand_still(
 ) -> Result<Standstill, ConformanceError> {
     let vm = guest.vm();
     let Ok(paused) = vm.pause() else { return Err(ConformanceError::Outside("its guest is paused already")) };
-    let looks = vm.look(&paused);
+    let looks = vm.snapshot(&paused);
     let before: Vec<_> = looks.iter().map(|look| look.record).collect();
     burn(cpus, STANDSTILL);
-    let again = vm.look(&paused);
+    let again = vm.snapshot(&paused);
     vm.resume(paused);
     let ended = Instant::now();
 
@@ -139,13 +139,13 @@ fn slack_ns(publisher: PublisherKind, time_ns: u64) -> u64 {
 }
 
 /// The run delay that the guest is to pay for. KVM makes it pay for what the thread waited while it rested, too.
-fn delay_ns(look: &Look, publisher: PublisherKind) -> u64 {
-    let forgotten_ns = if publisher.msr_owner() == MsrOwner::Kernel { 0 } else { look.forgotten_ns };
-    look.account.run_delay_ns.saturating_sub(forgotten_ns)
+fn delay_ns(look: &VcpuSnapshot, publisher: PublisherKind) -> u64 {
+    let discarded_ns = if publisher.msr_owner() == MsrOwner::Kernel { 0 } else { look.discarded_ns };
+    look.account.run_delay_ns.saturating_sub(discarded_ns)
 }
 
 /// Steal is the run delay of the thread, which began with steal at 0.
-fn judge_delay(look: &Look, record: Seen, publisher: PublisherKind, verdicts: &mut Verdicts) {
+fn judge_delay(look: &VcpuSnapshot, record: Seen, publisher: PublisherKind, verdicts: &mut Verdicts) {
     let delay = delay_ns(look, publisher);
     let why = || {
         format!("steal of vCPU {} is {} ns, run delay of its thread {delay} ns", look.vcpu, record.steal_ns)
@@ -154,7 +154,7 @@ fn judge_delay(look: &Look, record: Seen, publisher: PublisherKind, verdicts: &m
     verdicts.judge(Assertion::StealIsRunDelay, record.steal_ns.abs_diff(delay) <= slack, why);
 }
 
-fn judge_writer(look: &Look, publisher: PublisherKind, verdicts: &mut Verdicts) {
+fn judge_writer(look: &VcpuSnapshot, publisher: PublisherKind, verdicts: &mut Verdicts) {
     if publisher.msr_owner() == MsrOwner::Kernel {
         verdicts.pass_over(Assertion::OneWriter, "KVM itself is the writer");
         return;
@@ -255,7 +255,7 @@ fn restore(
     let (guest, paused) = LabGuest::start_paused(&config, io::sink(), Timings::since(Instant::now()))?;
     let vm = guest.vm();
     vm.restore_steal_time(&paused, saved)?;
-    for (look, was) in vm.look(&paused).iter().zip(&saved.vcpus) {
+    for (look, was) in vm.snapshot(&paused).iter().zip(&saved.vcpus) {
         let msr = || format!("MSR of vCPU {} is {:x?} and was {:#x}", look.vcpu, look.msr, was.msr);
         verdicts.judge(Assertion::SurvivesRestore, look.msr == Some(was.msr), msr);
         judge_restored(look, was.steal_ns, verdicts);
@@ -267,7 +267,7 @@ fn restore(
     wait_for_window(&guest)?;
     thread::sleep(STRETCH);
     let Ok(paused) = vm.pause() else { return Err(ConformanceError::Outside("its guest is paused already")) };
-    for (look, was) in vm.look(&paused).iter().zip(&saved.vcpus) {
+    for (look, was) in vm.snapshot(&paused).iter().zip(&saved.vcpus) {
         // Half of the time it has waited since.
         judge_restored(look, was.steal_ns + 1, verdicts);
         judge_writer(look, publisher, verdicts);
@@ -276,7 +276,7 @@ fn restore(
     end(guest)
 }
 
-fn judge_restored(look: &Look, least_ns: u64, verdicts: &mut Verdicts) {
+fn judge_restored(look: &VcpuSnapshot, least_ns: u64, verdicts: &mut Verdicts) {
     let Some(record) = look.record.map(Seen::of) else {
         return verdicts.refute(Assertion::SurvivesRestore, format!("vCPU {} has no record", look.vcpu));
     };

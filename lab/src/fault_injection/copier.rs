@@ -30,14 +30,14 @@ pub(super) struct Route {
 struct Way {
     plan: Plan,
     guest: Option<GuestRecord>,
-    rests: bool,
+    is_paused: bool,
     /// Of the inner record's steal, what the guest has been told (ns).
     told_ns: u64,
 }
 
 impl Route {
     pub(super) fn new(shadow: GuestRecord, plan: Plan) -> Self {
-        Self { shadow, way: Mutex::new(Way { plan, guest: None, rests: false, told_ns: 0 }) }
+        Self { shadow, way: Mutex::new(Way { plan, guest: None, is_paused: false, told_ns: 0 }) }
     }
 
     /// From now on it leads to `record`, which is updated once; its steal is `least_ns` at least.
@@ -52,17 +52,17 @@ impl Route {
         self.lock().guest = None;
     }
 
-    /// Nothing is written until [`rise`](Self::rise), and the byte is clear.
-    pub(super) fn rest(&self) {
+    /// Nothing is written until [`rise`](Self::resume), and the byte is clear.
+    pub(super) fn pause(&self) {
         let mut way = self.lock();
-        way.rests = true;
+        way.is_paused = true;
         if let Some(guest) = &way.guest {
             guest.clear_preempted();
         }
     }
 
-    pub(super) fn rise(&self) {
-        self.lock().rests = false;
+    pub(super) fn resume(&self) {
+        self.lock().is_paused = false;
         self.copy(clock::monotonic_ns());
     }
 
@@ -72,7 +72,7 @@ impl Route {
 
     fn copy(&self, now_ns: u64) {
         let mut way = self.lock();
-        if way.rests {
+        if way.is_paused {
             return;
         }
         let says = way.plan.says(now_ns, self.shadow.preempted() != 0);

@@ -30,7 +30,7 @@ use steal_time::bpf;
 use steal_time::host_vm::{AllStopped, HostVm};
 use steal_time::publisher::record::{GuestRecord, RECORD_SIZE};
 use steal_time::publisher::{
-    BpfPublisher, Counts, MsrOwner, Publication, Publisher, PublisherError, PublisherKind, Selection,
+    BpfPublisher, Counts, MsrOwner, Publication, Publisher, PublisherKind, Selection, StealTimeError,
     UnloggedPages,
 };
 use vmm::memory::{MemoryError, Ram};
@@ -59,7 +59,7 @@ pub enum FaultInjectionError {
     Shadow(#[source] MemoryError),
 }
 
-impl From<FaultInjectionError> for PublisherError {
+impl From<FaultInjectionError> for StealTimeError {
     fn from(error: FaultInjectionError) -> Self {
         Self::Wrapper(error.into())
     }
@@ -83,7 +83,7 @@ pub fn inject(
     vm: Arc<dyn HostVm>,
     cpus: &Cpus,
     faults: Faults,
-) -> Result<Injected, PublisherError> {
+) -> Result<Injected, StealTimeError> {
     if !faults.takes_a_copier() {
         let publisher = with_losses(selection, vm, cpus, faults.lose_every)?;
         return Ok(Injected { publisher, injector: None });
@@ -106,7 +106,7 @@ fn with_losses(
     vm: Arc<dyn HostVm>,
     cpus: &Cpus,
     lose_every: u64,
-) -> Result<Arc<dyn Publisher>, PublisherError> {
+) -> Result<Arc<dyn Publisher>, StealTimeError> {
     match selection.program() {
         Some(program) => Ok(Arc::new(BpfPublisher::new(Arc::clone(program), vm, cpus, lose_every)?)),
         None if lose_every > 0 => Err(FaultInjectionError::CannotOverlook(selection.kind()).into()),
@@ -177,7 +177,7 @@ impl Publisher for FaultInjector {
         self.inner.kind()
     }
 
-    fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
+    fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, StealTimeError> {
         let Some(inner) = self.inner.attach(vcpu)? else { return Ok(None) };
         let shadow_gpa = (vcpu.index() * RECORD_SIZE) as u64;
         let Some(shadow) = GuestRecord::at(&self.shadow, shadow_gpa) else { return Ok(None) };
@@ -212,7 +212,7 @@ struct FaultyPublication<'p> {
 }
 
 impl Publication for FaultyPublication<'_> {
-    fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), PublisherError> {
+    fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), StealTimeError> {
         // The inner record is told what there is to tell, so that the guest's begins with it.
         self.inner.publish(self.shadow_gpa, 0)?;
         if let Some(record) = GuestRecord::at(&self.publisher.vm, gpa) {
@@ -239,22 +239,22 @@ impl Publication for FaultyPublication<'_> {
         self.inner.park();
     }
 
-    fn unpark(&mut self, parked_ns: u64) -> Result<(), PublisherError> {
+    fn unpark(&mut self, parked_ns: u64) -> Result<(), StealTimeError> {
         self.inner.unpark(parked_ns)
     }
 
-    fn rest(&mut self) {
-        self.inner.rest();
-        self.route.rest();
+    fn pause(&mut self) {
+        self.inner.pause();
+        self.route.pause();
     }
 
-    fn forget_waiting(&mut self, run_delay_ns: u64) -> u64 {
-        self.inner.forget_waiting(run_delay_ns)
+    fn discard_run_delay(&mut self, run_delay_ns: u64) -> u64 {
+        self.inner.discard_run_delay(run_delay_ns)
     }
 
-    fn rise(&mut self) -> Result<(), PublisherError> {
-        self.inner.rise()?;
-        self.route.rise();
+    fn resume(&mut self) -> Result<(), StealTimeError> {
+        self.inner.resume()?;
+        self.route.resume();
         Ok(())
     }
 

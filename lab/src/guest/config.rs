@@ -7,7 +7,7 @@ use protocol::payload::params::Start;
 use crate::fault_injection::Faults;
 use crate::payload;
 use host::cpus::Cpus;
-use steal_time::publisher::{Choice, PublisherKind};
+use steal_time::publisher::{PublisherChoice, PublisherKind};
 use vmm::guest::{GuestConfig, PayloadSource};
 
 /// A guest that the lab runs.
@@ -43,7 +43,7 @@ impl LabConfig {
                 vcpus,
                 memory_mib: EMBEDDED_MIB,
                 cpus,
-                publisher: Choice::Only(publisher),
+                publisher: PublisherChoice::Only(publisher),
                 payload: PayloadSource::Embedded(payload::BYTES),
                 start: Start::Direct,
                 cmdline: String::new(),

@@ -16,9 +16,9 @@ use crate::fault_injection::{self, FaultCounts, FaultInjector, Faults};
 use crate::window::{Ends, Snapshot, Window};
 use host::cpus::Cpus;
 use steal_time::host_vm::HostVm;
-use steal_time::publisher::{Publisher, PublisherError, Selection};
+use steal_time::publisher::{Publisher, Selection, StealTimeError};
 use vmm::hooks::{Descheduled, LoadedGuest, RunHooks, VcpuEvent};
-use vmm::vcpu::control::{Gate, Seat};
+use vmm::vcpu::control::{VcpuControl, VcpuHandle};
 
 /// How long the payload gets to close its window and to end, once it is asked to.
 const GRACE: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ const MAX_INTERVALS: usize = 1 << 14;
 /// A scheduler that decides which vCPUs of a guest run.
 pub trait GuestScheduler: fmt::Debug + Send + Sync {
     /// The calling vCPU thread was kicked and is outside the guest. Its slice may be over; then it finds itself descheduled.
-    fn on_kick(&self, handle: &Seat);
+    fn on_kick(&self, handle: &VcpuHandle);
 
     /// The guest is to end early: all its vCPUs may run.
     fn release_all(&self);
@@ -46,7 +46,7 @@ pub trait GuestScheduler: fmt::Debug + Send + Sync {
 pub(super) struct LabHooks {
     cpus: Cpus,
     faults: Option<Faults>,
-    control: OnceLock<Arc<Gate>>,
+    control: OnceLock<Arc<VcpuControl>>,
     report: OnceLock<ReportView>,
     injector: OnceLock<Arc<FaultInjector>>,
     scheduler: OnceLock<Arc<dyn GuestScheduler>>,
@@ -162,7 +162,7 @@ impl RunHooks for LabHooks {
         selection: &Selection,
         vm: Arc<dyn HostVm>,
         cpus: &Cpus,
-    ) -> Result<Arc<dyn Publisher>, PublisherError> {
+    ) -> Result<Arc<dyn Publisher>, StealTimeError> {
         let Some(faults) = self.faults else { return selection.publisher(vm, cpus) };
         let injected = fault_injection::inject(selection, vm, cpus, faults)?;
         if let Some(injector) = injected.injector {
@@ -188,7 +188,7 @@ impl RunHooks for LabHooks {
         true
     }
 
-    fn on_vcpu_event(&self, vcpu: VcpuId, handle: &Seat, event: VcpuEvent) {
+    fn on_vcpu_event(&self, vcpu: VcpuId, handle: &VcpuHandle, event: VcpuEvent) {
         match event {
             VcpuEvent::Kicked => {
                 if let Some(scheduler) = self.scheduler.get() {

@@ -16,14 +16,14 @@ use protocol::payload::report::Milestone;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::fault_injection::FaultCounts;
-use crate::steer::Steered;
+use crate::sched::ScheduledGuest;
 use crate::window::Window;
 use steal_time::publisher::PublisherKind;
 use vmm::guest::{Guest, GuestError, PortEvent, RunOutcome};
 use vmm::guest_clock::GuestClock;
 use vmm::hooks::{Descheduled, RunHooks};
 use vmm::timings::Timings;
-use vmm::vcpu::run::Remains;
+use vmm::vcpu::run::VcpuStats;
 use vmm::vm::{Paused, Vm};
 
 pub use config::LabConfig;
@@ -94,7 +94,7 @@ pub struct VcpuRun {
     /// The vCPU.
     pub id: VcpuId,
     /// The monitor's statistics.
-    pub stats: Remains,
+    pub stats: VcpuStats,
     /// The intervals in which the monitor kept it from running, in order; of very many the last.
     pub descheduled: Vec<Descheduled>,
     /// Doorbell writes after which another vCPU ran in its place.
@@ -180,14 +180,14 @@ impl LabGuest {
     ///
     /// # Errors
     /// [`LabGuestError`] if the process is out of file descriptors.
-    pub fn to_be_steered(&self) -> Result<Steered, LabGuestError> {
+    pub fn to_be_scheduled(&self) -> Result<ScheduledGuest, LabGuestError> {
         let bell = self.doorbell.as_ref().map(|bell| bell.try_clone()).transpose();
-        Ok(Steered {
-            seats: self.guest.vcpu_handles(),
+        Ok(ScheduledGuest {
+            handles: self.guest.vcpu_handles(),
             report: self.report().cloned(),
             clock: self.guest.clock(),
             bell: bell.map_err(LabGuestError::Doorbell)?,
-            outbox: self.guest.outbox()?,
+            event_sender: self.guest.event_sender()?,
         })
     }
 
@@ -234,12 +234,12 @@ impl LabGuest {
         if let Some(at) = hooks.all_up() {
             monitor.timings.mark_at("all vCPUs up", at);
         }
-        if let Some((_, Remains { clock: Some(clock), .. })) = monitor.vcpus.first()
+        if let Some((_, VcpuStats { clock: Some(clock), .. })) = monitor.vcpus.first()
             && let Some(moment) = report.as_ref().and_then(|report| first_instruction(report, clock))
         {
             monitor.timings.mark_at("first guest instruction", moment);
         }
-        let vcpu = |(id, stats): &(VcpuId, Remains)| VcpuRun {
+        let vcpu = |(id, stats): &(VcpuId, VcpuStats)| VcpuRun {
             id: *id,
             stats: stats.clone(),
             descheduled: hooks.descheduled(*id),

@@ -5,7 +5,7 @@
 //! equal states yield equal decisions. Live runs and dry runs ([`dry_run`]) use the same code.
 //!
 //! [`Schedule`](schedule::Schedule) validates decisions and keeps the accepted ones.
-//! [`crate::steer`] applies them to vCPU threads.
+//! [`crate::sched`] applies them to vCPU threads.
 //!
 //! Start with [`round_robin`]. Policies that differ from it in one point wrap it. `README.md` in
 //! this folder is a tutorial for a policy of your own.
@@ -211,7 +211,7 @@ pub enum Decision {
         vcpu: Vcpu,
     },
     /// Makes `cpu` the home of `vcpu`.
-    Place {
+    CpuHandoff {
         /// The vCPU.
         vcpu: Vcpu,
         /// Its new home.

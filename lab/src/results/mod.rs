@@ -6,8 +6,8 @@
 mod checks;
 mod lock;
 mod quantiles;
+mod sched;
 mod statistics;
-mod steering;
 mod times;
 mod window;
 
@@ -32,8 +32,8 @@ use vmm::vcpu::ExitCounts;
 pub use checks::CheckFigures;
 pub use lock::{LockFigures, Shares};
 pub use quantiles::Quantiles;
+pub use sched::{Drift, Fact, Refused, SchedFigures};
 use statistics::read;
-pub use steering::{Drift, Fact, Refused, SteeringFigures};
 pub use times::Times;
 pub use window::{ByteFigures, HostFigures, WindowFigures};
 

@@ -45,7 +45,7 @@ pub struct HostFigures {
     /// Times that one gave it up.
     pub sleeps: u64,
     /// CPUs' worth of time that other processes used.
-    pub strangers_cpus: f64,
+    pub other_tasks_cpus: f64,
     /// CPUs' worth of time that an outer hypervisor took.
     pub stolen_cpus: f64,
     /// Whether strangers or the outer hypervisor took so much that the figures should not be believed.
@@ -105,7 +105,7 @@ impl WindowFigures {
             run_delay_ns: total(|account| account.run_delay_ns),
             preemptions: total(|account| account.involuntary_switches),
             sleeps: total(|account| account.voluntary_switches),
-            strangers_cpus: window.strangers(),
+            other_tasks_cpus: window.other_tasks(),
             stolen_cpus: window.stolen(),
             disturbed: window.is_disturbed(),
         };

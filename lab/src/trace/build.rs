@@ -5,8 +5,8 @@ use protocol::payload::hints::EpisodeKind;
 use super::{Event, PREEMPTION, Trace, What};
 use crate::guest::LabRun;
 use crate::policy::{Ns, Vcpu};
-use crate::steer::SteeringRemains;
-use crate::steer::fidelity::OnCpu;
+use crate::sched::SchedOutcome;
+use crate::sched::fidelity::OnCpu;
 use steal_time::publisher::PublisherKind;
 use vmm::hooks::Descheduled;
 
@@ -26,21 +26,18 @@ struct VcpuTracks<'r> {
 }
 
 /// Builds the trace of a scheduled run.
-pub fn of(steering: &SteeringRemains, guests: &[LabRun]) -> Trace {
-    let mut trace = Trace {
-        lost: steering.log.lost + steering.lost_switches + steering.lost_episodes,
-        ..Trace::default()
-    };
-    let window = (steering.began_ns, steering.ended_ns);
-    let name = |vcpu: Vcpu| name_of(vcpu, &steering.vcpus);
-    let mut on_cpu = steering.on_cpu().unwrap_or_default().into_iter();
+pub fn of(sched: &SchedOutcome, guests: &[LabRun]) -> Trace {
+    let mut trace =
+        Trace { lost: sched.log.lost + sched.lost_switches + sched.lost_episodes, ..Trace::default() };
+    let window = (sched.began_ns, sched.ended_ns);
+    let name = |vcpu: Vcpu| name_of(vcpu, &sched.vcpus);
+    let mut on_cpu = sched.on_cpu().unwrap_or_default().into_iter();
 
     let host = trace.track(None, "host".to_owned());
-    let cpus: Vec<_> =
-        steering.cpus.iter().map(|cpu| trace.track(Some(host), format!("CPU {cpu}"))).collect();
+    let cpus: Vec<_> = sched.cpus.iter().map(|cpu| trace.track(Some(host), format!("CPU {cpu}"))).collect();
     let plans: Vec<_> =
-        steering.cpus.iter().map(|cpu| trace.track(Some(host), format!("CPU {cpu} plan"))).collect();
-    add_plan(&mut trace, steering, &plans, &name);
+        sched.cpus.iter().map(|cpu| trace.track(Some(host), format!("CPU {cpu} plan"))).collect();
+    add_plan(&mut trace, sched, &plans, &name);
 
     let mut vcpus = Vec::new();
     for (guest, run) in guests.iter().enumerate() {
@@ -63,19 +60,19 @@ pub fn of(steering: &SteeringRemains, guests: &[LabRun]) -> Trace {
             add_state(&mut trace, vcpu, window);
             add_preempted(&mut trace, vcpu, program_publishes, window);
             for span in &vcpu.on_cpu {
-                let cpu = steering.cpus.iter().position(|cpu| *cpu == span.cpu).and_then(|cpu| cpus.get(cpu));
+                let cpu = sched.cpus.iter().position(|cpu| *cpu == span.cpu).and_then(|cpu| cpus.get(cpu));
                 if let Some(cpu) = cpu {
                     trace.slice(*cpu, name(index), span.from, span.to);
                 }
             }
         }
         add_steal(&mut trace, steal, &vcpus[first..], window);
-        for sample in steering.samples.iter().filter(|sample| sample.guest == guest) {
+        for sample in sched.samples.iter().filter(|sample| sample.guest == guest) {
             trace.count(acquisitions, sample.at_ns, sample.in_a_ms);
         }
     }
-    add_episodes(&mut trace, steering, &vcpus);
-    add_preemptions(&mut trace, steering, &vcpus);
+    add_episodes(&mut trace, sched, &vcpus);
+    add_preemptions(&mut trace, sched, &vcpus);
     sort(&mut trace.events);
     trace
 }
@@ -99,12 +96,12 @@ fn name_of(vcpu: Vcpu, vcpus: &[usize]) -> String {
 }
 
 /// Adds the assignments and decisions of each CPU.
-fn add_plan(trace: &mut Trace, steering: &SteeringRemains, rows: &[usize], name: &impl Fn(Vcpu) -> String) {
+fn add_plan(trace: &mut Trace, sched: &SchedOutcome, rows: &[usize], name: &impl Fn(Vcpu) -> String) {
     for (cpu, row) in rows.iter().enumerate() {
-        let here: Vec<_> = steering.log.chosen.iter().filter(|one| one.cpu == cpu).collect();
+        let here: Vec<_> = sched.log.chosen.iter().filter(|one| one.cpu == cpu).collect();
         for (index, one) in here.iter().enumerate() {
             trace.instant(*row, "decision", one.decided_ns);
-            let to = here.get(index + 1).map_or(steering.ended_ns, |next| next.decided_ns);
+            let to = here.get(index + 1).map_or(sched.ended_ns, |next| next.decided_ns);
             let label = one.to.map_or_else(|| if one.is_hosts { "host" } else { "idle" }.to_owned(), name);
             trace.slice(*row, label, one.decided_ns, to);
         }
@@ -197,22 +194,22 @@ fn add_steal(trace: &mut Trace, track: usize, vcpus: &[VcpuTracks<'_>], (begin, 
 }
 
 /// Adds the lock episodes that lie within the run.
-fn add_episodes(trace: &mut Trace, steering: &SteeringRemains, vcpus: &[VcpuTracks<'_>]) {
-    for episode in &steering.episodes {
+fn add_episodes(trace: &mut Trace, sched: &SchedOutcome, vcpus: &[VcpuTracks<'_>]) {
+    for episode in &sched.episodes {
         let Some(vcpu) = vcpus.get(episode.vcpu) else { continue };
         let label = match episode.kind {
             EpisodeKind::Waited => "waits",
             EpisodeKind::Held => "holds",
         };
-        if steering.began_ns <= episode.from_ns && episode.to_ns <= steering.ended_ns {
+        if sched.began_ns <= episode.from_ns && episode.to_ns <= sched.ended_ns {
             trace.slice(vcpu.locks, label, episode.from_ns, episode.to_ns);
         }
     }
 }
 
 /// Adds an instant for each vCPU that a decision preempts or throttles.
-fn add_preemptions(trace: &mut Trace, steering: &SteeringRemains, vcpus: &[VcpuTracks<'_>]) {
-    let log = &steering.log;
+fn add_preemptions(trace: &mut Trace, sched: &SchedOutcome, vcpus: &[VcpuTracks<'_>]) {
+    let log = &sched.log;
     let chosen = log.chosen.iter().filter_map(|one| Some((one.from?, one.decided_ns)));
     let stopped = log.stopped.iter().filter(|one| one.is_stopped).map(|one| (one.vcpu, one.at_ns));
     for (vcpu, at) in chosen.chain(stopped) {

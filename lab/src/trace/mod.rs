@@ -1,7 +1,7 @@
 //! Traces: a run as a timeline, with tracks for CPUs, vCPUs and guests.
 //!
 //! All events were recorded during the run in bounded buffers that count their losses: decisions of
-//! the policy ([`crate::steer::log`]), context switches by perf, descheduled intervals by this
+//! the policy ([`crate::sched::log`]), context switches by perf, descheduled intervals by this
 //! monitor, and long lock episodes by the guests. All timestamps are of `CLOCK_MONOTONIC`. This
 //! module merges them after the run; [`perfetto`] encodes the result.
 //!

@@ -1,7 +1,7 @@
 //! KVM's ABI for steal time: the record, its MSR and its CPUID bits.
 //!
 //! A vCPU is a thread of the host. When the host's scheduler runs another thread in its place, the
-//! guest cannot tell: its clock jumps, and a lock that the vCPU holds stays taken. Steal time tells
+//! guest cannot tell: its clock jumps, and a lock that the vCPU holds stays taken. Steal time shows
 //! the guest how long its vCPUs waited for a CPU, and which of them wait at this moment.
 //!
 //! The life of a record:

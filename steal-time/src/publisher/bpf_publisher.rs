@@ -16,7 +16,7 @@ use std::time::Duration;
 use protocol::VcpuId;
 
 use super::overlay::Overlay;
-use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherError, PublisherKind};
+use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherKind, StealTimeError};
 use crate::bpf::{self, AttachedThread, Program, RecordAddr};
 use crate::host_vm::HostVm;
 use host::cpus::Cpus;
@@ -40,15 +40,15 @@ impl BpfPublisher {
     /// is overlooked, on purpose; 0 for none.
     ///
     /// # Errors
-    /// [`PublisherError::NoKickSignal`] for a program that needs one.
+    /// [`StealTimeError::NoKickSignal`] for a program that needs one.
     pub fn new(
         program: Arc<Program>,
         vm: Arc<dyn HostVm>,
         cpus: &Cpus,
         lose_every: u64,
-    ) -> Result<Self, PublisherError> {
+    ) -> Result<Self, StealTimeError> {
         let kick_signal = match (program.is_classic(), vm.kick_signal()) {
-            (true, None) => return Err(PublisherError::NoKickSignal(program.kind())),
+            (true, None) => return Err(StealTimeError::NoKickSignal(program.kind())),
             (_, signal) => signal,
         };
         let overlay = Overlay::new(vm, Arc::clone(&program));
@@ -67,13 +67,13 @@ impl Publisher for BpfPublisher {
         self.program.kind()
     }
 
-    fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
+    fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, StealTimeError> {
         let attached = self.program.attach_current_thread(vcpu)?;
         attached.slot().lose_every(self.lose_every);
         let signal = self.kick_signal.filter(|_| self.program.is_classic());
         let own_run_delay = if let Some(signal) = signal {
             attached.slot().set_kick_signal(signal);
-            Some(RunDelay::of_this_thread().map_err(PublisherError::RunDelay)?)
+            Some(RunDelay::of_this_thread().map_err(StealTimeError::RunDelay)?)
         } else {
             None
         };
@@ -84,7 +84,7 @@ impl Publisher for BpfPublisher {
             cleared_at_entry: 0,
             parks: 0,
             site: None,
-            rests: false,
+            is_paused: false,
             inits: 0,
         })))
     }
@@ -129,24 +129,24 @@ struct BpfPublication<'p> {
     parks: u64,
     site: Option<RecordAddr>,
     /// The program is not to write.
-    rests: bool,
+    is_paused: bool,
     /// INITs that were noticed.
     inits: u64,
 }
 
 impl BpfPublication<'_> {
     /// Takes all run delay of this thread so far for published, and gives what of it was not.
-    fn account(&self) -> Result<u64, PublisherError> {
+    fn account(&self) -> Result<u64, StealTimeError> {
         let run_delay_ns = match &self.own_run_delay {
             Some(run_delay) => run_delay.read_ns(),
             None => stats::own_run_delay_ns(),
         };
-        let run_delay_ns = run_delay_ns.map_err(PublisherError::RunDelay)?;
+        let run_delay_ns = run_delay_ns.map_err(StealTimeError::RunDelay)?;
         Ok(self.attached.account(run_delay_ns))
     }
 
     /// Adds to the record what its steal lacks, and clears the byte.
-    fn tell_steal(&self, site: RecordAddr, least_ns: u64) -> Result<(), PublisherError> {
+    fn tell_steal(&self, site: RecordAddr, least_ns: u64) -> Result<(), StealTimeError> {
         let unpublished_ns = self.account()?;
         if let Some(record) = self.overlay.record(site) {
             record.update(least_ns, unpublished_ns);
@@ -156,13 +156,13 @@ impl BpfPublication<'_> {
 }
 
 impl Publication for BpfPublication<'_> {
-    fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), PublisherError> {
+    fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), StealTimeError> {
         let Some(site) = self.overlay.take(gpa)? else { return Ok(()) };
         self.site = Some(site);
         // Steal counts from the vCPU's first moment on, whether it was published or not, as KVM's does. A switch
         // between this reading and the hand-over is not lost: the program continues from what is accounted here.
         self.tell_steal(site, least_ns)?;
-        if !self.rests {
+        if !self.is_paused {
             self.attached.publish(site);
         }
         Ok(())
@@ -190,24 +190,24 @@ impl Publication for BpfPublication<'_> {
         self.attached.deschedule();
     }
 
-    fn unpark(&mut self, parked_ns: u64) -> Result<(), PublisherError> {
+    fn unpark(&mut self, parked_ns: u64) -> Result<(), StealTimeError> {
         self.attached.slot().add_descheduled_ns(parked_ns);
         // The switch that brought the thread here knew nothing of it, so it is told as after a rest.
         self.attached.withdraw();
-        self.rise()
+        self.resume()
     }
 
-    fn rest(&mut self) {
-        self.rests = true;
+    fn pause(&mut self) {
+        self.is_paused = true;
         self.attached.withdraw();
     }
 
-    fn forget_waiting(&mut self, run_delay_ns: u64) -> u64 {
+    fn discard_run_delay(&mut self, run_delay_ns: u64) -> u64 {
         self.attached.account(run_delay_ns)
     }
 
-    fn rise(&mut self) -> Result<(), PublisherError> {
-        self.rests = false;
+    fn resume(&mut self) -> Result<(), StealTimeError> {
+        self.is_paused = false;
         if let Some(site) = self.site {
             self.tell_steal(site, 0)?;
             self.attached.publish(site);
@@ -221,7 +221,7 @@ impl Publication for BpfPublication<'_> {
         if self.own_run_delay.is_some()
             && self.attached.slot().take_sched_in()
             && let Some(site) = self.site
-            && !self.rests
+            && !self.is_paused
         {
             // A thread that cannot read its own run delay any more tells what it has told so far.
             let _ = self.tell_steal(site, 0);

@@ -6,7 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use super::{
-    BpfPublisher, Bystander, ParkPublisher, PerfPublisher, Publisher, PublisherError, PublisherKind,
+    BpfPublisher, MonitorPublisher, NullPublisher, PerfPublisher, Publisher, PublisherKind, StealTimeError,
 };
 use crate::bpf::{BpfError, Program};
 use crate::host_vm::HostVm;
@@ -17,7 +17,7 @@ use host::thread::own_tid;
 
 /// What the user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Choice {
+pub enum PublisherChoice {
     /// The best that the host allows.
     #[default]
     Auto,
@@ -25,7 +25,7 @@ pub enum Choice {
     Only(PublisherKind),
 }
 
-impl fmt::Display for Choice {
+impl fmt::Display for PublisherChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Auto => f.pad("auto"),
@@ -36,7 +36,7 @@ impl fmt::Display for Choice {
 
 /// The slow half of a choice, under way beside the making of the VM.
 #[derive(Debug)]
-pub enum Loading {
+pub enum PublisherLoading {
     /// On a thread of its own.
     Thread(JoinHandle<Loaded>),
     /// There was nothing to load, or no thread to be had.
@@ -46,7 +46,7 @@ pub enum Loading {
 /// The slow half of a choice: whether a BPF program could be loaded.
 #[derive(Debug)]
 pub struct Loaded {
-    choice: Choice,
+    choice: PublisherChoice,
     program: Option<Program>,
     refused: Vec<Refusal>,
     at: Instant,
@@ -55,14 +55,14 @@ pub struct Loaded {
 /// What the host refuses, and why.
 type Refusal = (PublisherKind, BpfError);
 
-impl Choice {
+impl PublisherChoice {
     /// Begins to load what this choice may need, for `vcpus` vCPUs.
-    pub fn begin_loading(self, vcpus: usize) -> Loading {
+    pub fn begin_loading(self, vcpus: usize) -> PublisherLoading {
         let load = move || self.load(vcpus);
         let thread = self.wants_bpf().then(|| thread::Builder::new().spawn(load));
         match thread {
-            Some(Ok(thread)) => Loading::Thread(thread),
-            Some(Err(_)) | None => Loading::Done(load()),
+            Some(Ok(thread)) => PublisherLoading::Thread(thread),
+            Some(Err(_)) | None => PublisherLoading::Done(load()),
         }
     }
 
@@ -93,7 +93,7 @@ impl Choice {
     }
 }
 
-impl Loading {
+impl PublisherLoading {
     /// Waits until it is over.
     pub fn finish(self) -> Loaded {
         match self {
@@ -121,9 +121,9 @@ impl Loaded {
     /// `bpf-classic`, `perf`, `park`. It never takes KVM's own publisher, whose byte may be anything.
     ///
     /// # Errors
-    /// [`PublisherError`] when what was asked for, by name, cannot be had.
-    pub fn settle(self, kernel_can: bool) -> Result<Selection, PublisherError> {
-        let is_auto = self.choice == Choice::Auto;
+    /// [`StealTimeError`] when what was asked for, by name, cannot be had.
+    pub fn settle(self, kernel_can: bool) -> Result<Selection, StealTimeError> {
+        let is_auto = self.choice == PublisherChoice::Auto;
         if let Some(program) = self.program {
             let why = match is_auto {
                 true if self.refused.is_empty() => "the best there is, and this host allows it".to_owned(),
@@ -139,11 +139,11 @@ impl Loaded {
             return Err(error.into());
         }
         let kind = match self.choice {
-            Choice::Only(PublisherKind::Kernel) if !kernel_can => {
-                return Err(PublisherError::KernelLacksStealTime);
+            PublisherChoice::Only(PublisherKind::Kernel) if !kernel_can => {
+                return Err(StealTimeError::KernelLacksStealTime);
             }
-            Choice::Only(kind) => kind,
-            Choice::Auto => PublisherKind::Park,
+            PublisherChoice::Only(kind) => kind,
+            PublisherChoice::Auto => PublisherKind::Monitor,
         };
         if kind == PublisherKind::Perf {
             probe_perf()?;
@@ -172,7 +172,7 @@ impl Selection {
             Ok(()) => Self { kind: PublisherKind::Perf, program: None, why: not_bpf },
             Err(error) => {
                 let why = format!("{not_bpf}; not perf: {}", error_chain::one_line(&error));
-                Self { kind: PublisherKind::Park, program: None, why }
+                Self { kind: PublisherKind::Monitor, program: None, why }
             }
         }
     }
@@ -196,12 +196,12 @@ impl Selection {
     ///
     /// # Errors
     /// The host's refusal of what it needs.
-    pub fn publisher(&self, vm: Arc<dyn HostVm>, cpus: &Cpus) -> Result<Arc<dyn Publisher>, PublisherError> {
+    pub fn publisher(&self, vm: Arc<dyn HostVm>, cpus: &Cpus) -> Result<Arc<dyn Publisher>, StealTimeError> {
         Ok(match (&self.program, self.kind) {
             (Some(program), _) => Arc::new(BpfPublisher::new(Arc::clone(program), vm, cpus, 0)?),
             (None, PublisherKind::Perf) => Arc::new(PerfPublisher::new(vm, cpus)?),
-            (None, PublisherKind::Park) => Arc::new(ParkPublisher::new(vm)?),
-            (None, kind) => Arc::new(Bystander(kind)),
+            (None, PublisherKind::Monitor) => Arc::new(MonitorPublisher::new(vm)?),
+            (None, kind) => Arc::new(NullPublisher(kind)),
         })
     }
 }

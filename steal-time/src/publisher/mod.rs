@@ -8,7 +8,7 @@
 //! | `bpf` | a BPF program in the context switch itself | `CAP_BPF` and `CAP_PERFMON`, kernel BTF, Linux 6.9 |
 //! | `bpf-classic` | the byte: a BPF program in the context switch; version and steal: the vCPU's thread | `CAP_BPF` and `CAP_PERFMON`, tracefs, Linux 5.12 |
 //! | `perf` | version and steal: the vCPU's thread; the byte: an observer thread that perf tells of switches | Linux with perf events, and `perf_event_paranoid` at most 2 or `CAP_PERFMON` |
-//! | `park` | the vCPU's thread, and only of what this monitor does itself | nothing but KVM |
+//! | `monitor` | the vCPU's thread, and only of what this monitor does itself | nothing but KVM |
 //! | `kernel` | KVM, as on any other monitor: the thing to compare with | KVM's own steal time |
 //! | `off` | nobody; CPUID does not show the feature | nothing |
 //!
@@ -17,13 +17,13 @@
 
 mod bpf_publisher;
 mod choice;
+mod monitor_publisher;
 pub mod overlay;
-mod own_record;
 mod pages;
-mod park_publisher;
 pub mod perf;
+mod poller;
 pub mod record;
-mod reminder;
+mod thread_record;
 
 use std::fmt;
 
@@ -34,9 +34,9 @@ use host::perf::PerfError;
 use crate::bpf;
 
 pub use bpf_publisher::BpfPublisher;
-pub use choice::{Choice, Loaded, Loading, Selection};
+pub use choice::{Loaded, PublisherChoice, PublisherLoading, Selection};
+pub use monitor_publisher::MonitorPublisher;
 pub use pages::UnloggedPages;
-pub use park_publisher::ParkPublisher;
 pub use perf::PerfPublisher;
 
 /// Who keeps the records true.
@@ -50,7 +50,7 @@ pub enum PublisherKind {
     /// perf's log of switches, read by an observer thread.
     Perf,
     /// The monitor, of its own doing.
-    Park,
+    Monitor,
     /// KVM itself.
     Kernel,
     /// Nobody.
@@ -59,12 +59,13 @@ pub enum PublisherKind {
 
 impl PublisherKind {
     /// All of them, the best first.
-    pub const ALL: [Self; 6] = [Self::Bpf, Self::BpfClassic, Self::Perf, Self::Park, Self::Kernel, Self::Off];
+    pub const ALL: [Self; 6] =
+        [Self::Bpf, Self::BpfClassic, Self::Perf, Self::Monitor, Self::Kernel, Self::Off];
 
     /// Who answers a guest's access to the MSR.
     pub fn msr_owner(self) -> MsrOwner {
         match self {
-            Self::Bpf | Self::BpfClassic | Self::Perf | Self::Park => MsrOwner::Monitor,
+            Self::Bpf | Self::BpfClassic | Self::Perf | Self::Monitor => MsrOwner::Monitor,
             Self::Kernel => MsrOwner::Kernel,
             Self::Off => MsrOwner::Nobody,
         }
@@ -77,7 +78,7 @@ impl fmt::Display for PublisherKind {
             Self::Bpf => "bpf",
             Self::BpfClassic => "bpf-classic",
             Self::Perf => "perf",
-            Self::Park => "park",
+            Self::Monitor => "monitor",
             Self::Kernel => "kernel",
             Self::Off => "off",
         })
@@ -97,7 +98,7 @@ pub enum MsrOwner {
 
 /// Publication failed.
 #[derive(Debug, thiserror::Error)]
-pub enum PublisherError {
+pub enum StealTimeError {
     /// The BPF program cannot be loaded or a thread not attached.
     #[error(transparent)]
     Bpf(#[from] bpf::BpfError),
@@ -150,7 +151,7 @@ pub trait Publisher: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// The host's refusal.
-    fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError>;
+    fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, StealTimeError>;
 
     /// Guest pages (GPA) that may have been written without KVM's dirty log telling of it: for a snapshot they are dirty.
     fn unlogged_pages(&self) -> Vec<u64> {
@@ -177,7 +178,7 @@ pub trait Publication: fmt::Debug {
     ///
     /// # Errors
     /// The host's refusal; nothing is published then.
-    fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), PublisherError>;
+    fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), StealTimeError>;
 
     /// Stops publishing. When this returns the record is not written again.
     fn withdraw(&mut self);
@@ -194,20 +195,20 @@ pub trait Publication: fmt::Debug {
     ///
     /// # Errors
     /// The host's refusal; nothing is published then.
-    fn unpark(&mut self, parked_ns: u64) -> Result<(), PublisherError>;
+    fn unpark(&mut self, parked_ns: u64) -> Result<(), StealTimeError>;
 
-    /// The guest is paused: nothing is written until [`rise`](Self::rise), whatever becomes of the thread.
-    fn rest(&mut self);
+    /// The guest is paused: nothing is written until [`rise`](Self::resume), whatever becomes of the thread.
+    fn pause(&mut self);
 
     /// What of the thread's run delay, `run_delay_ns` all told by now, has not been published since
-    /// [`rest`](Self::rest) is not the guest's: it is forgotten. Gives how much it was (ns).
-    fn forget_waiting(&mut self, run_delay_ns: u64) -> u64;
+    /// [`rest`](Self::pause) is not the guest's: it is forgotten. Gives how much it was (ns).
+    fn discard_run_delay(&mut self, run_delay_ns: u64) -> u64;
 
     /// The guest goes on: the record is updated once, and published from now on.
     ///
     /// # Errors
     /// The host's refusal; nothing is published then.
-    fn rise(&mut self) -> Result<(), PublisherError>;
+    fn resume(&mut self) -> Result<(), StealTimeError>;
 
     /// The guest is about to be entered: a byte that says preempted is false.
     fn before_entry(&mut self);
@@ -249,14 +250,14 @@ impl Counts {
 
 /// The publisher that does nothing of its own: KVM publishes, or nobody.
 #[derive(Clone, Copy, Debug)]
-pub struct Bystander(pub PublisherKind);
+pub struct NullPublisher(pub PublisherKind);
 
-impl Publisher for Bystander {
+impl Publisher for NullPublisher {
     fn kind(&self) -> PublisherKind {
         self.0
     }
 
-    fn attach(&self, _vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
+    fn attach(&self, _vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, StealTimeError> {
         Ok(None)
     }
 }

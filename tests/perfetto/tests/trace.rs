@@ -80,8 +80,8 @@ fn trace_shows_cpus_and_vcpus_and_the_preemptions_that_the_results_count() {
     if !has_kvm() || !has_perf() {
         return;
     }
-    let publisher = if has_bpf() { "bpf" } else { "park" };
-    for (mechanism, guests) in [("park", 1_usize), ("auto", 2)] {
+    let publisher = if has_bpf() { "bpf" } else { "monitor" };
+    for (mechanism, guests) in [("deschedule", 1_usize), ("auto", 2)] {
         let folder = tempfile::tempdir().unwrap();
         let (trace, json) = (folder.path().join("run.pftrace"), folder.path().join("run.json"));
         let mut command = vmm(["--vcpus", "4", "--lock", "mcs", "--wait", "spin", "--quiet"]);
@@ -128,10 +128,10 @@ fn trace_shows_cpus_and_vcpus_and_the_preemptions_that_the_results_count() {
             .values()
             .map(|row| row.instants.iter().filter(|name| *name == lab::trace::PREEMPTION).count())
             .sum();
-        assert_eq!(Some(preemptions as u64), results["steering"]["preemptions"].as_u64());
+        assert_eq!(Some(preemptions as u64), results["sched"]["preemptions"].as_u64());
         let decisions: usize =
             rows.values().map(|row| row.instants.iter().filter(|name| *name == "decision").count()).sum();
-        assert_eq!(Some(decisions as u64), results["steering"]["decisions"].as_u64());
+        assert_eq!(Some(decisions as u64), results["sched"]["decisions"].as_u64());
         assert!(preemptions > 50);
     }
 }

@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::loader::{Image, LoadError, Payload};
 use host::cpus::Cpus;
-use steal_time::publisher::Choice;
+use steal_time::publisher::PublisherChoice;
 
 /// A guest that is to be run.
 #[derive(Clone, Debug)]
@@ -21,7 +21,7 @@ pub struct GuestConfig {
     /// Host CPUs that the vCPU threads may use.
     pub cpus: Cpus,
     /// Who keeps the records true.
-    pub publisher: Choice,
+    pub publisher: PublisherChoice,
     /// What runs.
     pub payload: PayloadSource,
     /// How vCPUs of our own payload start.

@@ -10,7 +10,7 @@ use crate::memory::MemoryError;
 use crate::supervise::ProgressError;
 use crate::vcpu::error::VcpuError;
 use crate::vm::machine::MachineError;
-use steal_time::publisher::PublisherError;
+use steal_time::publisher::StealTimeError;
 
 /// A guest could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +18,7 @@ pub enum GuestError {
     /// The number of vCPUs is out of range.
     #[error("A guest has 1 to {MAX_VCPUS} vCPUs, and {0} were asked for")]
     VcpuCount(usize),
-    /// Loading.
+    /// PublisherLoading.
     #[error(transparent)]
     Load(#[from] LoadError),
     /// Guest memory.
@@ -29,7 +29,7 @@ pub enum GuestError {
     Machine(#[from] MachineError),
     /// The publisher.
     #[error(transparent)]
-    Publisher(#[from] PublisherError),
+    Publisher(#[from] StealTimeError),
     /// The event loop.
     #[error(transparent)]
     EventLoop(#[from] EventLoopError),

@@ -30,17 +30,17 @@ use crate::loader::Image;
 use crate::memory::Ram;
 use crate::supervise::{self, Outcome};
 use crate::timings::Timings;
-use crate::vcpu::control::{Gate, Seat};
-use crate::vcpu::run::Remains;
+use crate::vcpu::control::{VcpuControl, VcpuHandle};
+use crate::vcpu::run::VcpuStats;
 use crate::vcpu::threads::{Common, Threads};
-use crate::vcpu::{Outbox, Shared};
+use crate::vcpu::{EventSender, Shared};
 use crate::vm::host_vm::GuestVm;
 use crate::vm::machine::{self, Interrupts, Machine};
 use crate::vm::{Paused, Vm};
 use host::kick;
 use steal_time::filter::filter_msr;
 use steal_time::host_vm::HostVm;
-use steal_time::publisher::{Choice, PublisherKind, Selection};
+use steal_time::publisher::{PublisherChoice, PublisherKind, Selection};
 use steal_time::vm::StealTime;
 
 pub use config::{GuestConfig, PayloadSource, PortEvent};
@@ -63,7 +63,7 @@ pub struct RunOutcome {
     /// What the publisher cannot see or do on this host.
     pub publisher_limits: Vec<String>,
     /// The statistics of each vCPU.
-    pub vcpus: Vec<(VcpuId, Remains)>,
+    pub vcpus: Vec<(VcpuId, VcpuStats)>,
     /// Accesses to ports that no device claims (bytes).
     pub unclaimed: Unclaimed,
     /// Where the time went.
@@ -106,7 +106,7 @@ impl Guest {
         console: impl Write + Send + 'static,
         timings: Timings,
     ) -> Result<Self, GuestError> {
-        Self::start_at(Gate::new(), config, hooks, console, timings)
+        Self::start_at(VcpuControl::new(), config, hooks, console, timings)
     }
 
     /// Starts a guest whose vCPUs execute nothing until [`Vm::resume`].
@@ -119,12 +119,12 @@ impl Guest {
         console: impl Write + Send + 'static,
         timings: Timings,
     ) -> Result<(Self, Paused), GuestError> {
-        let guest = Self::start_at(Gate::paused(), config, hooks, console, timings)?;
+        let guest = Self::start_at(VcpuControl::paused(), config, hooks, console, timings)?;
         Ok((guest, Paused::from_the_start()))
     }
 
     fn start_at(
-        control: Gate,
+        control: VcpuControl,
         config: &GuestConfig,
         hooks: Arc<dyn RunHooks>,
         console: impl Write + Send + 'static,
@@ -161,7 +161,7 @@ impl Guest {
         let steal_time = StealTime::with_publisher(publisher, vm);
         let shared = Arc::new(Shared {
             ports,
-            gate: Arc::clone(&control),
+            control: Arc::clone(&control),
             cpus: config.cpus.clone(),
             hooks: Arc::clone(&hooks),
         });
@@ -178,7 +178,7 @@ impl Guest {
         }
         let mut threads = Threads::new(Arc::clone(&control));
         for (vcpu, fd) in vcpus {
-            let started = threads.start(vcpu, fd, common.clone(), event_loop.outbox()?);
+            let started = threads.start(vcpu, fd, common.clone(), event_loop.event_sender()?);
             started.map_err(|source| GuestError::Thread { vcpu, source })?;
         }
         timings.mark("vCPU threads started");
@@ -207,8 +207,8 @@ impl Guest {
     }
 
     /// Waits until the vCPU threads have attached, for at most 5 s. Returns their handles in vCPU order.
-    pub fn vcpu_handles(&self) -> Vec<Arc<Seat>> {
-        let handles = || self.shared.gate.seats();
+    pub fn vcpu_handles(&self) -> Vec<Arc<VcpuHandle>> {
+        let handles = || self.shared.control.handles();
         // A thread that cannot prepare its vCPU does not attach; its failure is on its way to the event loop.
         let began = Instant::now();
         while handles().len() < self.vm.vcpu_count() && began.elapsed() < ATTACH_LIMIT {
@@ -223,8 +223,8 @@ impl Guest {
     ///
     /// # Errors
     /// [`GuestError`] if the process is out of file descriptors.
-    pub fn outbox(&self) -> Result<Outbox, GuestError> {
-        Ok(self.event_loop.outbox()?)
+    pub fn event_sender(&self) -> Result<EventSender, GuestError> {
+        Ok(self.event_loop.event_sender()?)
     }
 
     /// Returns the publisher that writes the records.
@@ -281,7 +281,7 @@ fn build(config: &GuestConfig, timings: &mut Timings) -> Result<Built, GuestErro
         Entry::Pvh(_) | Entry::Long(_) => Interrupts::Full,
     };
     let machine = Machine::new(&kvm, ram, config.vcpus)?;
-    if config.publisher != Choice::Only(PublisherKind::Kernel) {
+    if config.publisher != PublisherChoice::Only(PublisherKind::Kernel) {
         filter_msr(machine.fd())?;
     }
     machine.add_interrupt_controllers(interrupts)?;

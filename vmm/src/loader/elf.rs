@@ -95,7 +95,7 @@ impl Notes {
         while let Some(note) = RawNote::split_from(&mut rest, align) {
             if note.is(NOTE_OWNER, NOTE_TYPE) {
                 let own = Note::from_bytes(note.descriptor).ok_or(
-                    "its note for this monitor is malformed (rebuild it, or write a fresh one with `vmm write-payload`)",
+                    "its note for this monitor is malformed (rebuild it, or write a fresh one with `vmm-lab write-payload`)",
                 )?;
                 self.own = Some(own);
             } else if note.is(PVH_OWNER, PVH_TYPE) {

@@ -49,7 +49,7 @@ impl Layout {
         {
             return Err(format!(
                 "it implements version {abi} of the payload protocol, and this monitor version {ABI_VERSION} \
-                 (rebuild it, or write a fresh one with `vmm write-payload`)"
+                 (rebuild it, or write a fresh one with `vmm-lab write-payload`)"
             ));
         }
         let boot_entry = match self.boot_entry {

@@ -1,4 +1,4 @@
-//! Loading: copies a payload into guest memory and determines how its vCPUs start.
+//! PublisherLoading: copies a payload into guest memory and determines how its vCPUs start.
 //!
 //! The content of the payload selects the boot protocol:
 //!

@@ -1,7 +1,7 @@
 //! Errands: what a vCPU's thread does for others while it rests.
 //!
 //! The MSR and the publication of a vCPU live on its own thread, and so do its registers. Whoever wants something of them
-//! pauses the guest, and sends the thread an errand with a way to answer.
+//! pauses the guest, and sends the thread an command with a way to answer.
 
 use std::sync::mpsc;
 use std::time::Instant;
@@ -18,20 +18,20 @@ use steal_time::saved::SavedVcpu;
 
 /// What a resting thread is asked for.
 #[derive(Debug)]
-pub enum Errand {
+pub enum VcpuCommand {
     /// To tell what there is to see.
-    Look(mpsc::Sender<Look>),
+    Snapshot(mpsc::Sender<VcpuSnapshot>),
     /// To tell its steal time.
     Save(mpsc::Sender<SavedVcpu>),
     /// To take this for its steal time.
     Restore(SavedVcpu, mpsc::Sender<Result<(), VcpuError>>),
     /// To look at the gate again.
-    Rise,
+    Resume,
 }
 
 /// A vCPU at rest, as its thread sees it.
 #[derive(Clone, Debug)]
-pub struct Look {
+pub struct VcpuSnapshot {
     /// Which.
     pub vcpu: VcpuId,
     /// The steal-time MSR as the guest would read it; `None` where it would fault.
@@ -44,8 +44,8 @@ pub struct Look {
     pub since: Instant,
     /// The scheduler's account of its thread at that moment.
     pub account: ThreadStats,
-    /// How much of that account's run delay is no affair of the guest's: the thread waited at rest, to run errands (ns).
-    pub forgotten_ns: u64,
+    /// How much of that account's run delay is no affair of the guest's: the thread waited at rest, to run commands (ns).
+    pub discarded_ns: u64,
     /// Its exits so far.
     pub exits: ExitCounts,
     /// Its general purpose registers; `None` where KVM does not tell.

@@ -5,7 +5,7 @@ use std::io;
 use protocol::VcpuId;
 
 use host::cpus::CpuError;
-use steal_time::publisher::PublisherError;
+use steal_time::publisher::StealTimeError;
 
 /// A vCPU thread failed, by no fault of the guest.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum VcpuError {
     },
     /// The thread cannot be confined.
     #[error("Cannot place the thread of vCPU {vcpu}")]
-    Place {
+    CpuHandoff {
         /// The vCPU.
         vcpu: VcpuId,
         /// The host's reason.
@@ -56,6 +56,6 @@ pub enum VcpuError {
         /// The vCPU.
         vcpu: VcpuId,
         /// The publisher's reason.
-        source: PublisherError,
+        source: StealTimeError,
     },
 }

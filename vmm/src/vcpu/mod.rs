@@ -3,7 +3,7 @@
 //! - [`threads`]: all of a guest's, from their start to what is left of them.
 //! - [`run`]: the thread's life, a loop over three states.
 //! - [`exit`]: why the guest was left, parsed once.
-//! - [`errand`]: what a thread does for others while the guest is paused.
+//! - [`command`]: what a thread does for others while the guest is paused.
 //!
 //! How a thread is made to leave the guest, and where it stops, alone or for all: [`host::kick`], [`crate::vcpu::control`].
 
@@ -24,13 +24,13 @@ use protocol::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::hooks::RunHooks;
-use crate::vcpu::control::Gate;
+use crate::vcpu::control::VcpuControl;
 use exit::CrashReason;
 use host::cpus::Cpus;
 
 /// How a vCPU thread ended the run, or that it was sent home.
 #[derive(Debug)]
-pub enum Ending {
+pub enum VcpuExit {
     /// The guest pulsed the reset line.
     Reset,
     /// The guest wrote this to the exit port.
@@ -38,7 +38,7 @@ pub enum Ending {
     /// The guest cannot go on.
     Crash(Box<Crash>),
     /// The run was over.
-    SentHome,
+    Stopped,
 }
 
 /// A vCPU that cannot go on, as KVM left it.
@@ -83,7 +83,7 @@ pub struct Shared {
     /// Who answers at a port.
     pub ports: PortBus,
     /// Where their threads stop.
-    pub gate: Arc<Gate>,
+    pub control: Arc<VcpuControl>,
     /// Host CPUs that their threads may use.
     pub cpus: Cpus,
     /// Callbacks of the program that runs the guest.
@@ -98,7 +98,7 @@ pub enum Message {
         /// By which vCPU.
         vcpu: VcpuId,
         /// How.
-        ending: Ending,
+        ending: VcpuExit,
     },
     /// A run hook wants the run to end.
     StopRequested,
@@ -113,12 +113,12 @@ pub enum Message {
 
 /// The way from a vCPU thread to the event loop.
 #[derive(Debug)]
-pub struct Outbox {
+pub struct EventSender {
     messages: mpsc::Sender<Message>,
     wake: EventFd,
 }
 
-impl Outbox {
+impl EventSender {
     /// A way that wakes by `wake` whoever receives.
     pub fn new(messages: mpsc::Sender<Message>, wake: EventFd) -> Self {
         Self { messages, wake }

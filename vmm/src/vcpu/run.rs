@@ -8,13 +8,13 @@ use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
 use protocol::kvm::MSR_STEAL_TIME;
 
-use super::command::{Errand, Look};
+use super::command::{VcpuCommand, VcpuSnapshot};
 use super::error::VcpuError;
 use super::exit::{self, CrashReason, Exit, PortData};
-use super::{Crash, Ending, ExitCounts, Message, Outbox, Registers, Shared};
+use super::{Crash, EventSender, ExitCounts, Message, Registers, Shared, VcpuExit};
 use crate::guest_clock::GuestClock;
 use crate::hooks::{Descheduled, VcpuEvent};
-use crate::vcpu::control::{Seat, Wanted};
+use crate::vcpu::control::{VcpuHandle, VcpuRequest};
 use host::clock;
 use host::kick;
 use host::stats::{self, ThreadStats};
@@ -34,24 +34,24 @@ pub struct Vcpu<'p> {
     fd: VcpuFd,
     shared: Arc<Shared>,
     steal_time: VcpuStealTime<'p>,
-    outbox: Outbox,
-    errands: mpsc::Receiver<Errand>,
+    event_sender: EventSender,
+    commands: mpsc::Receiver<VcpuCommand>,
     exits: ExitCounts,
     /// KVM has an exit to complete, when it is next entered: until then the registers are those of before it.
     owes: bool,
-    /// Its seat at the gate.
-    seat: Arc<Seat>,
+    /// Its handle at the control.
+    handle: Arc<VcpuHandle>,
     /// When it last began to rest, the account of its thread then, and how much of the run delay was forgotten by then.
     at_rest: (Instant, ThreadStats, u64),
     /// How much run delay was forgotten, all told: its thread waited at rest (ns).
-    forgotten_ns: u64,
+    discarded_ns: u64,
     /// How often its thread had been preempted when it began.
     preempted_before: u64,
 }
 
 /// What is left of a vCPU thread.
 #[derive(Clone, Debug, Default)]
-pub struct Remains {
+pub struct VcpuStats {
     /// Its exits.
     pub exits: ExitCounts,
     /// The scheduler's account of its thread.
@@ -66,10 +66,10 @@ pub struct Remains {
 
 enum State {
     Running,
-    Parked,
-    Held,
-    Resting,
-    Finished(Ending),
+    Stopped,
+    Descheduled,
+    Paused,
+    Finished(VcpuExit),
 }
 
 /// What came of one stay in the guest.
@@ -77,7 +77,7 @@ enum Step {
     /// Dealt with.
     Handled,
     /// The guest ended, well or not.
-    Ended(Ending),
+    Ended(VcpuExit),
 }
 
 impl<'p> Vcpu<'p> {
@@ -87,8 +87,8 @@ impl<'p> Vcpu<'p> {
         fd: VcpuFd,
         shared: Arc<Shared>,
         steal_time: VcpuStealTime<'p>,
-        outbox: Outbox,
-        errands: mpsc::Receiver<Errand>,
+        event_sender: EventSender,
+        commands: mpsc::Receiver<VcpuCommand>,
     ) -> Self {
         let exits = ExitCounts::default();
         Self {
@@ -96,32 +96,32 @@ impl<'p> Vcpu<'p> {
             fd,
             shared,
             steal_time,
-            outbox,
-            errands,
+            event_sender,
+            commands,
             exits,
             owes: false,
-            seat: Arc::new(Seat::of_this_thread()),
+            handle: Arc::new(VcpuHandle::of_this_thread()),
             at_rest: (Instant::now(), ThreadStats::default(), 0),
-            forgotten_ns: 0,
+            discarded_ns: 0,
             preempted_before: 0,
         }
     }
 
     /// Runs until the guest ends or the thread is sent home; tells the event loop which, and how it went.
-    pub fn run(mut self) -> Remains {
-        self.seat = self.shared.gate.enter(self.id);
+    pub fn run(mut self) -> VcpuStats {
+        self.handle = self.shared.control.enter(self.id);
         self.preempted_before = stats::own_involuntary_switches();
         let message = match self.run_to_the_end() {
-            Ok(Ending::SentHome) => None,
+            Ok(VcpuExit::Stopped) => None,
             Ok(ending) => Some(Message::Ended { vcpu: self.id, ending }),
             Err(error) => Some(Message::Failed { vcpu: self.id, error }),
         };
         if let Some(message) = message {
-            self.outbox.send(message);
+            self.event_sender.send(message);
         }
-        self.shared.gate.leave(self.id);
+        self.shared.control.leave(self.id);
         let account = ThreadStats::read(own_tid()).unwrap_or_default();
-        Remains {
+        VcpuStats {
             exits: self.exits,
             account,
             preemptions: account.involuntary_switches.saturating_sub(self.preempted_before),
@@ -130,26 +130,26 @@ impl<'p> Vcpu<'p> {
         }
     }
 
-    fn run_to_the_end(&mut self) -> Result<Ending, VcpuError> {
+    fn run_to_the_end(&mut self) -> Result<VcpuExit, VcpuError> {
         let mut state = State::Running;
         loop {
             state = match state {
                 State::Running => self.running()?,
-                State::Parked => self.parked(),
-                State::Held => self.held()?,
-                State::Resting => self.resting()?,
+                State::Stopped => self.stopped(),
+                State::Descheduled => self.descheduled()?,
+                State::Paused => self.paused()?,
                 State::Finished(ending) => return Ok(ending),
             };
         }
     }
 
     fn running(&mut self) -> Result<State, VcpuError> {
-        match self.shared.gate.wanted(&self.seat) {
-            Wanted::Nothing => {}
-            Wanted::Park => return Ok(State::Parked), // running -> parked: another vCPU needs to be alone
-            Wanted::Rest => return Ok(State::Resting), // running -> resting: the guest is paused
-            Wanted::Hold => return Ok(State::Held),   // running -> held: a policy wants it not to run
-            Wanted::End => return Ok(State::Finished(Ending::SentHome)), // running -> finished: the run is over
+        match self.shared.control.request(&self.handle) {
+            VcpuRequest::Run => {}
+            VcpuRequest::Stop => return Ok(State::Stopped), // running -> parked: another vCPU needs to be alone
+            VcpuRequest::Pause => return Ok(State::Paused), // running -> resting: the guest is paused
+            VcpuRequest::Deschedule => return Ok(State::Descheduled), // running -> held: a policy wants it not to run
+            VcpuRequest::Finish => return Ok(State::Finished(VcpuExit::Stopped)), // running -> finished: the run is over
         }
         self.steal_time.before_entry();
         match self.step()? {
@@ -158,32 +158,32 @@ impl<'p> Vcpu<'p> {
         }
     }
 
-    fn parked(&mut self) -> State {
-        self.shared.gate.park();
+    fn stopped(&mut self) -> State {
+        self.shared.control.wait_exclusive();
         State::Running // parked -> running: the other one is done
     }
 
     /// Does not run, though it wants to, until it is released. That is steal, and its byte says so.
-    fn held(&mut self) -> Result<State, VcpuError> {
+    fn descheduled(&mut self) -> Result<State, VcpuError> {
         if let Some(ending) = self.complete()? {
             return Ok(State::Finished(ending)); // held -> finished: what was owed ended the guest
         }
         let from_ns = clock::monotonic_ns();
         self.steal_time.deschedule();
         let published_ns = clock::monotonic_ns();
-        let requested_ns = self.seat.held_ns();
-        let wanted_to_run = self.shared.gate.wait_while_held(&self.seat);
+        let requested_ns = self.handle.requested_ns();
+        let wanted_to_run = self.shared.control.wait_while_descheduled(&self.handle);
         let descheduled_ns = wanted_to_run.saturating_sub(from_ns);
         let scheduled = self.steal_time.schedule(descheduled_ns);
         scheduled.map_err(|source| VcpuError::Publish { vcpu: self.id, source })?;
         let to_ns = clock::monotonic_ns();
         let interval = Descheduled { requested_ns, from_ns, published_ns, to_ns, descheduled_ns };
-        self.shared.hooks.on_vcpu_event(self.id, &self.seat, VcpuEvent::Descheduled(interval));
+        self.shared.hooks.on_vcpu_event(self.id, &self.handle, VcpuEvent::Descheduled(interval));
         Ok(State::Running) // held -> running: it is released, or the gate wants something else of it first
     }
 
     /// Completes the guest's instruction that the monitor had a part in, which may end the guest.
-    fn complete(&mut self) -> Result<Option<Ending>, VcpuError> {
+    fn complete(&mut self) -> Result<Option<VcpuExit>, VcpuError> {
         self.fd.set_kvm_immediate_exit(1);
         while self.owes {
             if let Step::Ended(ending) = self.step()? {
@@ -194,47 +194,47 @@ impl<'p> Vcpu<'p> {
         Ok(None)
     }
 
-    /// Completes what KVM owes, rests, and runs errands, until the guest goes on.
-    fn resting(&mut self) -> Result<State, VcpuError> {
+    /// Completes what KVM owes, is_paused, and runs commands, until the guest goes on.
+    fn paused(&mut self) -> Result<State, VcpuError> {
         if let Some(ending) = self.complete()? {
             return Ok(State::Finished(ending)); // resting -> finished: what was owed ended the guest
         }
         self.steal_time.pause();
         let account = ThreadStats::read(own_tid()).unwrap_or_default();
-        self.forget_waiting(account.run_delay_ns);
-        self.at_rest = (Instant::now(), account, self.forgotten_ns);
-        self.shared.gate.begin_rest();
-        while self.shared.gate.wanted(&self.seat) == Wanted::Rest {
-            match self.errands.recv() {
+        self.discard_run_delay(account.run_delay_ns);
+        self.at_rest = (Instant::now(), account, self.discarded_ns);
+        self.shared.control.begin_pause();
+        while self.shared.control.request(&self.handle) == VcpuRequest::Pause {
+            match self.commands.recv() {
                 // What the thread has waited for a CPU since it was told is the guest's: it wanted to go on.
-                Ok(Errand::Rise) => {}
-                Ok(errand) => {
+                Ok(VcpuCommand::Resume) => {}
+                Ok(command) => {
                     if let Ok(run_delay_ns) = stats::own_run_delay_ns() {
-                        self.forget_waiting(run_delay_ns);
+                        self.discard_run_delay(run_delay_ns);
                     }
-                    self.run_errand(errand);
+                    self.run_command(command);
                 }
-                Err(mpsc::RecvError) => return Ok(State::Finished(Ending::SentHome)), // nobody is left to resume it
+                Err(mpsc::RecvError) => return Ok(State::Finished(VcpuExit::Stopped)), // nobody is left to resume it
             }
         }
-        self.shared.gate.end_rest();
+        self.shared.control.end_pause();
         self.steal_time.resume().map_err(|source| VcpuError::Publish { vcpu: self.id, source })?;
         self.tell_paused()?;
         Ok(State::Running) // resting -> running: the guest goes on
     }
 
     /// What the thread has waited for a CPU at rest is no affair of the guest's.
-    fn forget_waiting(&mut self, run_delay_ns: u64) {
-        self.forgotten_ns += self.steal_time.discard_run_delay(run_delay_ns);
+    fn discard_run_delay(&mut self, run_delay_ns: u64) {
+        self.discarded_ns += self.steal_time.discard_run_delay(run_delay_ns);
     }
 
-    fn run_errand(&mut self, errand: Errand) {
+    fn run_command(&mut self, command: VcpuCommand) {
         // Who does not wait for the answer any more does not need it.
-        match errand {
-            Errand::Rise => {}
-            Errand::Look(answer) => drop(answer.send(self.look())),
-            Errand::Save(answer) => drop(answer.send(self.steal_time.save(&self.fd))),
-            Errand::Restore(saved, answer) => drop(answer.send(self.restore(saved))),
+        match command {
+            VcpuCommand::Resume => {}
+            VcpuCommand::Snapshot(answer) => drop(answer.send(self.snapshot())),
+            VcpuCommand::Save(answer) => drop(answer.send(self.steal_time.save(&self.fd))),
+            VcpuCommand::Restore(saved, answer) => drop(answer.send(self.restore(saved))),
         }
     }
 
@@ -248,16 +248,16 @@ impl<'p> Vcpu<'p> {
         }
     }
 
-    fn look(&self) -> Look {
-        let (since, account, forgotten_ns) = self.at_rest;
-        Look {
+    fn snapshot(&self) -> VcpuSnapshot {
+        let (since, account, discarded_ns) = self.at_rest;
+        VcpuSnapshot {
             vcpu: self.id,
             msr: self.steal_time.msr(&self.fd),
             kernel_msr: kvm_msr::read(&self.fd, MSR_STEAL_TIME),
             record: self.steal_time.record(&self.fd).map(|record| record.bytes()),
             since,
             account,
-            forgotten_ns,
+            discarded_ns,
             exits: self.exits,
             registers: self.fd.get_regs().ok(),
             counts: self.steal_time.counts(),
@@ -287,9 +287,9 @@ impl<'p> Vcpu<'p> {
                 for unit in data.chunks(width) {
                     match self.shared.ports.write(port, unit) {
                         Written::Handled => {}
-                        Written::Request(Request::Reset) => return Ok(Step::Ended(Ending::Reset)),
+                        Written::Request(Request::Reset) => return Ok(Step::Ended(VcpuExit::Reset)),
                         Written::Request(Request::Exit(status)) => {
-                            return Ok(Step::Ended(Ending::Exit(status)));
+                            return Ok(Step::Ended(VcpuExit::Exit(status)));
                         }
                         Written::Unclaimed => {
                             if !self.shared.hooks.on_exit(vcpu, port, unit) {
@@ -322,16 +322,16 @@ impl<'p> Vcpu<'p> {
             Exit::Interrupted => {
                 self.exits.interrupted += 1;
                 kick::drain();
-                self.shared.hooks.on_vcpu_event(vcpu, &self.seat, VcpuEvent::Kicked);
+                self.shared.hooks.on_vcpu_event(vcpu, &self.handle, VcpuEvent::Kicked);
             }
             Exit::Crashed(reason) => return Ok(Step::Ended(self.crash(reason))),
         }
         Ok(Step::Handled)
     }
 
-    fn crash(&self, reason: CrashReason) -> Ending {
+    fn crash(&self, reason: CrashReason) -> VcpuExit {
         let registers = self.fd.get_regs().ok().zip(self.fd.get_sregs().ok());
         let registers = registers.map(|(general, system)| Registers { general, system });
-        Ending::Crash(Box::new(Crash { reason, registers }))
+        VcpuExit::Crash(Box::new(Crash { reason, registers }))
     }
 }

@@ -1,6 +1,6 @@
 //! The vCPU threads of a guest: each prepares its vCPU, runs it, and says what is left of it.
 //!
-//! However a run ends, all of them are sent home and waited for. While the guest is paused they run errands.
+//! However a run ends, all of them are sent home and waited for. While the guest is paused they run commands.
 
 use std::io;
 use std::sync::{Arc, mpsc};
@@ -9,13 +9,13 @@ use std::thread::{self, JoinHandle};
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
 
-use super::command::Errand;
+use super::command::VcpuCommand;
 use super::error::VcpuError;
-use super::run::{Remains, Vcpu};
-use super::{Message, Outbox, Shared, signal_mask};
+use super::run::{Vcpu, VcpuStats};
+use super::{EventSender, Message, Shared, signal_mask};
 use crate::boot::{self, Entry};
 use crate::cpuid::Supported;
-use crate::vcpu::control::Gate;
+use crate::vcpu::control::VcpuControl;
 use steal_time::vcpu::VcpuStealTime;
 use steal_time::vm::StealTime;
 
@@ -38,32 +38,38 @@ pub struct Common {
 /// The vCPU threads of one guest.
 #[derive(Debug)]
 pub struct Threads {
-    gate: Arc<Gate>,
+    control: Arc<VcpuControl>,
     threads: Vec<Thread>,
 }
 
 #[derive(Debug)]
 struct Thread {
     vcpu: VcpuId,
-    errands: mpsc::Sender<Errand>,
-    handle: JoinHandle<Remains>,
+    commands: mpsc::Sender<VcpuCommand>,
+    handle: JoinHandle<VcpuStats>,
 }
 
 impl Threads {
     /// None yet. They will stop at `gate`.
-    pub fn new(gate: Arc<Gate>) -> Self {
-        Self { gate, threads: Vec::new() }
+    pub fn new(control: Arc<VcpuControl>) -> Self {
+        Self { control, threads: Vec::new() }
     }
 
-    /// Starts the thread of `vcpu`, which enters the guest and sends what happens to `outbox`.
+    /// Starts the thread of `vcpu`, which enters the guest and sends what happens to `event_sender`.
     ///
     /// # Errors
     /// The host's reason for giving no thread.
-    pub fn start(&mut self, vcpu: VcpuId, fd: VcpuFd, common: Common, outbox: Outbox) -> io::Result<()> {
-        let (errands, inbox) = mpsc::channel();
+    pub fn start(
+        &mut self,
+        vcpu: VcpuId,
+        fd: VcpuFd,
+        common: Common,
+        event_sender: EventSender,
+    ) -> io::Result<()> {
+        let (commands, inbox) = mpsc::channel();
         let thread = thread::Builder::new().name(format!("vcpu{vcpu}")).stack_size(THREAD_STACK);
-        let handle = thread.spawn(move || live(vcpu, fd, &common, outbox, inbox))?;
-        self.threads.push(Thread { vcpu, errands, handle });
+        let handle = thread.spawn(move || live(vcpu, fd, &common, event_sender, inbox))?;
+        self.threads.push(Thread { vcpu, commands, handle });
         Ok(())
     }
 
@@ -72,32 +78,32 @@ impl Threads {
         self.threads.len()
     }
 
-    /// Has each thread, in the vCPUs' order, run the errand that `errand` makes for it, and gives the answers. `None` for
+    /// Has each thread, in the vCPUs' order, run the command that `command` makes for it, and gives the answers. `None` for
     /// one that has ended. The guest is paused.
     pub fn ask<T>(
         &self,
-        mut errand: impl FnMut(VcpuId, mpsc::Sender<T>) -> Errand,
+        mut command: impl FnMut(VcpuId, mpsc::Sender<T>) -> VcpuCommand,
     ) -> Vec<(VcpuId, Option<T>)> {
         let mut ask = |thread: &Thread| {
             let (sender, answer) = mpsc::channel();
-            thread.errands.send(errand(thread.vcpu, sender)).ok()?;
+            thread.commands.send(command(thread.vcpu, sender)).ok()?;
             answer.recv().ok()
         };
         self.threads.iter().map(|thread| (thread.vcpu, ask(thread))).collect()
     }
 
     /// Has all threads that rest look at the gate again.
-    pub fn rise(&self) {
+    pub fn resume(&self) {
         for thread in &self.threads {
             // One that has ended needs not be told.
-            let _ = thread.errands.send(Errand::Rise);
+            let _ = thread.commands.send(VcpuCommand::Resume);
         }
     }
 
     /// Sends all of them home, and waits for them.
-    pub fn finish(&mut self) -> Vec<(VcpuId, Remains)> {
-        self.gate.end();
-        self.rise();
+    pub fn finish(&mut self) -> Vec<(VcpuId, VcpuStats)> {
+        self.control.end();
+        self.resume();
         let home = |thread: Thread| (thread.vcpu, thread.handle.join().unwrap_or_default());
         self.threads.drain(..).map(home).collect()
     }
@@ -113,21 +119,23 @@ fn live(
     vcpu: VcpuId,
     fd: VcpuFd,
     common: &Common,
-    outbox: Outbox,
-    errands: mpsc::Receiver<Errand>,
-) -> Remains {
+    event_sender: EventSender,
+    commands: mpsc::Receiver<VcpuCommand>,
+) -> VcpuStats {
     match prepare(vcpu, &fd, common) {
-        Ok(steal_time) => Vcpu::new(vcpu, fd, Arc::clone(&common.shared), steal_time, outbox, errands).run(),
+        Ok(steal_time) => {
+            Vcpu::new(vcpu, fd, Arc::clone(&common.shared), steal_time, event_sender, commands).run()
+        }
         Err(error) => {
-            outbox.send(Message::Failed { vcpu, error });
-            Remains::default()
+            event_sender.send(Message::Failed { vcpu, error });
+            VcpuStats::default()
         }
     }
 }
 
 /// All that a vCPU needs before it first runs, from its own thread.
 fn prepare<'c>(vcpu: VcpuId, fd: &VcpuFd, common: &'c Common) -> Result<VcpuStealTime<'c>, VcpuError> {
-    common.shared.cpus.pin_this_thread().map_err(|source| VcpuError::Place { vcpu, source })?;
+    common.shared.cpus.pin_this_thread().map_err(|source| VcpuError::CpuHandoff { vcpu, source })?;
     signal_mask::unblock_kick_in_run(fd).map_err(|source| VcpuError::SignalMask { vcpu, source })?;
     let setup = |source| VcpuError::Setup { vcpu, source };
     let mut cpuid = common.supported.of_vcpu(vcpu);

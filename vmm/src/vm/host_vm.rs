@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crate::memory::Ram;
-use crate::vcpu::control::Gate;
+use crate::vcpu::control::VcpuControl;
 use host::kick;
 use steal_time::host_vm::{AllStopped, HostVm};
 
@@ -15,25 +15,25 @@ use steal_time::host_vm::{AllStopped, HostVm};
 #[derive(Debug)]
 pub struct GuestVm {
     ram: Ram,
-    control: Arc<Gate>,
+    control: Arc<VcpuControl>,
 }
 
 impl GuestVm {
     /// The guest with `ram`, whose vCPU threads stop at `control`.
-    pub fn new(ram: Ram, control: Arc<Gate>) -> Self {
+    pub fn new(ram: Ram, control: Arc<VcpuControl>) -> Self {
         Self { ram, control }
     }
 }
 
 // SAFETY: `ram` keeps its pages mapped at the same addresses as long as this object exists, and they hold guest memory
-// alone. `Gate::alone` returns from its wait only when every other vCPU thread is outside the guest, and keeps it there.
+// alone. `VcpuControl::alone` returns from its wait only when every other vCPU thread is outside the guest, and keeps it there.
 unsafe impl HostVm for GuestVm {
     fn page_hva(&self, page_gpa: u64) -> Option<NonNull<u8>> {
         self.ram.page_hva(page_gpa)
     }
 
     fn stop_all(&self, act: &mut dyn FnMut(&AllStopped)) {
-        self.control.alone(|_| {
+        self.control.stop_all(|_| {
             // SAFETY: every other vCPU thread waits at the gate until this closure returns.
             act(&unsafe { AllStopped::new() });
         });

@@ -11,10 +11,10 @@ use std::sync::Arc;
 
 use protocol::VcpuId;
 
-use crate::vcpu::command::{Errand, Look};
-use crate::vcpu::control::{AlreadyPaused, Gate};
+use crate::vcpu::command::{VcpuCommand, VcpuSnapshot};
+use crate::vcpu::control::{AlreadyPaused, VcpuControl};
 use crate::vcpu::error::VcpuError;
-use crate::vcpu::run::Remains;
+use crate::vcpu::run::VcpuStats;
 use crate::vcpu::threads::Threads;
 use host::kick::KickHandle;
 use host_vm::GuestVm;
@@ -31,7 +31,7 @@ use steal_time::vm::StealTime;
 pub struct Paused(());
 
 impl Paused {
-    /// The proof for a machine whose gate was made by [`Gate::paused`].
+    /// The proof for a machine whose gate was made by [`VcpuControl::paused`].
     pub(crate) fn from_the_start() -> Self {
         Self(())
     }
@@ -56,15 +56,15 @@ pub enum StateError {
 pub struct Vm {
     /// They end first: they use all else.
     threads: Threads,
-    gate: Arc<Gate>,
+    control: Arc<VcpuControl>,
     steal_time: StealTime,
     machine: Machine,
 }
 
 impl Vm {
     /// A machine whose vCPUs' threads are started, and stop at `gate`.
-    pub fn new(machine: Machine, gate: Arc<Gate>, steal_time: StealTime, threads: Threads) -> Self {
-        Self { threads, gate, steal_time, machine }
+    pub fn new(machine: Machine, control: Arc<VcpuControl>, steal_time: StealTime, threads: Threads) -> Self {
+        Self { threads, control, steal_time, machine }
     }
 
     /// KVM's side of it.
@@ -77,13 +77,13 @@ impl Vm {
     /// # Errors
     /// [`AlreadyPaused`].
     pub fn pause(&self) -> Result<Paused, AlreadyPaused> {
-        self.gate.pause().map(|()| Paused(()))
+        self.control.pause().map(|()| Paused(()))
     }
 
     /// Lets it go on. A guest that keeps time by kvmclock finds noted there that it was paused.
     pub fn resume(&self, _paused: Paused) {
-        self.gate.resume();
-        self.threads.rise();
+        self.control.resume();
+        self.threads.resume();
     }
 
     /// Who publishes for it.
@@ -93,13 +93,13 @@ impl Vm {
 
     /// Keeps `vcpu` from running, until it is released. Its byte is set, and the time is steal. Says whether there is such
     /// a vCPU. It takes a moment: the thread leaves the guest first.
-    pub fn hold(&self, vcpu: VcpuId) -> bool {
-        self.gate.hold(vcpu)
+    pub fn deschedule(&self, vcpu: VcpuId) -> bool {
+        self.control.deschedule(vcpu)
     }
 
     /// Lets `vcpu` run again.
-    pub fn release(&self, vcpu: VcpuId) {
-        self.gate.release(vcpu);
+    pub fn schedule(&self, vcpu: VcpuId) {
+        self.control.schedule(vcpu);
     }
 
     /// How many vCPUs were started.
@@ -108,13 +108,13 @@ impl Vm {
     }
 
     /// Control of its vCPUs' threads.
-    pub fn control(&self) -> &Arc<Gate> {
-        &self.gate
+    pub fn control(&self) -> &Arc<VcpuControl> {
+        &self.control
     }
 
     /// The machine as the steal-time library sees it.
     pub fn host_vm(&self) -> Arc<dyn HostVm> {
-        Arc::new(GuestVm::new(self.machine.ram().clone(), Arc::clone(&self.gate)))
+        Arc::new(GuestVm::new(self.machine.ram().clone(), Arc::clone(&self.control)))
     }
 
     /// The record at `gpa`; `None` if `gpa` is misaligned or outside RAM.
@@ -124,7 +124,7 @@ impl Vm {
 
     /// The threads of the vCPUs that have not ended.
     pub fn threads(&self) -> Vec<(VcpuId, KickHandle)> {
-        self.gate.threads()
+        self.control.threads()
     }
 
     /// The steal time of all vCPUs, to be saved beside guest memory.
@@ -132,7 +132,7 @@ impl Vm {
     /// # Errors
     /// [`StateError::Ended`].
     pub fn save_steal_time(&self, _paused: &Paused) -> Result<SavedStealTime, StateError> {
-        let saved = self.threads.ask(|_, answer| Errand::Save(answer));
+        let saved = self.threads.ask(|_, answer| VcpuCommand::Save(answer));
         let vcpus = saved.into_iter().map(|(vcpu, saved)| saved.ok_or(StateError::Ended(vcpu)));
         Ok(self.steal_time.saved(vcpus.collect::<Result<_, _>>()?))
     }
@@ -148,7 +148,7 @@ impl Vm {
         saved.check(self.threads.count(), exists)?;
         let mut vcpus = saved.vcpus.iter().copied();
         let restored =
-            self.threads.ask(|_, answer| Errand::Restore(vcpus.next().unwrap_or_default(), answer));
+            self.threads.ask(|_, answer| VcpuCommand::Restore(vcpus.next().unwrap_or_default(), answer));
         for (vcpu, restored) in restored {
             restored.ok_or(StateError::Ended(vcpu))??;
         }
@@ -156,13 +156,13 @@ impl Vm {
     }
 
     /// What there is to see of each vCPU that has not ended.
-    pub fn look(&self, _paused: &Paused) -> Vec<Look> {
-        let looks = self.threads.ask(|_, answer| Errand::Look(answer));
+    pub fn snapshot(&self, _paused: &Paused) -> Vec<VcpuSnapshot> {
+        let looks = self.threads.ask(|_, answer| VcpuCommand::Snapshot(answer));
         looks.into_iter().filter_map(|(_, look)| look).collect()
     }
 
     /// Sends the threads home, whether it stands still or not, and gives what is left of each vCPU.
-    pub fn finish(&mut self) -> Vec<(VcpuId, Remains)> {
+    pub fn finish(&mut self) -> Vec<(VcpuId, VcpuStats)> {
         self.threads.finish()
     }
 }

@@ -151,8 +151,8 @@ impl Malthusian {
             return Some(next);
         };
         // There is one waiter too many: cull the one that does not run, where that is known.
-        let asks = matches!(ctx.policy, WaitPolicy::Preempted { .. });
-        if asks && ctx.is_off_cpu(after) && !ctx.is_off_cpu(next) {
+        let reads_preempted = matches!(ctx.policy, WaitPolicy::Preempted { .. });
+        if reads_preempted && ctx.is_off_cpu(after) && !ctx.is_off_cpu(next) {
             if let Some(last) = decode(self.queue.node(after).next.load(Ordering::Acquire)) {
                 self.queue.node(next).next.store(encode(last), Ordering::Release);
                 self.cull(after);

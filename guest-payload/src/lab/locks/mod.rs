@@ -39,4 +39,4 @@ pub use virt::Virt;
 mod models;
 #[cfg(test)]
 #[cfg(not(modelled))]
-mod tests;
+pub(crate) mod tests;

@@ -180,7 +180,7 @@ impl Lock for Rwsem {
 #[cfg(not(modelled))]
 mod tests {
     use super::*;
-    use crate::locks::tests::{Machine, THRESHOLD, Thread};
+    use crate::lab::locks::tests::{Machine, THRESHOLD, Thread};
     use crate::park::ParkingLot;
 
     #[test]

@@ -69,8 +69,9 @@ impl fmt::Display for ParamError<'_> {
             Self::UnknownKey(key) => {
                 write!(f, "Parameter {key:?} is unknown (the payload knows ")?;
                 let mut separator = "";
-                for param in Workload::PARAMS.iter().chain(Boot::PARAMS) {
-                    write!(f, "{separator}{}", param.key)?;
+                // Not PARAMS: the payload, which prints this, then carries no help texts.
+                for key in Workload::KEYS.iter().chain(Boot::KEYS) {
+                    write!(f, "{separator}{key}")?;
                     separator = ", ";
                 }
                 f.write_str(")")

@@ -30,7 +30,10 @@ macro_rules! params {
             /// The values of a command line without any parameter.
             pub const DEFAULT: Self = Self { $($key: $default,)+ };
 
-            /// All parameters, in the order in which they are written.
+            /// The keys of all parameters, in the order in which they are written.
+            pub const KEYS: &'static [&'static str] = &[$(stringify!($key),)+];
+
+            /// All parameters, with help, in the same order.
             pub const PARAMS: &'static [Param] = &[$(Param {
                 key: stringify!($key),
                 help: concat!($($help,)+).trim_ascii(),
@@ -87,9 +90,9 @@ macro_rules! params {
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 let mut separator = "";
-                for param in Self::PARAMS.iter().filter(|param| self.is_written(param.key)) {
-                    write!(f, "{separator}{}=", param.key)?;
-                    self.write_value(param.key, f)?;
+                for key in Self::KEYS.iter().filter(|key| self.is_written(key)) {
+                    write!(f, "{separator}{key}=")?;
+                    self.write_value(key, f)?;
                     separator = " ";
                 }
                 Ok(())

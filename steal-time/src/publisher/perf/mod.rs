@@ -32,9 +32,9 @@ use std::sync::Arc;
 
 use protocol::VcpuId;
 
-use super::own_record::OwnRecord;
 use super::pages::UnloggedPages;
-use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherError, PublisherKind, bpf};
+use super::thread_record::ThreadRecord;
+use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherKind, StealTimeError, bpf};
 use crate::host_vm::HostVm;
 use host::cpus::Cpus;
 pub use observer::Observer;
@@ -58,10 +58,10 @@ impl PerfPublisher {
     /// observer.
     ///
     /// # Errors
-    /// [`PublisherError::NoKickSignal`], or [`PublisherError::Perf`] without a free file descriptor
+    /// [`StealTimeError::NoKickSignal`], or [`StealTimeError::Perf`] without a free file descriptor
     /// or thread.
-    pub fn new(vm: Arc<dyn HostVm>, cpus: &Cpus) -> Result<Self, PublisherError> {
-        let signal = vm.kick_signal().ok_or(PublisherError::NoKickSignal(PublisherKind::Perf))?;
+    pub fn new(vm: Arc<dyn HostVm>, cpus: &Cpus) -> Result<Self, StealTimeError> {
+        let signal = vm.kick_signal().ok_or(StealTimeError::NoKickSignal(PublisherKind::Perf))?;
         let observer = Observer::start(cpus)?;
         Ok(Self { vm, signal, readers: Arc::default(), observer, pages: UnloggedPages::default() })
     }
@@ -72,8 +72,8 @@ impl Publisher for PerfPublisher {
         PublisherKind::Perf
     }
 
-    fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, PublisherError> {
-        let own = OwnRecord::new(Arc::clone(&self.vm))?;
+    fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, StealTimeError> {
+        let own = ThreadRecord::new(Arc::clone(&self.vm))?;
         let reader = Arc::new(SwitchReader::of_this_thread(vcpu, RING_PAGES, self.signal)?);
         self.observer.watch(Arc::clone(&reader))?;
         self.readers.add(Arc::clone(&reader));
@@ -100,13 +100,13 @@ impl Publisher for PerfPublisher {
 /// The publication of one vCPU, owned by its thread.
 #[derive(Debug)]
 struct PerfPublication<'p> {
-    own: OwnRecord,
+    own: ThreadRecord,
     reader: Arc<SwitchReader>,
     publisher: &'p PerfPublisher,
 }
 
 impl Publication for PerfPublication<'_> {
-    fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), PublisherError> {
+    fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), StealTimeError> {
         self.publisher.pages.note(gpa);
         self.own.publish(gpa, least_ns)?;
         self.reader.set_record(self.own.shared());
@@ -128,23 +128,23 @@ impl Publication for PerfPublication<'_> {
         self.own.park();
     }
 
-    fn unpark(&mut self, parked_ns: u64) -> Result<(), PublisherError> {
+    fn unpark(&mut self, parked_ns: u64) -> Result<(), StealTimeError> {
         self.own.unpark(parked_ns)?;
         self.reader.set_record(self.own.shared());
         Ok(())
     }
 
-    fn rest(&mut self) {
+    fn pause(&mut self) {
         self.reader.set_record(None);
-        self.own.rest();
+        self.own.pause();
     }
 
-    fn forget_waiting(&mut self, run_delay_ns: u64) -> u64 {
-        self.own.forget_waiting(run_delay_ns)
+    fn discard_run_delay(&mut self, run_delay_ns: u64) -> u64 {
+        self.own.discard_run_delay(run_delay_ns)
     }
 
-    fn rise(&mut self) -> Result<(), PublisherError> {
-        self.own.rise()?;
+    fn resume(&mut self) -> Result<(), StealTimeError> {
+        self.own.resume()?;
         self.reader.set_record(self.own.shared());
         Ok(())
     }

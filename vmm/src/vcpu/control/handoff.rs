@@ -6,36 +6,36 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Seat;
+use super::VcpuHandle;
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Place(Mutex<Occupancy>);
+pub struct CpuHandoff(Mutex<Occupancy>);
 
 #[derive(Debug, Default)]
 struct Occupancy {
-    here: Option<Arc<Seat>>,
-    next: Option<Arc<Seat>>,
+    here: Option<Arc<VcpuHandle>>,
+    next: Option<Arc<VcpuHandle>>,
 }
 
-impl Place {
-    /// Releases `seat`'s thread, at once if nobody is here, or when whoever is here leaves: that one is held already. Whoever was
+impl CpuHandoff {
+    /// Releases `handle`'s thread, at once if nobody is here, or when whoever is here leaves: that one is held already. Whoever was
     /// to come next does not come.
-    pub fn give(self: &Arc<Self>, seat: &Arc<Seat>) {
+    pub fn give(self: &Arc<Self>, handle: &Arc<VcpuHandle>) {
         let mut occupancy = self.lock();
         occupancy.next = None;
         match &occupancy.here {
-            Some(here) if !Arc::ptr_eq(here, seat) => occupancy.next = Some(Arc::clone(seat)),
+            Some(here) if !Arc::ptr_eq(here, handle) => occupancy.next = Some(Arc::clone(handle)),
             _ => {
-                self.sit(occupancy, seat);
+                self.sit(occupancy, handle);
             }
         }
     }
 
-    /// `seat`'s thread, if it is here, is here no more.
-    pub fn leave(self: &Arc<Self>, seat: &Seat) {
+    /// `handle`'s thread, if it is here, is here no more.
+    pub fn leave(self: &Arc<Self>, handle: &VcpuHandle) {
         let mut occupancy = self.lock();
-        let is_here = |here: &Arc<Seat>| std::ptr::eq(Arc::as_ptr(here), seat);
+        let is_here = |here: &Arc<VcpuHandle>| std::ptr::eq(Arc::as_ptr(here), handle);
         if occupancy.here.as_ref().is_some_and(is_here) {
             occupancy.here = None;
             if let Some(next) = occupancy.next.take() {
@@ -49,12 +49,12 @@ impl Place {
         self.lock().next = None;
     }
 
-    fn sit(self: &Arc<Self>, mut occupancy: MutexGuard<'_, Occupancy>, seat: &Arc<Seat>) {
-        occupancy.here = Some(Arc::clone(seat));
-        *seat.place() = Some(Arc::clone(self));
+    fn sit(self: &Arc<Self>, mut occupancy: MutexGuard<'_, Occupancy>, handle: &Arc<VcpuHandle>) {
+        occupancy.here = Some(Arc::clone(handle));
+        *handle.place() = Some(Arc::clone(self));
         drop(occupancy);
-        if seat.is_held() {
-            seat.release();
+        if handle.is_descheduled() {
+            handle.schedule();
         }
     }
 
@@ -67,48 +67,48 @@ impl Place {
 mod tests {
     use super::*;
 
-    fn seat() -> Arc<Seat> {
-        let seat = Arc::new(Seat::of_this_thread());
-        seat.hold();
-        seat
+    fn handle() -> Arc<VcpuHandle> {
+        let handle = Arc::new(VcpuHandle::of_this_thread());
+        handle.deschedule();
+        handle
     }
 
     #[test]
     fn next_one_is_released_when_the_first_has_left_and_not_before() {
-        let (place, first, second) = (Arc::new(Place::default()), seat(), seat());
+        let (place, first, second) = (Arc::new(CpuHandoff::default()), handle(), handle());
         place.give(&first);
-        assert!(!first.is_held(), "nobody was there");
-        first.hold();
+        assert!(!first.is_descheduled(), "nobody was there");
+        first.deschedule();
         place.give(&second);
-        assert!(second.is_held());
-        first.leave_place();
-        assert!(!second.is_held());
-        second.leave_place();
+        assert!(second.is_descheduled());
+        first.leave_cpu();
+        assert!(!second.is_descheduled());
+        second.leave_cpu();
         place.give(&first);
-        assert!(!first.is_held());
+        assert!(!first.is_descheduled());
     }
 
     #[test]
     fn change_of_mind_leaves_nobody_waiting_for_a_place_that_is_not_left() {
-        let (place, first, second, third) = (Arc::new(Place::default()), seat(), seat(), seat());
+        let (place, first, second, third) = (Arc::new(CpuHandoff::default()), handle(), handle(), handle());
         place.give(&first);
-        first.hold();
+        first.deschedule();
         place.give(&second);
         place.give(&third);
-        first.leave_place();
-        assert!(second.is_held() && !third.is_held(), "the last word counts");
-        third.hold();
+        first.leave_cpu();
+        assert!(second.is_descheduled() && !third.is_descheduled(), "the last word counts");
+        third.deschedule();
         place.give(&second);
         place.give(&third);
-        assert!(!third.is_held(), "it has not left, and stays");
-        third.leave_place();
-        assert!(second.is_held(), "nobody was to come");
+        assert!(!third.is_descheduled(), "it has not left, and stays");
+        third.leave_cpu();
+        assert!(second.is_descheduled(), "nobody was to come");
         place.give(&second);
         place.close();
-        second.hold();
+        second.deschedule();
         place.give(&first);
         place.close();
-        second.leave_place();
-        assert!(first.is_held());
+        second.leave_cpu();
+        assert!(first.is_descheduled());
     }
 }

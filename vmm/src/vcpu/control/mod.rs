@@ -1,15 +1,15 @@
-//! The gate: the one place where vCPU threads stop, each for itself or all for one.
+//! The control: the one place where vCPU threads stop, each for itself or all for one.
 //!
-//! A vCPU thread looks at the gate before each `KVM_RUN` ([`Gate::wanted`], one load). Mostly nothing is wanted.
+//! A vCPU thread looks at the gate before each `KVM_RUN` ([`VcpuControl::wanted`], one load). Mostly nothing is wanted.
 //!
-//! - When one thread needs the others out of the guest, to replace a page under it, it calls [`Gate::alone`]; the others
-//!   are kicked, and wait in [`Gate::park`].
-//! - When a policy wants one vCPU not to run, it has it held ([`Seat::hold`]), until it releases it; that thread waits in
-//!   [`Gate::wait_while_held`], and stays at others' disposal. Whoever holds and releases takes no lock, so that no thread that
+//! - When one thread needs the others out of the guest, to replace a page under it, it calls [`VcpuControl::alone`]; the others
+//!   are kicked, and wait in [`VcpuControl::park`].
+//! - When a policy wants one vCPU not to run, it has it held ([`VcpuHandle::hold`]), until it releases it; that thread waits in
+//!   [`VcpuControl::wait_while_descheduled`], and stays at others' disposal. Whoever holds and releases takes no lock, so that no thread that
 //!   is off its CPU can be in the way.
-//! - When somebody else wants the guest to stand still, [`Gate::pause`] has all of them kicked, and each rests
-//!   ([`Gate::begin_rest`], [`Gate::end_rest`]) for as long as it is told to by other ways than the gate.
-//! - When the run is over, [`Gate::end`] sends all of them home.
+//! - When somebody else wants the guest to stand still, [`VcpuControl::pause`] has all of them kicked, and each rests
+//!   ([`VcpuControl::begin_pause`], [`VcpuControl::end_pause`]) for as long as it is told to by other ways than the control.
+//! - When the run is over, [`VcpuControl::end`] sends all of them home.
 //!
 //! No lock is held around `KVM_RUN`. Why nobody is overlooked: a thread is inside the guest only between reading
 //! "nothing" and returning from `KVM_RUN`. Whoever wants something writes it before kicking, and a kick is never
@@ -26,28 +26,28 @@ use protocol::VcpuId;
 use host::clock;
 use host::kick::KickHandle;
 
-pub use handoff::Place;
+pub use handoff::CpuHandoff;
 
 /// What is wanted of a vCPU thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// To run.
-    Nothing,
-    /// To call [`Gate::park`].
-    Park,
-    /// To rest.
-    Rest,
-    /// To call [`Gate::wait_while_held`].
-    Hold,
-    /// To finish.
-    End,
+pub enum VcpuRequest {
+    /// Run.
+    Run,
+    /// Stop while another vCPU thread is exclusive: call [`VcpuControl::wait_exclusive`].
+    Stop,
+    /// Pause, and run commands.
+    Pause,
+    /// Stay off the CPU: call [`VcpuControl::wait_while_descheduled`].
+    Deschedule,
+    /// Finish.
+    Finish,
 }
 
 const PARK: u8 = 1;
 const REST: u8 = 2;
 const END: u8 = 4;
 
-/// Proof that no other vCPU thread is in the guest. Only [`Gate::alone`] makes one, and only for the length of a call.
+/// Proof that no other vCPU thread is in the guest. Only [`VcpuControl::alone`] makes one, and only for the length of a call.
 #[derive(Debug)]
 pub struct AllParked(());
 
@@ -56,39 +56,39 @@ pub struct AllParked(());
 #[error("The guest is paused already")]
 pub struct AlreadyPaused;
 
-/// A vCPU thread's seat at the gate: what is wanted of this one alone.
+/// A vCPU thread's handle at the control: what is wanted of this one alone.
 #[derive(Debug)]
-pub struct Seat {
+pub struct VcpuHandle {
     thread: Thread,
     kick: KickHandle,
-    is_held: AtomicBool,
+    is_descheduled: AtomicBool,
     /// Where it runs, if it runs in a place that is given to one at a time.
-    place: Mutex<Option<Arc<Place>>>,
+    place: Mutex<Option<Arc<CpuHandoff>>>,
     /// When it was last to be held, and released (ns of the monotonic clock).
-    held_ns: AtomicU64,
+    requested_ns: AtomicU64,
     released_ns: AtomicU64,
     /// When it was left for good; 0 while it is not.
     left_ns: AtomicU64,
 }
 
-impl Seat {
+impl VcpuHandle {
     /// The calling thread's.
     pub fn of_this_thread() -> Self {
         Self {
             thread: thread::current(),
             kick: KickHandle::of_this_thread(),
-            is_held: AtomicBool::new(false),
+            is_descheduled: AtomicBool::new(false),
             place: Mutex::default(),
-            held_ns: AtomicU64::new(0),
+            requested_ns: AtomicU64::new(0),
             released_ns: AtomicU64::new(0),
             left_ns: AtomicU64::new(0),
         }
     }
 
     /// Makes its thread leave the guest and wait, until it is released.
-    pub fn hold(&self) {
-        self.held_ns.store(clock::monotonic_ns(), Ordering::Relaxed);
-        self.is_held.store(true, Ordering::Release);
+    pub fn deschedule(&self) {
+        self.requested_ns.store(clock::monotonic_ns(), Ordering::Relaxed);
+        self.is_descheduled.store(true, Ordering::Release);
         // One that holds itself is outside the guest.
         if self.kick != KickHandle::of_this_thread() {
             self.kick.kick();
@@ -96,15 +96,15 @@ impl Seat {
     }
 
     /// Lets its thread go on.
-    pub fn release(&self) {
+    pub fn schedule(&self) {
         self.released_ns.store(clock::monotonic_ns(), Ordering::Relaxed);
-        self.is_held.store(false, Ordering::Release);
+        self.is_descheduled.store(false, Ordering::Release);
         self.thread.unpark();
     }
 
     /// Whether its thread is to wait for its release.
-    pub fn is_held(&self) -> bool {
-        self.is_held.load(Ordering::Acquire)
+    pub fn is_descheduled(&self) -> bool {
+        self.is_descheduled.load(Ordering::Acquire)
     }
 
     /// When its thread left it for good (ns of the monotonic clock), if it has.
@@ -113,20 +113,20 @@ impl Seat {
     }
 
     /// Its thread is where it runs no more, and whoever comes next there is released.
-    pub fn leave_place(&self) {
+    pub fn leave_cpu(&self) {
         let place = self.place().take();
         if let Some(place) = place {
             place.leave(self);
         }
     }
 
-    fn place(&self) -> MutexGuard<'_, Option<Arc<Place>>> {
+    fn place(&self) -> MutexGuard<'_, Option<Arc<CpuHandoff>>> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// When it was last to be held (ns of the monotonic clock).
-    pub fn held_ns(&self) -> u64 {
-        self.held_ns.load(Ordering::Relaxed)
+    pub fn requested_ns(&self) -> u64 {
+        self.requested_ns.load(Ordering::Relaxed)
     }
 
     /// Its thread.
@@ -137,7 +137,7 @@ impl Seat {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Gate {
+pub struct VcpuControl {
     wanted: AtomicU8,
     state: Mutex<State>,
     changed: Condvar,
@@ -156,7 +156,7 @@ struct Member {
     vcpu: VcpuId,
     thread: KickHandle,
     place: Whereabouts,
-    seat: Arc<Seat>,
+    handle: Arc<VcpuHandle>,
 }
 
 /// Where a vCPU thread is. But for the first place it is not in the guest, and will not be before it has looked at the gate
@@ -166,11 +166,11 @@ enum Whereabouts {
     /// In the guest, or about to be, or handling an exit.
     Running,
     /// Waiting here for another one that is alone.
-    Waiting,
+    Stopped,
     /// Held.
-    Held,
+    Descheduled,
     /// At rest.
-    Resting,
+    Paused,
 }
 
 impl State {
@@ -182,20 +182,20 @@ impl State {
     }
 
     fn all_rest(&self) -> bool {
-        self.members.iter().all(|member| member.place == Whereabouts::Resting)
+        self.members.iter().all(|member| member.place == Whereabouts::Paused)
     }
 
     /// Notes where the calling thread is, and gives where it was. Who is no member never enters the guest.
     fn go_to(&mut self, place: Whereabouts) -> Whereabouts {
         let me = KickHandle::of_this_thread();
         let member = self.members.iter_mut().find(|member| member.thread == me);
-        member.map_or(Whereabouts::Resting, |member| std::mem::replace(&mut member.place, place))
+        member.map_or(Whereabouts::Paused, |member| std::mem::replace(&mut member.place, place))
     }
 
     /// Has those who are held look at the gate again.
     fn wake_held(&self) {
         for member in &self.members {
-            member.seat.thread.unpark();
+            member.handle.thread.unpark();
         }
     }
 
@@ -206,7 +206,7 @@ impl State {
     }
 }
 
-impl Gate {
+impl VcpuControl {
     /// A gate that nobody has entered.
     pub fn new() -> Self {
         Self::default()
@@ -218,24 +218,24 @@ impl Gate {
     }
 
     /// The calling thread becomes a vCPU thread.
-    pub fn enter(&self, vcpu: VcpuId) -> Arc<Seat> {
-        let seat = Arc::new(Seat::of_this_thread());
-        let (thread, member) = (seat.kick, Arc::clone(&seat));
-        self.lock().members.push(Member { vcpu, thread, place: Whereabouts::Running, seat: member });
-        seat
+    pub fn enter(&self, vcpu: VcpuId) -> Arc<VcpuHandle> {
+        let handle = Arc::new(VcpuHandle::of_this_thread());
+        let (thread, member) = (handle.kick, Arc::clone(&handle));
+        self.lock().members.push(Member { vcpu, thread, place: Whereabouts::Running, handle: member });
+        handle
     }
 
-    /// The seats of the vCPU threads that there are.
-    pub fn seats(&self) -> Vec<(VcpuId, Arc<Seat>)> {
-        self.lock().members.iter().map(|member| (member.vcpu, Arc::clone(&member.seat))).collect()
+    /// The handles of the vCPU threads that there are.
+    pub fn handles(&self) -> Vec<(VcpuId, Arc<VcpuHandle>)> {
+        self.lock().members.iter().map(|member| (member.vcpu, Arc::clone(&member.handle))).collect()
     }
 
     /// The calling thread, the one of `vcpu`, is no vCPU thread any more.
     pub fn leave(&self, vcpu: VcpuId) {
         let mut state = self.lock();
         if let Some(member) = state.members.iter().find(|member| member.vcpu == vcpu) {
-            member.seat.left_ns.store(clock::monotonic_ns(), Ordering::Relaxed);
-            member.seat.leave_place();
+            member.handle.left_ns.store(clock::monotonic_ns(), Ordering::Relaxed);
+            member.handle.leave_cpu();
         }
         state.members.retain(|member| member.vcpu != vcpu);
         drop(state);
@@ -253,26 +253,26 @@ impl Gate {
         state.members.iter().find(|member| member.vcpu == vcpu).map(|member| member.thread.tid())
     }
 
-    /// What is wanted of the calling vCPU thread, whose seat it is.
-    pub fn wanted(&self, seat: &Seat) -> Wanted {
+    /// What is wanted of the calling vCPU thread, whose handle it is.
+    pub fn request(&self, handle: &VcpuHandle) -> VcpuRequest {
         match self.wanted.load(Ordering::Acquire) {
-            0 if seat.is_held() => Wanted::Hold,
-            0 => Wanted::Nothing,
-            wanted if wanted & END != 0 => Wanted::End,
-            wanted if wanted & PARK != 0 => Wanted::Park,
-            _ => Wanted::Rest,
+            0 if handle.is_descheduled() => VcpuRequest::Deschedule,
+            0 => VcpuRequest::Run,
+            wanted if wanted & END != 0 => VcpuRequest::Finish,
+            wanted if wanted & PARK != 0 => VcpuRequest::Stop,
+            _ => VcpuRequest::Pause,
         }
     }
 
     /// Waits until nobody is alone. The calling vCPU thread is outside the guest.
-    pub fn park(&self) {
+    pub fn wait_exclusive(&self) {
         drop(self.wait_parked(self.lock()));
     }
 
     /// Calls `act` while every other vCPU thread waits. The calling vCPU thread is outside the guest.
     ///
     /// One at a time: while another thread is alone, the caller waits as one of the others.
-    pub fn alone<R>(&self, act: impl FnOnce(&AllParked) -> R) -> R {
+    pub fn stop_all<R>(&self, act: impl FnOnce(&AllParked) -> R) -> R {
         let mut state = self.wait_parked(self.lock());
         state.leader = true;
         self.wanted.fetch_or(PARK, Ordering::Release);
@@ -313,48 +313,51 @@ impl Gate {
         self.wanted.fetch_and(!REST, Ordering::Release);
     }
 
-    /// The calling vCPU thread rests, outside the guest: whoever wants to be alone need not wait for it.
-    pub fn begin_rest(&self) {
-        self.lock().go_to(Whereabouts::Resting);
+    /// The calling vCPU thread is_paused, outside the guest: whoever wants to be alone need not wait for it.
+    pub fn begin_pause(&self) {
+        self.lock().go_to(Whereabouts::Paused);
         self.changed.notify_all();
     }
 
     /// The calling vCPU thread has rested. It waits until nobody is alone.
-    pub fn end_rest(&self) {
+    pub fn end_pause(&self) {
         let mut state = self.wait_parked(self.lock());
         state.go_to(Whereabouts::Running);
     }
 
     /// Makes the thread of `vcpu` leave the guest and wait, until it is released. Says whether there is such a thread.
-    pub fn hold(&self, vcpu: VcpuId) -> bool {
-        let seat = self.seat(vcpu);
-        seat.as_ref().inspect(|seat| seat.hold()).is_some()
+    pub fn deschedule(&self, vcpu: VcpuId) -> bool {
+        let handle = self.handle(vcpu);
+        handle.as_ref().inspect(|handle| handle.deschedule()).is_some()
     }
 
     /// Lets the thread of `vcpu` go on.
-    pub fn release(&self, vcpu: VcpuId) {
-        if let Some(seat) = self.seat(vcpu) {
-            seat.release();
+    pub fn schedule(&self, vcpu: VcpuId) {
+        if let Some(handle) = self.handle(vcpu) {
+            handle.schedule();
         }
     }
 
-    fn seat(&self, vcpu: VcpuId) -> Option<Arc<Seat>> {
+    fn handle(&self, vcpu: VcpuId) -> Option<Arc<VcpuHandle>> {
         let state = self.lock();
-        state.members.iter().find(|member| member.vcpu == vcpu).map(|member| Arc::clone(&member.seat))
+        state.members.iter().find(|member| member.vcpu == vcpu).map(|member| Arc::clone(&member.handle))
     }
 
     /// The calling vCPU thread, outside the guest, waits until it is released, or until it is to rest or to go home. Gives
     /// the moment (ns of the monotonic clock) from which on it wanted to run again.
-    pub fn wait_while_held(&self, seat: &Seat) -> u64 {
-        self.lock().go_to(Whereabouts::Held);
+    pub fn wait_while_descheduled(&self, handle: &VcpuHandle) -> u64 {
+        self.lock().go_to(Whereabouts::Descheduled);
         self.changed.notify_all();
-        seat.leave_place();
+        handle.leave_cpu();
         // What it waits for is written before it is woken, and one wake-up is remembered: none is lost.
-        while seat.is_held() && self.wanted.load(Ordering::Acquire) & (REST | END) == 0 {
+        while handle.is_descheduled() && self.wanted.load(Ordering::Acquire) & (REST | END) == 0 {
             thread::park();
         }
-        let released_ns =
-            if seat.is_held() { clock::monotonic_ns() } else { seat.released_ns.load(Ordering::Relaxed) };
+        let released_ns = if handle.is_descheduled() {
+            clock::monotonic_ns()
+        } else {
+            handle.released_ns.load(Ordering::Relaxed)
+        };
         let mut state = self.wait_parked(self.lock());
         state.go_to(Whereabouts::Running);
         released_ns
@@ -370,9 +373,9 @@ impl Gate {
 
     fn wait_parked<'a>(&'a self, mut state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         if state.leader {
-            let before = state.go_to(Whereabouts::Waiting);
+            let before = state.go_to(Whereabouts::Stopped);
             if before != Whereabouts::Running {
-                state.go_to(before); // one at rest rests, for whoever waits for that
+                state.go_to(before); // one at rest is_paused, for whoever waits for that
             }
             self.changed.notify_all();
             while state.leader {

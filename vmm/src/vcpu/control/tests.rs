@@ -6,49 +6,54 @@ use super::*;
 use host::kick;
 
 /// A vCPU thread whose guest does nothing but be in the guest.
-fn vcpu_thread(gate: &Gate, vcpu: VcpuId, inside: &AtomicUsize, mut exits: impl FnMut(&Gate)) {
+fn vcpu_thread(
+    control: &VcpuControl,
+    vcpu: VcpuId,
+    inside: &AtomicUsize,
+    mut exits: impl FnMut(&VcpuControl),
+) {
     kick::block().unwrap();
-    let seat = gate.enter(vcpu);
+    let handle = control.enter(vcpu);
     loop {
-        match gate.wanted(&seat) {
-            Wanted::Nothing => {
+        match control.request(&handle) {
+            VcpuRequest::Run => {
                 inside.fetch_add(1, Ordering::SeqCst);
                 thread::yield_now();
                 inside.fetch_sub(1, Ordering::SeqCst);
-                exits(gate);
+                exits(control);
             }
-            Wanted::Park => gate.park(),
-            Wanted::Hold => drop(gate.wait_while_held(&seat)),
-            Wanted::Rest => {
-                gate.begin_rest();
-                while gate.wanted(&seat) == Wanted::Rest {
+            VcpuRequest::Stop => control.wait_exclusive(),
+            VcpuRequest::Deschedule => drop(control.wait_while_descheduled(&handle)),
+            VcpuRequest::Pause => {
+                control.begin_pause();
+                while control.request(&handle) == VcpuRequest::Pause {
                     thread::yield_now();
                 }
-                gate.end_rest();
+                control.end_pause();
             }
-            Wanted::End => break,
+            VcpuRequest::Finish => break,
         }
     }
-    gate.leave(vcpu);
+    control.leave(vcpu);
 }
 
 /// Threads that all want to be alone, `times` times each; `beside` happens meanwhile. Gives how often somebody was in
 /// the guest while another was alone.
-fn all_want_to_be_alone(times: usize, beside: impl FnOnce(&Gate, &AtomicUsize)) -> usize {
+fn all_want_to_be_alone(times: usize, beside: impl FnOnce(&VcpuControl, &AtomicUsize)) -> usize {
     const THREADS: usize = 6;
-    let (gate, inside, done) = (Gate::new(), AtomicUsize::new(0), AtomicUsize::new(0));
+    let (control, inside, done) = (VcpuControl::new(), AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
         let threads: Vec<_> = VcpuId::first(THREADS)
             .map(|vcpu| {
-                let (gate, inside, done) = (&gate, &inside, &done);
+                let (control, inside, done) = (&control, &inside, &done);
                 scope.spawn(move || {
                     let (mut so_far, mut violations) = (0, 0);
-                    vcpu_thread(gate, vcpu, inside, |gate| {
+                    vcpu_thread(control, vcpu, inside, |control| {
                         if so_far < times {
                             so_far += 1;
-                            gate.alone(|_| violations += inside.load(Ordering::SeqCst));
+                            control.stop_all(|_| violations += inside.load(Ordering::SeqCst));
                             if so_far == times && done.fetch_add(1, Ordering::SeqCst) + 1 == THREADS {
-                                gate.end();
+                                control.end();
                             }
                         }
                     });
@@ -56,9 +61,9 @@ fn all_want_to_be_alone(times: usize, beside: impl FnOnce(&Gate, &AtomicUsize)) 
                 })
             })
             .collect();
-        beside(&gate, &inside);
+        beside(&control, &inside);
         let violations = threads.into_iter().map(|thread| thread.join().unwrap()).sum();
-        assert!(gate.threads().is_empty());
+        assert!(control.threads().is_empty());
         violations
     })
 }
@@ -71,15 +76,15 @@ fn alone_means_that_nobody_else_is_in_the_guest_even_when_all_want_it_at_once() 
 #[test]
 fn paused_means_that_nobody_is_in_the_guest_even_while_all_want_to_be_alone() {
     let mut seen_inside = 0;
-    let violations = all_want_to_be_alone(300, |gate, inside| {
+    let violations = all_want_to_be_alone(300, |control, inside| {
         for _ in 0..100 {
-            gate.pause().unwrap();
-            assert_eq!(gate.pause(), Err(AlreadyPaused));
+            control.pause().unwrap();
+            assert_eq!(control.pause(), Err(AlreadyPaused));
             for _ in 0..10 {
                 seen_inside += inside.load(Ordering::SeqCst);
                 thread::yield_now();
             }
-            gate.resume();
+            control.resume();
         }
     });
     assert_eq!((violations, seen_inside), (0, 0));
@@ -87,21 +92,21 @@ fn paused_means_that_nobody_is_in_the_guest_even_while_all_want_to_be_alone() {
 
 #[test]
 fn guest_that_is_paused_from_the_start_is_entered_by_nobody_and_can_be_ended() {
-    let (gate, inside) = (Gate::paused(), AtomicUsize::new(0));
+    let (control, inside) = (VcpuControl::paused(), AtomicUsize::new(0));
     let exits = AtomicUsize::new(0);
     thread::scope(|scope| {
-        let count = |_: &Gate| {
+        let count = |_: &VcpuControl| {
             exits.fetch_add(1, Ordering::SeqCst);
         };
         let threads = VcpuId::first(2).map(|vcpu| {
-            let (gate, inside) = (&gate, &inside);
-            scope.spawn(move || vcpu_thread(gate, vcpu, inside, count))
+            let (control, inside) = (&control, &inside);
+            scope.spawn(move || vcpu_thread(control, vcpu, inside, count))
         });
         let threads: Vec<_> = threads.collect();
-        while gate.threads().len() < 2 {
+        while control.threads().len() < 2 {
             thread::yield_now();
         }
-        gate.end();
+        control.end();
         for thread in threads {
             thread.join().unwrap();
         }
@@ -111,17 +116,17 @@ fn guest_that_is_paused_from_the_start_is_entered_by_nobody_and_can_be_ended() {
 
 #[test]
 fn end_sends_home_threads_that_are_there_and_those_that_come_later() {
-    let gate = Arc::new(Gate::new());
+    let control = Arc::new(VcpuControl::new());
     let inside = Arc::new(AtomicUsize::new(0));
     let spawn = |vcpu| {
-        let (gate, inside) = (Arc::clone(&gate), Arc::clone(&inside));
-        thread::spawn(move || vcpu_thread(&gate, vcpu, &inside, |_| {}))
+        let (control, inside) = (Arc::clone(&control), Arc::clone(&inside));
+        thread::spawn(move || vcpu_thread(&control, vcpu, &inside, |_| {}))
     };
     let early = spawn(VcpuId::BOOT);
-    while gate.threads().is_empty() {
+    while control.threads().is_empty() {
         thread::yield_now();
     }
-    gate.end();
+    control.end();
     early.join().unwrap();
     spawn(VcpuId::BOOT).join().unwrap();
 }
@@ -130,17 +135,17 @@ fn end_sends_home_threads_that_are_there_and_those_that_come_later() {
 fn held_thread_stays_out_of_the_guest_rests_when_told_to_and_is_no_hindrance() {
     let held = VcpuId::BOOT;
     let mut seen_resting = 0;
-    let violations = all_want_to_be_alone(300, |gate, inside| {
+    let violations = all_want_to_be_alone(300, |control, inside| {
         for _ in 0..100 {
             // Until it has entered there is nobody to hold.
-            while !gate.hold(held) && !gate.threads().is_empty() {
+            while !control.deschedule(held) && !control.threads().is_empty() {
                 thread::yield_now();
             }
-            gate.pause().unwrap();
+            control.pause().unwrap();
             seen_resting += inside.load(Ordering::SeqCst);
-            gate.resume();
+            control.resume();
             thread::yield_now();
-            gate.release(held);
+            control.schedule(held);
         }
     });
     assert_eq!((violations, seen_resting), (0, 0));
@@ -148,33 +153,33 @@ fn held_thread_stays_out_of_the_guest_rests_when_told_to_and_is_no_hindrance() {
 
 #[test]
 fn held_thread_goes_home_and_one_alone_is_released_at_the_moment_that_it_is_told() {
-    let (gate, inside) = (Gate::new(), AtomicUsize::new(0));
+    let (control, inside) = (VcpuControl::new(), AtomicUsize::new(0));
     thread::scope(|scope| {
-        let thread = scope.spawn(|| vcpu_thread(&gate, VcpuId::BOOT, &inside, |_| {}));
-        while !gate.hold(VcpuId::BOOT) {
+        let thread = scope.spawn(|| vcpu_thread(&control, VcpuId::BOOT, &inside, |_| {}));
+        while !control.deschedule(VcpuId::BOOT) {
             thread::yield_now();
         }
-        gate.end();
+        control.end();
         thread.join().unwrap();
     });
-    let gate = Gate::new();
+    let control = VcpuControl::new();
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             kick::block().unwrap();
-            let seat = gate.enter(VcpuId::BOOT);
-            while gate.wanted(&seat) != Wanted::Hold {
+            let handle = control.enter(VcpuId::BOOT);
+            while control.request(&handle) != VcpuRequest::Deschedule {
                 thread::yield_now();
             }
-            gate.wait_while_held(&seat)
+            control.wait_while_descheduled(&handle)
         });
-        while !gate.hold(VcpuId::BOOT) {
+        while !control.deschedule(VcpuId::BOOT) {
             thread::yield_now();
         }
-        while !gate.lock().none_runs(None) {
+        while !control.lock().none_runs(None) {
             thread::yield_now();
         }
         let before = clock::monotonic_ns();
-        gate.release(VcpuId::BOOT);
+        control.schedule(VcpuId::BOOT);
         let after = clock::monotonic_ns();
         assert!((before..=after).contains(&thread.join().unwrap()));
     });
@@ -182,27 +187,27 @@ fn held_thread_goes_home_and_one_alone_is_released_at_the_moment_that_it_is_told
 
 #[test]
 fn pause_waits_for_a_held_thread_to_rest() {
-    let (gate, inside) = (Gate::new(), AtomicUsize::new(0));
+    let (control, inside) = (VcpuControl::new(), AtomicUsize::new(0));
     thread::scope(|scope| {
-        let thread = scope.spawn(|| vcpu_thread(&gate, VcpuId::BOOT, &inside, |_| {}));
-        while !gate.hold(VcpuId::BOOT) || !gate.lock().none_runs(None) {
+        let thread = scope.spawn(|| vcpu_thread(&control, VcpuId::BOOT, &inside, |_| {}));
+        while !control.deschedule(VcpuId::BOOT) || !control.lock().none_runs(None) {
             thread::yield_now();
         }
         for _ in 0..20 {
-            gate.pause().unwrap();
-            let is_at_rest = gate.lock().members.iter().all(|member| member.place == Whereabouts::Resting);
-            gate.resume();
+            control.pause().unwrap();
+            let is_at_rest = control.lock().members.iter().all(|member| member.place == Whereabouts::Paused);
+            control.resume();
             assert!(
                 is_at_rest || {
-                    gate.end();
+                    control.end();
                     false
                 }
             );
-            while gate.lock().members.iter().any(|member| member.place != Whereabouts::Held) {
+            while control.lock().members.iter().any(|member| member.place != Whereabouts::Descheduled) {
                 thread::yield_now();
             }
         }
-        gate.end();
+        control.end();
         thread.join().unwrap();
     });
 }

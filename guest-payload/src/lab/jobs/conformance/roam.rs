@@ -29,7 +29,7 @@ const PAGES: usize = 12;
 const PLACES: usize = 32;
 
 /// Number of vCPUs that take part.
-const MOST_VCPUS: usize = 9;
+const MAX_PARTICIPANTS: usize = 9;
 
 /// Fill of bytes that no vCPU writes.
 const FILL: u8 = 0x99;
@@ -40,11 +40,11 @@ struct Page {
     /// The boot vCPU's record is one of these.
     places: [Record; PLACES],
     /// Each other vCPU counts its rounds here.
-    words: [Words; MOST_VCPUS],
+    words: [Words; MAX_PARTICIPANTS],
     /// Each other vCPU's record is one of these, on one of the pages.
-    records: [Record; MOST_VCPUS],
+    records: [Record; MAX_PARTICIPANTS],
     /// Bytes that no vCPU uses.
-    guards: [Record; 64 - PLACES - 2 * MOST_VCPUS],
+    guards: [Record; 64 - PLACES - 2 * MAX_PARTICIPANTS],
 }
 
 /// A cache line of counters.
@@ -55,9 +55,9 @@ impl Page {
     const fn new() -> Self {
         Self {
             places: [const { Record::new() }; PLACES],
-            words: [const { Words([const { AtomicU64::new(0) }; 8]) }; MOST_VCPUS],
-            records: [const { Record::new() }; MOST_VCPUS],
-            guards: [const { Record::new() }; 64 - PLACES - 2 * MOST_VCPUS],
+            words: [const { Words([const { AtomicU64::new(0) }; 8]) }; MAX_PARTICIPANTS],
+            records: [const { Record::new() }; MAX_PARTICIPANTS],
+            guards: [const { Record::new() }; 64 - PLACES - 2 * MAX_PARTICIPANTS],
         }
     }
 }
@@ -91,7 +91,7 @@ unsafe extern "C" {
 pub(super) fn prepare(index: usize) {
     if index == 0 {
         POOL.iter().flat_map(|page| &page.guards).for_each(|guard| guard.fill_padding(FILL));
-    } else if index < MOST_VCPUS {
+    } else if index < MAX_PARTICIPANTS {
         register(&POOL[index % PAGES].records[index]);
     }
 }
@@ -105,7 +105,7 @@ pub(super) fn run(part: Part) {
             IS_OVER.store(1, Ordering::Release);
             part.close();
         }
-        index if index < MOST_VCPUS => write_all_the_while(part, index),
+        index if index < MAX_PARTICIPANTS => write_all_the_while(part, index),
         _ => {}
     }
 }

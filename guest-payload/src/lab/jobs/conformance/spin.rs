@@ -22,7 +22,7 @@ use crate::metal::entry::REPORT;
 const FLUSH: u8 = 2;
 
 /// Limit of vCPUs that one vCPU watches.
-const MOST_WATCHED: usize = 8;
+const MAX_WATCHED: usize = 8;
 
 /// Longest time between two looks that lie close together.
 const CLOSE_NS: u64 = 5_000;
@@ -31,7 +31,7 @@ const CLOSE_NS: u64 = 5_000;
 const MAX_ODD_LOOKS: u32 = 1024;
 
 /// Looks at the own record between two looks at its padding.
-const SELDOM: u64 = 256;
+const PADDING_INTERVAL: u64 = 256;
 
 /// Fill of the paddings.
 const FILL: u8 = 0x5c;
@@ -44,7 +44,7 @@ pub(super) fn prepare(id: VcpuId) {
 pub(super) fn run(part: Part) {
     let me = part.machine.vcpu.id;
     let others = VcpuId::first(part.machine.vcpus).cycle().skip(me.index() + 1);
-    let mut watched = [const { None }; MOST_WATCHED];
+    let mut watched = [const { None }; MAX_WATCHED];
     for (place, vcpu) in watched.iter_mut().zip(others.take(part.machine.vcpus - 1)) {
         *place = Some(Watched::new(vcpu));
     }
@@ -62,8 +62,8 @@ pub(super) fn run(part: Part) {
     }
     part.close();
     own.judge(part);
-    let mut total = Seen::default();
-    watched.iter().flatten().for_each(|other| total.add(&other.seen));
+    let mut total = Counts::default();
+    watched.iter().flatten().for_each(|other| total.add(&other.counts));
     total.judge(part);
 }
 
@@ -74,13 +74,13 @@ struct Own {
     set: u64,
     odd: u64,
     steal: u64,
-    back: u64,
+    decreased: u64,
     padding: u64,
 }
 
 impl Own {
     fn new(id: VcpuId) -> Self {
-        Self { record: record_of(id), looks: 0, set: 0, odd: 0, steal: 0, back: 0, padding: 0 }
+        Self { record: record_of(id), looks: 0, set: 0, odd: 0, steal: 0, decreased: 0, padding: 0 }
     }
 
     fn look(&mut self) {
@@ -88,10 +88,10 @@ impl Own {
         self.set += u64::from(self.record.preempted() != 0);
         self.odd += u64::from(!self.record.version().is_multiple_of(2));
         if let Some(steal) = self.record.steal_ns() {
-            self.back += u64::from(steal < self.steal);
+            self.decreased += u64::from(steal < self.steal);
             self.steal = steal;
         }
-        if self.looks.is_multiple_of(SELDOM) {
+        if self.looks.is_multiple_of(PADDING_INTERVAL) {
             let is_kept = self.record.flags() == 0 && self.record.padding_is(FILL);
             self.padding += u64::from(!is_kept);
         }
@@ -100,8 +100,8 @@ impl Own {
     fn judge(&self, part: Part) {
         judge(Assertion::OwnByteClear, self.looks, self.set == 0);
         judge(Assertion::VersionEven, self.looks, self.odd == 0);
-        judge(Assertion::StealNeverBack, self.looks, self.back == 0);
-        judge(Assertion::OnlyTheWords, self.looks / SELDOM, self.padding == 0);
+        judge(Assertion::StealNeverBack, self.looks, self.decreased == 0);
+        judge(Assertion::OnlyTheWords, self.looks / PADDING_INTERVAL, self.padding == 0);
         part.report.own_samples.store(self.looks, Ordering::Relaxed);
         part.report.own_set.store(self.set, Ordering::Relaxed);
         if part.machine.vcpu.id == VcpuId::BOOT {
@@ -123,30 +123,30 @@ struct Look {
 
 /// Counts of what was observed of other vCPUs.
 #[derive(Clone, Copy, Default)]
-struct Seen {
+struct Counts {
     looks: u64,
     set: u64,
     /// Reads of steal by the version protocol, and those in which it had decreased.
     reads: u64,
-    back: u64,
+    decreased: u64,
     /// Changes of the version, and those that went backwards.
     updates: u64,
-    strange_updates: u64,
+    backward_updates: u64,
     /// Times that a reader would have given up on an odd version.
     stuck_odd: u64,
     /// Close looks between which `preempted` was set, and those with another version.
     settings: u64,
-    not_alone: u64,
+    with_update: u64,
     /// Close looks between which the vCPU was scheduled in, and those without `preempted` before.
-    arrivals: u64,
+    sched_ins: u64,
     unmarked: u64,
     /// Looks at which `preempted` had stayed set although the vCPU ran.
-    lies: u64,
+    set_while_running: u64,
     /// Bits added to a set byte; times that the check then returned false; bytes of an invalid
     /// value.
     added: u64,
-    untold: u64,
-    strange_bytes: u64,
+    missed_by_check: u64,
+    invalid_bytes: u64,
 }
 
 struct Watched {
@@ -155,13 +155,13 @@ struct Watched {
     last: Option<Look>,
     steal: u64,
     odd_streak: u32,
-    seen: Seen,
+    counts: Counts,
 }
 
 impl Watched {
     fn new(vcpu: VcpuId) -> Self {
         let record = record_of(vcpu);
-        Self { vcpu, record, last: None, steal: 0, odd_streak: 0, seen: Seen::default() }
+        Self { vcpu, record, last: None, steal: 0, odd_streak: 0, counts: Counts::default() }
     }
 
     /// Looks once. If `preempted` was just set, returns the time since the last heartbeat (cycles).
@@ -173,13 +173,13 @@ impl Watched {
         let beat = REPORT.vcpus[self.vcpu.index()].beat.load(Ordering::Acquire);
         let look = Look { began, byte, version, beat };
         let ended = clock::now();
-        self.seen.looks += 1;
-        self.seen.set += u64::from(byte != 0);
-        self.seen.strange_bytes += u64::from(!matches!(byte, 0 | PREEMPTED) && byte != PREEMPTED | FLUSH);
+        self.counts.looks += 1;
+        self.counts.set += u64::from(byte != 0);
+        self.counts.invalid_bytes += u64::from(!matches!(byte, 0 | PREEMPTED) && byte != PREEMPTED | FLUSH);
         self.read_steal();
         let last = self.last.replace(look)?;
         self.compare_versions(last, look);
-        self.seen.lies +=
+        self.counts.set_while_running +=
             u64::from(last.byte != 0 && byte != 0 && last.version == version && last.beat != beat);
         // From the begin of one look to the end of the other, so that an absence within a look
         // counts too.
@@ -187,14 +187,14 @@ impl Watched {
             return None;
         }
         if version != last.version && version.is_multiple_of(2) && last.version.is_multiple_of(2) {
-            self.seen.arrivals += 1;
-            self.seen.unmarked += u64::from(last.byte == 0);
+            self.counts.sched_ins += 1;
+            self.counts.unmarked += u64::from(last.byte == 0);
         }
         if last.byte != 0 || byte == 0 {
             return None;
         }
-        self.seen.settings += 1;
-        self.seen.not_alone += u64::from(version != last.version);
+        self.counts.settings += 1;
+        self.counts.with_update += u64::from(version != last.version);
         self.add_a_bit();
         Some(ended.wrapping_sub(beat))
     }
@@ -202,8 +202,8 @@ impl Watched {
     /// Reads steal in one attempt: the version is even, and the same afterwards.
     fn read_steal(&mut self) {
         if let Some(steal) = self.record.try_steal_ns() {
-            self.seen.reads += 1;
-            self.seen.back += u64::from(steal < self.steal);
+            self.counts.reads += 1;
+            self.counts.decreased += u64::from(steal < self.steal);
             self.steal = steal;
         }
     }
@@ -212,14 +212,14 @@ impl Watched {
         let step = look.version.wrapping_sub(last.version);
         if step == 0 && !look.version.is_multiple_of(2) {
             self.odd_streak += 1;
-            self.seen.stuck_odd += u64::from(self.odd_streak == MAX_ODD_LOOKS);
+            self.counts.stuck_odd += u64::from(self.odd_streak == MAX_ODD_LOOKS);
         } else {
             self.odd_streak = 0;
         }
         if step != 0 {
-            self.seen.updates += 1;
+            self.counts.updates += 1;
             // A step of more than half the range is a decrease.
-            self.seen.strange_updates += u64::from(step > u32::MAX / 2);
+            self.counts.backward_updates += u64::from(step > u32::MAX / 2);
         }
     }
 
@@ -227,67 +227,67 @@ impl Watched {
     /// must still return true, unless the vCPU is back.
     fn add_a_bit(&mut self) {
         if self.record.add_preempted_bits(PREEMPTED, FLUSH) {
-            self.seen.added += 1;
-            let is_told = Save0::is_preempted(self.vcpu) || self.record.preempted() == 0;
-            self.seen.untold += u64::from(!is_told);
+            self.counts.added += 1;
+            let is_true = Save0::is_preempted(self.vcpu) || self.record.preempted() == 0;
+            self.counts.missed_by_check += u64::from(!is_true);
         }
     }
 }
 
-impl Seen {
+impl Counts {
     fn add(&mut self, other: &Self) {
         let Self {
             looks,
             set,
             reads,
-            back,
+            decreased,
             updates,
-            strange_updates,
+            backward_updates,
             stuck_odd,
             settings,
-            not_alone,
-            arrivals,
+            with_update,
+            sched_ins,
             unmarked,
-            lies,
+            set_while_running,
             added,
-            untold,
-            strange_bytes,
+            missed_by_check,
+            invalid_bytes,
         } = other;
         for (sum, part) in [
             (&mut self.looks, looks),
             (&mut self.set, set),
             (&mut self.reads, reads),
-            (&mut self.back, back),
+            (&mut self.decreased, decreased),
             (&mut self.updates, updates),
-            (&mut self.strange_updates, strange_updates),
+            (&mut self.backward_updates, backward_updates),
             (&mut self.stuck_odd, stuck_odd),
             (&mut self.settings, settings),
-            (&mut self.not_alone, not_alone),
-            (&mut self.arrivals, arrivals),
+            (&mut self.with_update, with_update),
+            (&mut self.sched_ins, sched_ins),
             (&mut self.unmarked, unmarked),
-            (&mut self.lies, lies),
+            (&mut self.set_while_running, set_while_running),
             (&mut self.added, added),
-            (&mut self.untold, untold),
-            (&mut self.strange_bytes, strange_bytes),
+            (&mut self.missed_by_check, missed_by_check),
+            (&mut self.invalid_bytes, invalid_bytes),
         ] {
             *sum += part;
         }
     }
 
     fn judge(&self, part: Part) {
-        judge(Assertion::NeverTorn, self.reads, self.back == 0);
-        judge(Assertion::VersionGrows, self.updates, self.strange_updates == 0);
+        judge(Assertion::NeverTorn, self.reads, self.decreased == 0);
+        judge(Assertion::VersionGrows, self.updates, self.backward_updates == 0);
         judge(Assertion::VersionEven, 0, self.stuck_odd == 0);
         // A vCPU may come and go between two looks, however close. A few such cases do not count.
         let is_few = |exceptions: u64, of: u64| exceptions <= of / 20;
-        judge(Assertion::ByteAlone, self.settings, is_few(self.not_alone, self.settings));
-        judge(Assertion::PreemptedIsSeen, self.arrivals, is_few(self.unmarked, self.arrivals));
-        judge(Assertion::PreemptedIsSeen, 0, self.lies <= self.looks / 1000);
-        judge(Assertion::ByteIsOneOrZero, self.added, self.strange_bytes == 0);
-        judge(Assertion::WholeByteCounts, self.added, self.untold == 0);
+        judge(Assertion::ByteAlone, self.settings, is_few(self.with_update, self.settings));
+        judge(Assertion::PreemptedIsSeen, self.sched_ins, is_few(self.unmarked, self.sched_ins));
+        judge(Assertion::PreemptedIsSeen, 0, self.set_while_running <= self.looks / 1000);
+        judge(Assertion::ByteIsOneOrZero, self.added, self.invalid_bytes == 0);
+        judge(Assertion::WholeByteCounts, self.added, self.missed_by_check == 0);
         part.report.other_samples.store(self.looks, Ordering::Relaxed);
         part.report.other_set.store(self.set, Ordering::Relaxed);
     }
 }
 
-const _: () = assert!(MOST_WATCHED < MAX_VCPUS);
+const _: () = assert!(MAX_WATCHED < MAX_VCPUS);

@@ -7,14 +7,14 @@ use super::statistics::ratio;
 use crate::policy::catalogue::PolicyChoice;
 use crate::policy::dry_run::dry_run;
 use crate::policy::{Needs, Vcpu};
-use crate::steer::SteeringRemains;
-use crate::steer::fidelity::{Fidelity, Gap, judge};
-use crate::steer::mechanism::MechanismKind;
+use crate::sched::SchedOutcome;
+use crate::sched::fidelity::{Fidelity, Gap, judge};
+use crate::sched::mechanism::MechanismKind;
 use vmm::hooks::Descheduled;
 
-/// Steering, from its begin to its end.
+/// Scheduling, from its begin to its end.
 #[derive(Clone, Debug, Serialize)]
-pub struct SteeringFigures {
+pub struct SchedFigures {
     /// The policy, as it was asked for.
     pub policy: String,
     /// What it drew its randomness from.
@@ -102,9 +102,9 @@ pub struct Drift {
     pub apart: Quantiles,
 }
 
-impl SteeringFigures {
-    /// What is left of steering, in figures. `holds` are those of all vCPUs.
-    pub fn new(remains: &SteeringRemains, holds: impl Iterator<Item = Descheduled>) -> Self {
+impl SchedFigures {
+    /// What is left of sched, in figures. `holds` are those of all vCPUs.
+    pub fn new(remains: &SchedOutcome, holds: impl Iterator<Item = Descheduled>) -> Self {
         let (begin, end, log) = (remains.began_ns, remains.ended_ns, &remains.log);
         let byte = holds.filter(|held| held.requested_ns <= held.published_ns && held.requested_ns >= begin);
         let [late, contradictory, impossible] = log.refused;
@@ -140,7 +140,7 @@ impl SteeringFigures {
 }
 
 /// Times that one who was to run was to run no more.
-fn preemptions(remains: &SteeringRemains) -> u64 {
+fn preemptions(remains: &SchedOutcome) -> u64 {
     let stopped = remains.log.stopped.iter().filter(|one| one.is_stopped).count();
     (remains.log.chosen.iter().filter(|one| one.from.is_some()).count() + stopped) as u64
 }
@@ -163,7 +163,7 @@ impl Fact {
 }
 
 impl Drift {
-    fn new(remains: &SteeringRemains) -> Self {
+    fn new(remains: &SchedOutcome) -> Self {
         let live: Vec<(u64, usize, Option<Vcpu>)> =
             remains.log.chosen.iter().map(|one| (one.decided_ns, one.cpu, one.to)).collect();
         let policy = remains.policy.parse::<PolicyChoice>().and_then(|choice| choice.make(remains.seed));

@@ -4,7 +4,7 @@ use protocol::VcpuId;
 use protocol::kvm::Registration;
 use serde::Serialize;
 
-use super::error::{QualityError, host};
+use super::error::{AccuracyError, host};
 use crate::fault_injection::FaultCounts;
 use crate::guest::LabGuest;
 use host::perf::{Switch, SwitchKind, SwitchLog};
@@ -12,11 +12,11 @@ use host::stats::ThreadStats;
 use steal_time::publisher::Counts;
 use steal_time::publisher::record::GuestRecord;
 use vmm::hooks::Descheduled;
-use vmm::vcpu::command::Look;
+use vmm::vcpu::command::VcpuSnapshot;
 
 /// One end of a measurement, taken while the vCPU is at rest.
 pub(super) struct End {
-    pub(super) look: Look,
+    pub(super) look: VcpuSnapshot,
     account: ThreadStats,
     pub(super) descheduled: Vec<Descheduled>,
     faults: Option<FaultCounts>,
@@ -26,10 +26,10 @@ pub(super) struct End {
 }
 
 impl End {
-    pub(super) fn take(guest: &LabGuest, tid: libc::pid_t, log: &SwitchLog) -> Result<Self, QualityError> {
-        let paused = guest.vm().pause().map_err(|_| QualityError::Idle("was paused by somebody else"))?;
-        let look = guest.vm().look(&paused).into_iter().next();
-        let look = look.ok_or(QualityError::Idle("has ended"));
+    pub(super) fn take(guest: &LabGuest, tid: libc::pid_t, log: &SwitchLog) -> Result<Self, AccuracyError> {
+        let paused = guest.vm().pause().map_err(|_| AccuracyError::Idle("was paused by somebody else"))?;
+        let look = guest.vm().snapshot(&paused).into_iter().next();
+        let look = look.ok_or(AccuracyError::Idle("has ended"));
         let mut switches = Vec::new();
         let counted = ThreadStats::read_asleep(tid, || {
             log.drain(|switch| switches.push(switch));
@@ -40,7 +40,7 @@ impl End {
         let mut look = look?;
         let (account, program) = counted
             .map_err(host("read the account of a vCPU's thread"))?
-            .ok_or(QualityError::Idle("would not rest"))?;
+            .ok_or(AccuracyError::Idle("would not rest"))?;
         // What the thread says was true a moment before it fell asleep.
         if let (Some(counts), Some(program)) = (&mut look.counts, program) {
             counts.program = program;
@@ -50,12 +50,12 @@ impl End {
         Ok(Self { look, account, descheduled, faults, steal_ns, switches })
     }
 
-    pub(super) fn record(&self, guest: &LabGuest) -> Result<GuestRecord, QualityError> {
+    pub(super) fn record(&self, guest: &LabGuest) -> Result<GuestRecord, AccuracyError> {
         match self.look.msr.map(Registration::from_msr) {
             Some(Ok(Registration::At { gpa })) => guest.vm().record(gpa),
             _ => None,
         }
-        .ok_or(QualityError::Idle("has no record"))
+        .ok_or(AccuracyError::Idle("has no record"))
     }
 }
 
@@ -98,7 +98,7 @@ impl Tally {
         let held: u64 = after.descheduled.iter().map(|held| held.descheduled_ns).sum();
         let held_before: u64 = before.descheduled.iter().map(|held| held.descheduled_ns).sum();
         let run_delay = after.look.account.since(before.look.account).run_delay_ns;
-        let forgotten = after.look.forgotten_ns.saturating_sub(before.look.forgotten_ns);
+        let forgotten = after.look.discarded_ns.saturating_sub(before.look.discarded_ns);
         Self {
             doubts,
             outs,

@@ -1,4 +1,4 @@
-//! Steering: how far what happens is what was planned, by each mechanism, in turns of so many milliseconds.
+//! Scheduling: how far what happens is what was planned, by each mechanism, in turns of so many milliseconds.
 //!
 //! The guest does nothing but count, so that its count is the time it had: what a guest of one vCPU a CPU counts when the host is
 //! left alone is all there is. Beside it stands what the kernel's own record of switches says, and how long decisions took. `off`
@@ -12,14 +12,14 @@ use protocol::payload::params::{Job, Workload};
 use serde::Serialize;
 
 use super::{Bench, BenchError, median};
-use crate::cli::{SteeringArgs, usable_cpus};
+use crate::cli::{SchedBenchArgs, usable_cpus};
 use crate::demo::progress_bar;
-use crate::fleet::{self, FleetConfig, FleetResult};
 use crate::guest::LabConfig;
 use crate::policy::catalogue::PolicyChoice;
-use crate::results::{Quantiles, SteeringFigures};
-use crate::steer::SteerConfig;
-use crate::steer::mechanism::{MechanismChoice, MechanismKind};
+use crate::results::{Quantiles, SchedFigures};
+use crate::sched::SchedConfig;
+use crate::sched::mechanism::{MechanismChoice, MechanismKind};
+use crate::session::{self, SessionConfig, SessionResult};
 use crate::table::{Table, figure};
 use host::facts::HostFacts;
 
@@ -42,8 +42,8 @@ struct Point {
 
 /// All rounds.
 #[derive(Debug, Serialize)]
-pub(super) struct SteeringBench {
-    rounds: Vec<Vec<(Point, FleetResult)>>,
+pub(super) struct SchedBench {
+    rounds: Vec<Vec<(Point, SessionResult)>>,
     #[serde(skip)]
     points: Vec<Point>,
     interrupted: bool,
@@ -51,17 +51,17 @@ pub(super) struct SteeringBench {
 
 const FREE: Point = Point { mechanism: None, slice_ms: 0, load: 1 };
 
-pub(super) fn run(args: &SteeringArgs) -> Result<SteeringBench, BenchError> {
+pub(super) fn run(args: &SchedBenchArgs) -> Result<SchedBench, BenchError> {
     let cpus = usable_cpus(args.common.cpus.as_ref())?;
     let mut points = vec![FREE];
-    for kind in [MechanismKind::Class, MechanismKind::Park] {
+    for kind in [MechanismKind::Class, MechanismKind::Deschedule] {
         for load in args.loads.iter().copied() {
             let point = |slice_ms| Point { mechanism: Some(kind), slice_ms, load };
             points.extend(args.quanta.iter().copied().map(point));
         }
     }
     let bar = progress_bar(points.len() * usize::from(args.rounds.rounds), args.common.quiet);
-    let mut all = SteeringBench { rounds: Vec::new(), points, interrupted: false };
+    let mut all = SchedBench { rounds: Vec::new(), points, interrupted: false };
     let host = HostFacts::probe();
     'rounds: for _ in 0..args.rounds.rounds {
         let mut runs = Vec::new();
@@ -78,8 +78,8 @@ pub(super) fn run(args: &SteeringArgs) -> Result<SteeringBench, BenchError> {
             let words = workload.to_string();
             let guest = LabConfig::embedded(vcpus, cpus.clone(), args.publisher, words, timeout);
             let config =
-                FleetConfig { guest, guests: 1, steer: Some(steer(*point)?), antagonist: args.antagonist };
-            let result = fleet::run(&config, io::sink, Instant::now())?.result(&host, config.antagonist);
+                SessionConfig { guest, guests: 1, sched: Some(sched(*point)?), cpu_hog: args.cpu_hog };
+            let result = session::run(&config, io::sink, Instant::now())?.result(&host, config.cpu_hog);
             match result.guests.first().map(|guest| guest.outcome.kind) {
                 Some("reset") => {}
                 Some("interrupted") => {
@@ -104,14 +104,14 @@ pub(super) fn run(args: &SteeringArgs) -> Result<SteeringBench, BenchError> {
     Ok(all)
 }
 
-fn steer(point: Point) -> Result<SteerConfig, BenchError> {
+fn sched(point: Point) -> Result<SchedConfig, BenchError> {
     let text = match point.mechanism {
         None => "host:affinity=home".to_owned(),
         Some(_) => format!("rr:slice={}ms", point.slice_ms),
     };
-    let policy: PolicyChoice = text.parse().map_err(fleet::FleetError::from_policy)?;
+    let policy: PolicyChoice = text.parse().map_err(session::SessionError::from_policy)?;
     let mechanism = point.mechanism.map_or(MechanismChoice::Auto, MechanismChoice::Only);
-    Ok(SteerConfig { policy, mechanism, seed: 1, starvation: PATIENCE, traces: false })
+    Ok(SchedConfig { policy, mechanism, seed: 1, starvation: PATIENCE, traces: false })
 }
 
 struct Name(Point);
@@ -126,27 +126,27 @@ impl Display for Name {
 }
 
 /// What the guest counted, each second.
-fn progress(result: &FleetResult) -> Option<f64> {
+fn progress(result: &SessionResult) -> Option<f64> {
     let window = result.guests.first()?.window.as_ref()?;
     Some(window.byte?.own_samples as f64 / (window.length_ns as f64).max(1.0))
 }
 
-impl SteeringBench {
+impl SchedBench {
     /// The median over rounds of what `figure` gives of a point and of the free one in the same round.
     fn median(
         &self,
         point: Point,
-        figure: impl Fn(&FleetResult, &FleetResult) -> Option<f64>,
+        figure: impl Fn(&SessionResult, &SessionResult) -> Option<f64>,
     ) -> Option<f64> {
-        let of = |round: &Vec<(Point, FleetResult)>| {
+        let of = |round: &Vec<(Point, SessionResult)>| {
             let find = |wanted| round.iter().find(|(point, _)| *point == wanted).map(|(_, result)| result);
             figure(find(point)?, find(FREE)?)
         };
         median(self.rounds.iter().filter_map(of))
     }
 
-    fn of_steering(&self, point: Point, figure: impl Fn(&SteeringFigures) -> Option<f64>) -> Option<f64> {
-        self.median(point, |result, _| figure(result.steering.as_ref()?))
+    fn of_steering(&self, point: Point, figure: impl Fn(&SchedFigures) -> Option<f64>) -> Option<f64> {
+        self.median(point, |result, _| figure(result.sched.as_ref()?))
     }
 
     fn table(&self) -> Table {
@@ -172,7 +172,7 @@ impl SteeringBench {
         ];
         let mut table = Table::new(&heads, 1);
         for point in self.points.iter().copied() {
-            let us = |pick: fn(&SteeringFigures) -> Option<Quantiles>, at: At| {
+            let us = |pick: fn(&SchedFigures) -> Option<Quantiles>, at: At| {
                 let value = self.of_steering(point, |s| {
                     pick(s).filter(|times| times.count > 0).map(|times| at(times) as f64 / 1e3)
                 });
@@ -185,7 +185,7 @@ impl SteeringBench {
             let fidelity =
                 self.of_steering(point, |s| Some(s.fact.as_ref().filter(|_| s.decisions > 0)?.fidelity));
             let (p50, p99): (At, At) = (|times| times.p50_ns, |times| times.p99_ns);
-            let on = |s: &SteeringFigures| s.fact.as_ref().map(|fact| fact.on);
+            let on = |s: &SchedFigures| s.fact.as_ref().map(|fact| fact.on);
             let gaps = |named: bool| {
                 self.of_steering(point, |s| {
                     let gaps = s.fact.as_ref()?.gaps.iter();
@@ -217,13 +217,13 @@ impl SteeringBench {
     }
 }
 
-impl Bench for SteeringBench {
+impl Bench for SchedBench {
     fn was_interrupted(&self) -> bool {
         self.interrupted
     }
 }
 
-impl Display for SteeringBench {
+impl Display for SchedBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.interrupted {
             writeln!(f, "Interrupted in round {}\n", self.rounds.len())?;
@@ -232,7 +232,7 @@ impl Display for SteeringBench {
             return Ok(());
         };
         let Some(guest) = first.guests.first() else { return Ok(()) };
-        let load = first.antagonist.map_or_else(|| "nothing".to_owned(), |load| load.to_string());
+        let load = first.cpu_hog.map_or_else(|| "nothing".to_owned(), |load| load.to_string());
         writeln!(
             f,
             "{} (KVM on {}, Linux {}), CPUs {}, publisher {}; round robin, {} ms a point, medians of {} rounds; beside it: {load}\n",

@@ -33,7 +33,7 @@ impl Parks {
 
 impl Mechanism for Parks {
     fn kind(&self) -> MechanismKind {
-        MechanismKind::Park
+        MechanismKind::Deschedule
     }
 
     fn vcpu_threads(&mut self) -> &mut VcpuThreads {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::policy::{Cpu, Vcpu};
 use host::cpus::Cpus;
 use host::thread::{Class, set_class};
-use vmm::vcpu::control::{Place, Seat};
+use vmm::vcpu::control::{CpuHandoff, VcpuHandle};
 
 /// The vCPU threads of all guests.
 #[derive(Debug)]
@@ -15,21 +15,21 @@ pub(super) struct VcpuThreads {
     /// The host's numbers of the CPUs.
     cpus: Vec<usize>,
     /// Where threads run, one at a time, that leave for each other.
-    places: Vec<Arc<Place>>,
+    places: Vec<Arc<CpuHandoff>>,
 }
 
 #[derive(Debug)]
 struct VcpuThread {
-    seat: Arc<Seat>,
+    handle: Arc<VcpuHandle>,
     at: Option<Cpu>,
     class: Class,
 }
 
 impl VcpuThreads {
-    pub(super) fn new(seats: Vec<Arc<Seat>>, cpus: Vec<usize>) -> Self {
-        let thread = |seat| VcpuThread { seat, at: None, class: Class::Fair };
+    pub(super) fn new(handles: Vec<Arc<VcpuHandle>>, cpus: Vec<usize>) -> Self {
+        let thread = |handle| VcpuThread { handle, at: None, class: Class::Fair };
         let places = cpus.iter().map(|_| Arc::default()).collect();
-        Self { threads: seats.into_iter().map(thread).collect(), cpus, places }
+        Self { threads: handles.into_iter().map(thread).collect(), cpus, places }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -37,7 +37,7 @@ impl VcpuThreads {
     }
 
     pub(super) fn tid(&self, vcpu: Vcpu) -> libc::pid_t {
-        self.threads.get(vcpu).map_or(0, |thread| thread.seat.kick_handle().tid())
+        self.threads.get(vcpu).map_or(0, |thread| thread.handle.kick_handle().tid())
     }
 
     /// Confines it to `cpu`. A thread that has ended needs no place.
@@ -45,7 +45,7 @@ impl VcpuThreads {
         let Some(thread) = self.threads.get_mut(vcpu).filter(|thread| thread.at != Some(cpu)) else { return };
         thread.at = Some(cpu);
         if let Some(number) = self.cpus.get(cpu) {
-            let _ = Cpus::single(*number).pin_thread(thread.seat.kick_handle().tid());
+            let _ = Cpus::single(*number).pin_thread(thread.handle.kick_handle().tid());
         }
     }
 
@@ -55,7 +55,7 @@ impl VcpuThreads {
             return Ok(());
         };
         thread.class = class;
-        set_class(thread.seat.kick_handle().tid(), class)
+        set_class(thread.handle.kick_handle().tid(), class)
     }
 
     pub(super) fn class(&self, vcpu: Vcpu) -> Class {
@@ -63,14 +63,14 @@ impl VcpuThreads {
     }
 
     pub(super) fn hold(&self, vcpu: Vcpu) {
-        if let Some(thread) = self.threads.get(vcpu).filter(|thread| !thread.seat.is_held()) {
-            thread.seat.hold();
+        if let Some(thread) = self.threads.get(vcpu).filter(|thread| !thread.handle.is_descheduled()) {
+            thread.handle.deschedule();
         }
     }
 
     pub(super) fn release(&self, vcpu: Vcpu) {
-        if let Some(thread) = self.threads.get(vcpu).filter(|thread| thread.seat.is_held()) {
-            thread.seat.release();
+        if let Some(thread) = self.threads.get(vcpu).filter(|thread| thread.handle.is_descheduled()) {
+            thread.handle.schedule();
         }
     }
 
@@ -78,9 +78,9 @@ impl VcpuThreads {
     pub(super) fn take_over(&mut self, cpu: Cpu, vcpu: Vcpu) {
         let (Some(thread), Some(place)) = (self.threads.get(vcpu), self.places.get(cpu)) else { return };
         if thread.at != Some(cpu) {
-            thread.seat.leave_place();
+            thread.handle.leave_cpu();
         }
-        place.give(&thread.seat);
+        place.give(&thread.handle);
     }
 
     /// Nobody takes `cpu` over.
@@ -91,7 +91,7 @@ impl VcpuThreads {
     }
 
     /// Gives all of them back to the host, as they were.
-    pub(super) fn let_go(&mut self) {
+    pub(super) fn release_all(&mut self) {
         for vcpu in 0..self.threads.len() {
             self.give_back(vcpu);
         }
@@ -104,9 +104,9 @@ impl VcpuThreads {
         let _ = self.set_class(vcpu, Class::Fair);
         self.release(vcpu);
         let Some(thread) = self.threads.get_mut(vcpu) else { return };
-        thread.seat.leave_place();
+        thread.handle.leave_cpu();
         if thread.at.take().is_some() {
-            let _ = all.pin_thread(thread.seat.kick_handle().tid());
+            let _ = all.pin_thread(thread.handle.kick_handle().tid());
         }
     }
 }

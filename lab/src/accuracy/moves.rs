@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::disturbance::Disturbance;
 use super::end::{End, Tally};
-use super::error::{QualityError, host};
+use super::error::{AccuracyError, host};
 use super::subject::Subject;
 use super::{RING_PAGES, Setting};
 use host::perf::SwitchLog;
@@ -28,7 +28,7 @@ pub struct Moves {
     pub tally: Tally,
 }
 
-pub(super) fn measure(setting: &Setting<'_>) -> Result<Moves, QualityError> {
+pub(super) fn measure(setting: &Setting<'_>) -> Result<Moves, AccuracyError> {
     let subject = Subject::start(setting, 1, setting.cpus)?;
     let log = SwitchLog::of_thread(subject.tid, RING_PAGES)?;
     let before = End::take(&subject.guest, subject.tid, &log)?;

@@ -1,4 +1,4 @@
-//! Byte quality: each publisher under the same disturbance, and what is found out about its byte.
+//! Byte accuracy: each publisher under the same disturbance, and what is found out about its byte.
 //!
 //! One vCPU runs on one CPU; it leaves the guest, halts and is woken as it goes. A thread takes that CPU from it, fast (some
 //! 150 us, each half a millisecond) and slow (some milliseconds), and now and then this monitor holds it. Two views:
@@ -20,13 +20,13 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::cli::{QualityArgs, usable_cpus};
+use crate::cli::{AccuracyArgs, usable_cpus};
 use crate::fault_injection::{FaultCounts, Faults};
 use crate::oracle::{Edge, Judgement, Sampler, judge};
 use disturbance::Disturbance;
 use end::End;
 pub use end::Tally;
-pub use error::QualityError;
+pub use error::AccuracyError;
 use error::host;
 use host::cpus::Cpus;
 use host::error_chain;
@@ -44,7 +44,7 @@ pub const SCHEMA: u32 = 1;
 
 /// All rows.
 #[derive(Debug, Serialize)]
-pub struct Quality {
+pub struct Accuracy {
     /// [`SCHEMA`].
     pub schema: u32,
     /// Where.
@@ -92,35 +92,35 @@ impl Finding {
 /// Measures each publisher. `begun` is told of each before.
 ///
 /// # Errors
-/// [`QualityError`] where there is nobody to look. What goes wrong with one publisher is said in its row.
-pub fn run(args: &QualityArgs, mut begun: impl FnMut(PublisherKind)) -> Result<Quality, QualityError> {
+/// [`AccuracyError`] where there is nobody to look. What goes wrong with one publisher is said in its row.
+pub fn run(args: &AccuracyArgs, mut begun: impl FnMut(PublisherKind)) -> Result<Accuracy, AccuracyError> {
     let cpus = usable_cpus(args.cpus.as_ref())?;
     let vcpu_cpus = cpus.first(1);
     let looker_cpus =
-        cpus.without(&vcpu_cpus).ok_or_else(|| QualityError::TooFewCpus(cpus.clone()))?.first(1);
+        cpus.without(&vcpu_cpus).ok_or_else(|| AccuracyError::TooFewCpus(cpus.clone()))?.first(1);
     let cpus = cpus.first(2);
-    let mut quality =
-        Quality { schema: SCHEMA, host: HostFacts::probe(), rows: Vec::new(), interrupted: false };
+    let mut accuracy =
+        Accuracy { schema: SCHEMA, host: HostFacts::probe(), rows: Vec::new(), interrupted: false };
     for publisher in args.publishers.iter().copied() {
         begun(publisher);
         let setting =
             Setting { publisher, cpus: &cpus, vcpu_cpus: &vcpu_cpus, looker_cpus: &looker_cpus, args };
         let Ok(row) = setting.row() else {
-            quality.interrupted = true;
+            accuracy.interrupted = true;
             break;
         };
-        quality.rows.push(row);
+        accuracy.rows.push(row);
     }
-    Ok(quality)
+    Ok(accuracy)
 }
 
 /// The user ended it.
 struct Interrupted;
 
 /// What was found, or why nothing.
-fn said<T>(measured: Result<T, QualityError>) -> Result<Result<T, String>, Interrupted> {
+fn said<T>(measured: Result<T, AccuracyError>) -> Result<Result<T, String>, Interrupted> {
     match measured {
-        Err(QualityError::Interrupted) => Err(Interrupted),
+        Err(AccuracyError::Interrupted) => Err(Interrupted),
         measured => Ok(measured.map_err(|error| error_chain::one_line(&error))),
     }
 }
@@ -132,7 +132,7 @@ struct Setting<'a> {
     cpus: &'a Cpus,
     vcpu_cpus: &'a Cpus,
     looker_cpus: &'a Cpus,
-    args: &'a QualityArgs,
+    args: &'a AccuracyArgs,
 }
 
 impl Setting<'_> {
@@ -150,7 +150,7 @@ impl Setting<'_> {
     }
 
     /// The host's view.
-    fn find(&self) -> Result<Finding, QualityError> {
+    fn find(&self) -> Result<Finding, AccuracyError> {
         let subject = Subject::start(self, 1, self.vcpu_cpus)?;
         let log = SwitchLog::of_thread(subject.tid, RING_PAGES)?;
         let before = End::take(&subject.guest, subject.tid, &log)?;

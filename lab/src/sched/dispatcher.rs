@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::Steered;
+use super::ScheduledGuest;
 use super::guests::Guests;
 use super::log::{Chosen, Log, Stopped};
 use super::mechanism::Mechanism;
@@ -20,7 +20,7 @@ use crate::guest::GuestScheduler;
 use crate::policy::schedule::{Change, Schedule};
 use crate::policy::{Assignment, Cpu, Decision, Event, Needs, Ns, Policy, Vcpu};
 use host::clock;
-use vmm::vcpu::control::Seat;
+use vmm::vcpu::control::VcpuHandle;
 
 /// Why steering ended by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ impl Dispatcher {
     pub(super) fn new(
         policy: Box<dyn Policy>,
         mechanism: Box<dyn Mechanism>,
-        guests: Vec<Steered>,
+        guests: Vec<ScheduledGuest>,
         cpus: usize,
         starvation: Duration,
     ) -> Self {
@@ -198,15 +198,15 @@ impl Dispatcher {
 }
 
 impl Dispatcher {
-    /// The calling vCPU thread, whose seat it is, was kicked. Its slice may be over: then it finds itself descheduled.
-    fn on_kick(&self, seat: &Seat) {
+    /// The calling vCPU thread, whose handle it is, was kicked. Its slice may be over: then it finds itself descheduled.
+    fn on_kick(&self, handle: &VcpuHandle) {
         // Most kicks are for other reasons.
         if clock::monotonic_ns() < self.next_due() {
             return;
         }
         // Each sees to its own turn: it is out of the guest, so what is said of it is so. The others come by themselves.
         self.with(|inner| {
-            let cpu = inner.guests.vcpu_at(seat).and_then(|vcpu| inner.schedule.state().cpu_of(vcpu));
+            let cpu = inner.guests.vcpu_of(handle).and_then(|vcpu| inner.schedule.state().cpu_of(vcpu));
             if cpu.is_some() {
                 inner.attend(cpu);
             }
@@ -224,7 +224,7 @@ pub(super) struct DeskOfGuest {
 }
 
 impl GuestScheduler for DeskOfGuest {
-    fn on_kick(&self, handle: &Seat) {
+    fn on_kick(&self, handle: &VcpuHandle) {
         if self.times_slices {
             self.dispatcher.on_kick(handle);
         }
@@ -356,7 +356,7 @@ impl Inner {
         for change in &self.changes {
             match change {
                 Change::Tune(vcpu, nice, slice) => self.mechanism.tune(*vcpu, *nice, *slice),
-                Change::Place(vcpu, cpu) => self.mechanism.place(*vcpu, *cpu),
+                Change::CpuHandoff(vcpu, cpu) => self.mechanism.place(*vcpu, *cpu),
                 _ => {}
             }
         }
@@ -380,7 +380,7 @@ impl Inner {
                 Change::Unthrottle(vcpu) => {
                     self.log.stop(Stopped { at_ns: decided_ns, vcpu, is_stopped: false });
                 }
-                Change::Place(..) | Change::Tune(..) => {}
+                Change::CpuHandoff(..) | Change::Tune(..) => {}
             }
         }
         self.note_who_can_run(decided_ns);
@@ -425,7 +425,7 @@ impl Inner {
         if self.over.is_some() {
             return;
         }
-        self.mechanism.let_go();
+        self.mechanism.release_all();
         if end.is_some() {
             self.guests.tell_the_end();
         }

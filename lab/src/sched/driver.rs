@@ -58,7 +58,7 @@ impl Driver {
             let class = if kind == MechanismKind::Class { take_precedence() } else { "fair" };
             dispatcher.begin();
             let _ = tell.send(class);
-            if kind == MechanismKind::Park {
+            if kind == MechanismKind::Deschedule {
                 // It has begun in the class of whoever has started it, which may come before the vCPU threads'.
                 let _ = set_own_class(Class::Fair);
             }
@@ -92,7 +92,7 @@ fn drive(dispatcher: &Dispatcher, alarm: &mut Alarm, is_over: &AtomicBool, kind:
     while !is_over.load(Ordering::Relaxed) {
         let due = match kind {
             MechanismKind::Class => dispatcher.next_due(),
-            MechanismKind::Park => dispatcher.next_untimed(SLACK),
+            MechanismKind::Deschedule => dispatcher.next_untimed(SLACK),
         };
         alarm.sleep_until(due);
         dispatcher.attend();

@@ -9,7 +9,7 @@ use protocol::VcpuId;
 use protocol::payload::params::{Job, Workload};
 
 use super::Setting;
-use super::error::QualityError;
+use super::error::AccuracyError;
 use crate::guest::{LabConfig, LabGuest, LabRun};
 use crate::results::OutcomeFacts;
 use host::cpus::Cpus;
@@ -32,11 +32,11 @@ pub(super) struct Subject {
 
 impl Subject {
     /// Starts one whose window is open when this returns: one vCPU on `cpus`, or each of several on one of them.
-    pub(super) fn start(setting: &Setting<'_>, vcpus: usize, cpus: &Cpus) -> Result<Self, QualityError> {
+    pub(super) fn start(setting: &Setting<'_>, vcpus: usize, cpus: &Cpus) -> Result<Self, AccuracyError> {
         let config = config(setting, vcpus, cpus);
         let guest = LabGuest::start(&config, io::sink(), Timings::since(Instant::now()))?;
         if !guest.wait_for_window(PATIENCE) {
-            return Err(QualityError::Idle("did not come up"));
+            return Err(AccuracyError::Idle("did not come up"));
         }
         let mut threads = guest.vm().threads();
         threads.sort_by_key(|(vcpu, _)| vcpu.index());
@@ -46,7 +46,7 @@ impl Subject {
             }
         }
         let boot = threads.iter().find(|(vcpu, _)| *vcpu == VcpuId::BOOT);
-        let tid = boot.map(|(_, thread)| thread.tid()).ok_or(QualityError::Idle("has ended"))?;
+        let tid = boot.map(|(_, thread)| thread.tid()).ok_or(AccuracyError::Idle("has ended"))?;
         Ok(Self { guest, tid })
     }
 
@@ -55,22 +55,22 @@ impl Subject {
         let began = Instant::now();
         while began.elapsed() < length {
             thread::sleep(BETWEEN_HOLDS);
-            self.guest.vm().hold(VcpuId::BOOT);
+            self.guest.vm().deschedule(VcpuId::BOOT);
             thread::sleep(HOLD);
-            self.guest.vm().release(VcpuId::BOOT);
+            self.guest.vm().schedule(VcpuId::BOOT);
         }
     }
 
     /// Ends it.
-    pub(super) fn end(self) -> Result<LabRun, QualityError> {
+    pub(super) fn end(self) -> Result<LabRun, AccuracyError> {
         self.guest.close();
         let run = self.guest.wait()?;
         match run.monitor.outcome {
             Outcome::Reset => Ok(run),
-            Outcome::Interrupted => Err(QualityError::Interrupted),
+            Outcome::Interrupted => Err(AccuracyError::Interrupted),
             _ => {
                 let facts = OutcomeFacts::new(&run.monitor.outcome, run.report.as_deref());
-                Err(QualityError::Ended(facts.in_short().to_owned()))
+                Err(AccuracyError::Ended(facts.in_short().to_owned()))
             }
         }
     }

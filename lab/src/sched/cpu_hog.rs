@@ -1,4 +1,4 @@
-//! The antagonist: a load beside the guest, which knows nothing of it.
+//! The cpu_hog: a load beside the guest, which knows nothing of it.
 //!
 //! On each CPU a thread works for a `burst` and sleeps, so that it works for `duty` of the time. It is a thread like any other,
 //! or, with `class=fifo`, comes before vCPU threads of the fair class.
@@ -32,7 +32,7 @@ impl FromStr for Load {
     type Err = ParameterError;
 
     fn from_str(text: &str) -> Result<Self, ParameterError> {
-        let whole = format!("antagonist:{text}");
+        let whole = format!("cpu_hog:{text}");
         let mut parameters = Parameters::split(&whole)?;
         let load = Self {
             duty: parameters.fraction("duty", 0.5)?,
@@ -53,11 +53,11 @@ impl fmt::Display for Load {
 
 /// See the module. Dropping it ends it.
 #[derive(Debug)]
-pub struct Antagonist {
+pub struct CpuHogThreads {
     _tickers: Vec<Ticker>,
 }
 
-impl Antagonist {
+impl CpuHogThreads {
     /// Begins to load each of `cpus`.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl Antagonist {
                 }
                 thread::sleep(rest);
             };
-            Ticker::start("antagonist", Duration::ZERO, begin, tick)
+            Ticker::start("cpu_hog", Duration::ZERO, begin, tick)
         };
         Ok(Self { _tickers: cpus.each().map(ticker).collect::<io::Result<_>>()? })
     }

@@ -1,4 +1,4 @@
-//! Steering: carrying out what a policy decides.
+//! Scheduling: carrying out what a policy decides.
 //!
 //! The one place with threads and time between a pure [`crate::policy`] and the vCPU threads. A [`dispatcher::Dispatcher`] asks the policy
 //! when something happens, has the [`crate::policy::schedule`] check what it says, and hands the state of things to a
@@ -10,15 +10,15 @@
 //! | `park` | a signal takes a thread out of the guest, and it waits until it is released | at the entry to the kernel | nothing |
 //!
 //! With `class` a driver thread times the turns; with `park` each vCPU thread times its own by a timer, and the
-//! driver only sees to CPUs on which nobody runs. Neither nice, nor slices, nor weights steer: the fair class obeys at its next
+//! driver only sees to CPUs on which nobody runs. Neither nice, nor slices, nor weights sched: the fair class obeys at its next
 //! tick, or not at all.
 //!
 //! What was planned and what happened are both kept: each decision with its moments ([`log`]), and perf's own record of who had
 //! which CPU. What share of the time they agree, [`fidelity`] says.
 
-pub mod antagonist;
 pub mod choice;
 mod class;
+pub mod cpu_hog;
 pub mod dispatcher;
 mod driver;
 pub mod fidelity;
@@ -53,8 +53,8 @@ pub use recorder::{LockEpisode, Sample};
 use steal_time::publisher::PublisherKind;
 use vcpu_threads::VcpuThreads;
 use vmm::guest_clock::GuestClock;
-use vmm::vcpu::Outbox;
-use vmm::vcpu::control::Seat;
+use vmm::vcpu::EventSender;
+use vmm::vcpu::control::VcpuHandle;
 
 /// The main thread's class while it takes the vCPU threads over, and for as long as they are of a real-time class: or it would
 /// not hear of a guest's end.
@@ -82,7 +82,7 @@ impl Drop for Precedence {
 
 /// How guests are to be steered.
 #[derive(Clone, Debug)]
-pub struct SteerConfig {
+pub struct SchedConfig {
     /// By which policy.
     pub policy: PolicyChoice,
     /// By which mechanism.
@@ -95,7 +95,7 @@ pub struct SteerConfig {
     pub traces: bool,
 }
 
-impl SteerConfig {
+impl SchedConfig {
     /// What the policy needs to be told.
     ///
     /// # Errors
@@ -119,9 +119,9 @@ pub fn words(needs: Needs, traces: bool) -> String {
 /// What must be left of a turn for a lock to be taken (ns), where a guest is told.
 const MARGIN_NS: u32 = 100_000;
 
-/// Steering cannot begin.
+/// Scheduling cannot begin.
 #[derive(Debug, thiserror::Error)]
-pub enum SteerError {
+pub enum SchedError {
     /// The policy.
     #[error("Cannot have the policy: {0}")]
     Policy(#[from] ParameterError),
@@ -145,9 +145,9 @@ pub enum SteerError {
 
 /// A guest that is to be steered.
 #[derive(Debug)]
-pub struct Steered {
+pub struct ScheduledGuest {
     /// Where its vCPU threads sit, in order.
-    pub seats: Vec<Arc<Seat>>,
+    pub handles: Vec<Arc<VcpuHandle>>,
     /// Our payload's report; `None` for a foreign one.
     pub report: Option<ReportView>,
     /// Its clock.
@@ -155,16 +155,16 @@ pub struct Steered {
     /// Its doorbell, where it has one.
     pub bell: Option<EventFd>,
     /// Who is told when steering ends by itself.
-    pub outbox: Outbox,
+    pub event_sender: EventSender,
 }
 
 /// Guests under a policy.
 #[derive(Debug)]
-pub struct Steering {
+pub struct Scheduling {
     dispatcher: Arc<Dispatcher>,
     driver: Driver,
     recorder: Recorder,
-    seats: Vec<Arc<Seat>>,
+    handles: Vec<Arc<VcpuHandle>>,
     kind: MechanismKind,
     why: String,
     policy: String,
@@ -177,7 +177,7 @@ pub struct Steering {
 
 /// What is left of it: what was planned, and what happened.
 #[derive(Debug)]
-pub struct SteeringRemains {
+pub struct SchedOutcome {
     /// The policy, as it was asked for.
     pub policy: String,
     /// What it drew its randomness from.
@@ -216,7 +216,7 @@ pub struct SteeringRemains {
     pub samples: Vec<Sample>,
 }
 
-impl SteeringRemains {
+impl SchedOutcome {
     /// The times for which each vCPU's thread had a CPU; `None` where the host does not tell.
     pub fn on_cpu(&self) -> Option<Vec<Vec<OnCpu>>> {
         // A thread that ends is on record nowhere but here.
@@ -226,42 +226,42 @@ impl SteeringRemains {
     }
 }
 
-impl Steering {
+impl Scheduling {
     /// Begins to schedule `guests` on `cpus`. Their vCPU threads have attached. Before the first decision `attach` is called for
     /// each guest with its scheduler.
     ///
     /// # Errors
-    /// [`SteerError`]; nothing is steered then.
+    /// [`SchedError`]; nothing is steered then.
     pub fn start(
-        config: &SteerConfig,
-        guests: Vec<Steered>,
+        config: &SchedConfig,
+        guests: Vec<ScheduledGuest>,
         publisher: PublisherKind,
         cpus: &Cpus,
         attach: impl Fn(usize, Arc<dyn GuestScheduler>),
-    ) -> Result<Self, SteerError> {
+    ) -> Result<Self, SchedError> {
         let policy = config.policy.make(config.seed)?;
         let needs = policy.needs();
-        let vcpus: Vec<usize> = guests.iter().map(|guest| guest.seats.len()).collect();
-        let seats: Vec<_> = guests.iter().flat_map(|guest| guest.seats.iter().cloned()).collect();
-        let vcpu_threads = VcpuThreads::new(seats.clone(), cpus.iter().collect());
+        let vcpus: Vec<usize> = guests.iter().map(|guest| guest.handles.len()).collect();
+        let handles: Vec<_> = guests.iter().flat_map(|guest| guest.handles.iter().cloned()).collect();
+        let vcpu_threads = VcpuThreads::new(handles.clone(), cpus.iter().collect());
         let chosen = choice::choose(config.mechanism, publisher, vcpu_threads)?;
         let (kind, why) = (chosen.mechanism.kind(), chosen.why);
-        let recorder = Recorder::start(&seats, &guests, config.traces, kind).map_err(SteerError::Thread)?;
+        let recorder = Recorder::start(&handles, &guests, config.traces, kind).map_err(SchedError::Thread)?;
         let bells =
             guests.iter().map(|guest| guest.bell.as_ref().and_then(|bell| bell.try_clone().ok())).collect();
         let began_ns = clock::monotonic_ns();
         let dispatcher = Dispatcher::new(policy, chosen.mechanism, guests, cpus.count(), config.starvation);
         let dispatcher = Arc::new(dispatcher);
-        let times_slices = kind == MechanismKind::Park;
+        let times_slices = kind == MechanismKind::Deschedule;
         for guest in 0..vcpus.len() {
             attach(guest, Arc::new(DeskOfGuest { dispatcher: Arc::clone(&dispatcher), guest, times_slices }));
         }
-        let driver = Driver::start(Arc::clone(&dispatcher), bells, kind).map_err(SteerError::TakeOver)?;
+        let driver = Driver::start(Arc::clone(&dispatcher), bells, kind).map_err(SchedError::TakeOver)?;
         Ok(Self {
             dispatcher,
             driver,
             recorder,
-            seats,
+            handles,
             kind,
             why,
             policy: config.policy.to_string(),
@@ -279,17 +279,17 @@ impl Steering {
     }
 
     /// Lets all go on as the host likes. What was recorded so far is kept.
-    pub fn let_go(&self) {
+    pub fn release_all(&self) {
         self.dispatcher.finish(None);
     }
 
     /// Ends it, and gives what is left. The vCPU threads may have gone home.
-    pub fn finish(self) -> SteeringRemains {
-        self.let_go();
+    pub fn finish(self) -> SchedOutcome {
+        self.release_all();
         let driver = self.driver.finish();
         let (ended_ns, end, log) = self.dispatcher.take();
         let facts = self.recorder.finish();
-        SteeringRemains {
+        SchedOutcome {
             policy: self.policy,
             seed: self.seed,
             needs: self.needs,
@@ -303,7 +303,7 @@ impl Steering {
             end,
             log,
             switches: facts.switches,
-            left: self.seats.iter().map(|seat| seat.left_ns()).collect(),
+            left: self.handles.iter().map(|handle| handle.left_ns()).collect(),
             lost_switches: facts.lost_switches,
             episodes: facts.episodes,
             lost_episodes: facts.lost_episodes,

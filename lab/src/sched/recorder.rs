@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use protocol::payload::hints::EpisodeKind;
 
-use super::Steered;
+use super::ScheduledGuest;
 use super::mechanism::MechanismKind;
 use crate::guest::ReportView;
 use crate::policy::Vcpu;
@@ -19,7 +19,7 @@ use host::perf::{Switch, SwitchLog};
 use host::thread::{Class, set_own_class};
 use host::ticker::Ticker;
 use vmm::guest_clock::GuestClock;
-use vmm::vcpu::control::Seat;
+use vmm::vcpu::control::VcpuHandle;
 
 /// Pages of a thread's ring: some 10,000 switches.
 const PAGES: usize = 64;
@@ -118,16 +118,16 @@ impl Counter {
 }
 
 impl Recorder {
-    /// Begins to gather what becomes of the threads at `seats`, and, with `traces`, what the guests note.
+    /// Begins to gather what becomes of the threads at `handles`, and, with `traces`, what the guests note.
     pub(super) fn start(
-        seats: &[Arc<Seat>],
-        guests: &[Steered],
+        handles: &[Arc<VcpuHandle>],
+        guests: &[ScheduledGuest],
         traces: bool,
         kind: MechanismKind,
     ) -> io::Result<Self> {
-        let log = |seat: &Arc<Seat>| SwitchLog::of_thread(seat.kick_handle().tid(), PAGES);
+        let log = |handle: &Arc<VcpuHandle>| SwitchLog::of_thread(handle.kick_handle().tid(), PAGES);
         // All or none: half of the truth would be taken for all of it.
-        let logs: Vec<_> = seats.iter().map(log).collect::<Result<_, _>>().unwrap_or_default();
+        let logs: Vec<_> = handles.iter().map(log).collect::<Result<_, _>>().unwrap_or_default();
         let (mut pages, mut counters) = (Vec::new(), Vec::new());
         let mut first = 0;
         for (number, guest) in guests.iter().enumerate() {
@@ -135,10 +135,10 @@ impl Recorder {
             if let Some((report, clock)) = known {
                 let page =
                     |index| Page { vcpu: first + index, index, report: report.clone(), clock, read: 0 };
-                pages.extend((0..guest.seats.len()).map(page));
+                pages.extend((0..guest.handles.len()).map(page));
                 let mut counter = Counter {
                     guest: number,
-                    vcpus: guest.seats.len(),
+                    vcpus: guest.handles.len(),
                     report: report.clone(),
                     at_ns: 0,
                     total: 0,
@@ -146,7 +146,7 @@ impl Recorder {
                 counter.sample();
                 counters.push(counter);
             }
-            first += guest.seats.len();
+            first += guest.handles.len();
         }
         let switches = (!logs.is_empty()).then(|| vec![Vec::new(); logs.len()]);
         let period = if pages.is_empty() { SELDOM } else { OFTEN };

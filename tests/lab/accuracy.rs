@@ -1,4 +1,4 @@
-//! Quality: the oracle, and the faults that it must find.
+//! Accuracy: the oracle, and the faults that it must find.
 
 #![allow(
     clippy::expect_used,
@@ -14,8 +14,8 @@ use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 
-use lab::cli::QualityArgs;
-use lab::quality::{self, Row, Tally};
+use lab::accuracy::{self, Row, Tally};
+use lab::cli::AccuracyArgs;
 use steal_time::publisher::PublisherKind;
 use support::{
     alone, end_of, has_bpf, has_classic_bpf, has_perf, has_two_cpus, kill, start, vmm_lab, wait_for,
@@ -30,15 +30,15 @@ fn programs() -> Vec<PublisherKind> {
 
 /// What is found out about one publisher.
 fn judged(publisher: PublisherKind, faults: Option<&str>, duration_ms: u32) -> Row {
-    let args = QualityArgs {
+    let args = AccuracyArgs {
         publishers: vec![publisher],
         faults: faults.map(|faults| faults.parse().expect("faults")),
         cpus: None,
         duration_ms,
         json: None,
     };
-    let quality = alone(|| quality::run(&args, |_| {})).expect("there is somebody to look");
-    quality.rows.into_iter().next().expect("a row for each publisher")
+    let accuracy = alone(|| accuracy::run(&args, |_| {})).expect("there is somebody to look");
+    accuracy.rows.into_iter().next().expect("a row for each publisher")
 }
 
 /// Nothing was lost, the publisher has counted each switch, and told what the host took.
@@ -149,11 +149,11 @@ fn doctor_has_the_oracle_look_at_each_publisher() {
     }
     let ended = alone(|| end_of(&mut vmm_lab(["doctor"])));
     assert_eq!(ended.status, Some(0), "{ended:?}");
-    for publisher in ["bpf", "bpf-classic", "perf", "park", "kernel"] {
+    for publisher in ["bpf", "bpf-classic", "perf", "monitor", "kernel"] {
         let line = ended.stdout.lines().find(|line| line.contains(&format!("byte by {publisher}")));
         assert!(line.is_some_and(|line| line.contains("preemptions") || line.starts_with("--")), "{ended:?}");
     }
-    assert!(ended.stdout.contains("--  byte by park"), "{ended:?}");
+    assert!(ended.stdout.contains("--  byte by monitor"), "{ended:?}");
 }
 
 #[test]
@@ -161,18 +161,18 @@ fn quality_needs_a_cpu_to_look_from_and_can_be_interrupted() {
     if !has_perf() {
         return;
     }
-    let ended = end_of(&mut vmm_lab(["quality", "--cpus", "0"]));
+    let ended = end_of(&mut vmm_lab(["accuracy", "--cpus", "0"]));
     assert_eq!(ended.status, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("CPU of its own") && ended.stderr.contains("--cpus"), "{ended:?}");
     if !has_two_cpus() {
         return;
     }
-    let mut command = vmm_lab(["quality", "--publishers", "perf,park"]);
+    let mut command = vmm_lab(["accuracy", "--publishers", "perf,monitor"]);
     let mut running = start(command.stdout(Stdio::piped()).stderr(Stdio::null()));
     let stdout = running.take_stdout();
     wait_for_cpu_time(&running, Duration::from_millis(300));
     kill(running.id(), "INT");
     assert_eq!(wait_for(running), Some(130));
     let printed = io::read_to_string(stdout.expect("it is piped")).expect("it prints text");
-    assert!(printed.contains("verdict") && !printed.contains("park"), "{printed}");
+    assert!(printed.contains("verdict") && !printed.contains("monitor"), "{printed}");
 }

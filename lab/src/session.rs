@@ -1,4 +1,4 @@
-//! A fleet: one guest or several on the same CPUs, who steers them, and what loads the host beside them.
+//! A session: one guest or several on the same CPUs, who steers them, and what loads the host beside them.
 //!
 //! One wide guest and several narrow ones are different experiments. A gang helps the several, each of which then has its vCPUs
 //! together; it cannot help the one that is wider than its host.
@@ -13,10 +13,10 @@ use serde::Serialize;
 
 use crate::guest::{LabConfig, LabGuest, LabGuestError, LabRun};
 use crate::policy::parameters::ParameterError;
-use crate::results::{RunResult, SCHEMA, SteeringFigures};
-use crate::steer::antagonist::{Antagonist, Load};
-use crate::steer::mechanism::MechanismKind;
-use crate::steer::{self, Precedence, SteerConfig, SteerError, Steering, SteeringRemains};
+use crate::results::{RunResult, SCHEMA, SchedFigures};
+use crate::sched::cpu_hog::{CpuHogThreads, Load};
+use crate::sched::mechanism::MechanismKind;
+use crate::sched::{self, Precedence, SchedConfig, SchedError, SchedOutcome, Scheduling};
 use crate::trace::{self, Trace};
 use host::facts::HostFacts;
 use vmm::timings::Timings;
@@ -26,32 +26,32 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is to be run.
 #[derive(Clone, Debug)]
-pub struct FleetConfig {
+pub struct SessionConfig {
     /// Each guest.
     pub guest: LabConfig,
     /// How many there are.
     pub guests: usize,
     /// Who steers them, if anybody does.
-    pub steer: Option<SteerConfig>,
+    pub sched: Option<SchedConfig>,
     /// What loads the host beside them.
-    pub antagonist: Option<Load>,
+    pub cpu_hog: Option<Load>,
 }
 
 /// Guests could not be run.
 #[derive(Debug, thiserror::Error)]
-pub enum FleetError {
+pub enum SessionError {
     /// A guest.
     #[error(transparent)]
     Guest(#[from] LabGuestError),
-    /// Who is to steer.
+    /// Who is to sched.
     #[error(transparent)]
-    Steer(#[from] SteerError),
+    Steer(#[from] SchedError),
     /// The load.
-    #[error("Cannot start the antagonist's threads")]
-    Antagonist(#[source] io::Error),
+    #[error("Cannot start the cpu_hog's threads")]
+    CpuHogThreads(#[source] io::Error),
 }
 
-impl FleetError {
+impl SessionError {
     /// Of a policy that cannot be had.
     pub fn from_policy(error: ParameterError) -> Self {
         Self::Steer(error.into())
@@ -60,24 +60,24 @@ impl FleetError {
 
 /// Guests that have run.
 #[derive(Debug)]
-pub struct FleetRun {
+pub struct SessionRun {
     /// What each was run with, but for the seed.
     pub config: LabConfig,
     /// What is left of each.
     pub guests: Vec<LabRun>,
-    /// What is left of steering.
-    pub steering: Option<SteeringRemains>,
+    /// What is left of sched.
+    pub sched: Option<SchedOutcome>,
 }
 
 /// Guests that have run, as one document.
 #[derive(Clone, Debug, Serialize)]
-pub struct FleetResult {
+pub struct SessionResult {
     /// [`SCHEMA`].
     pub schema: u32,
     /// What loaded the host beside them.
-    pub antagonist: Option<Load>,
+    pub cpu_hog: Option<Load>,
     /// The plan and the fact.
-    pub steering: Option<SteeringFigures>,
+    pub sched: Option<SchedFigures>,
     /// Each guest.
     pub guests: Vec<RunResult>,
 }
@@ -85,26 +85,26 @@ pub struct FleetResult {
 /// Runs guests to their ends. What they send on COM1 goes to what `console` makes for each.
 ///
 /// # Errors
-/// [`FleetError`]; nothing is left behind.
+/// [`SessionError`]; nothing is left behind.
 pub fn run<C: Write + Send + 'static>(
-    config: &FleetConfig,
+    config: &SessionConfig,
     console: impl Fn() -> C,
     began: Instant,
-) -> Result<FleetRun, FleetError> {
+) -> Result<SessionRun, SessionError> {
     let mut guest = config.guest.clone();
-    if let Some(steer) = &config.steer {
-        let needs = steer.needs().map_err(FleetError::from_policy)?;
-        guest.hints = steer::words(needs, steer.traces);
+    if let Some(sched) = &config.sched {
+        let needs = sched.needs().map_err(SessionError::from_policy)?;
+        guest.hints = sched::words(needs, sched.traces);
         guest.doorbell = needs.doorbell;
     }
     let start = |_| LabGuest::start(&guest, console(), Timings::since(began));
     let guests: Vec<LabGuest> = (0..config.guests.max(1)).map(start).collect::<Result<_, _>>()?;
-    let beside = config.antagonist.map(|load| Antagonist::start(load, &guest.guest.cpus)).transpose();
-    let _beside = beside.map_err(FleetError::Antagonist)?;
+    let beside = config.cpu_hog.map(|load| CpuHogThreads::start(load, &guest.guest.cpus)).transpose();
+    let _beside = beside.map_err(SessionError::CpuHogThreads)?;
     // Among many vCPU threads that spin this one would not get to it for long.
-    let mut precedence = config.steer.as_ref().map(|_| Precedence::take());
-    let steering = config.steer.as_ref().map(|steer| take_the_helm(steer, &guests, &guest)).transpose()?;
-    if steering.as_ref().is_some_and(|steering| steering.mechanism() == MechanismKind::Park) {
+    let mut precedence = config.sched.as_ref().map(|_| Precedence::take());
+    let sched = config.sched.as_ref().map(|sched| attach_scheduler(sched, &guests, &guest)).transpose()?;
+    if sched.as_ref().is_some_and(|sched| sched.mechanism() == MechanismKind::Deschedule) {
         precedence = None;
     }
     let reports: Vec<_> = guests.iter().map(|guest| guest.report().cloned()).collect();
@@ -119,47 +119,47 @@ pub fn run<C: Write + Send + 'static>(
         }
         runs.push(run);
     }
-    let steering = steering.map(Steering::finish);
+    let sched = sched.map(Scheduling::finish);
     drop(precedence);
-    Ok(FleetRun { config: guest, guests: runs, steering })
+    Ok(SessionRun { config: guest, guests: runs, sched })
 }
 
 /// Begins to steer guests that are under way.
-fn take_the_helm(
-    steer: &SteerConfig,
+fn attach_scheduler(
+    sched: &SchedConfig,
     guests: &[LabGuest],
     config: &LabConfig,
-) -> Result<Steering, FleetError> {
+) -> Result<Scheduling, SessionError> {
     let began = Instant::now();
     let mut steered = Vec::with_capacity(guests.len());
     for guest in guests {
         guest.wait_until_up(PATIENCE.saturating_sub(began.elapsed()));
-        steered.push(guest.to_be_steered()?);
+        steered.push(guest.to_be_scheduled()?);
     }
     let publisher = guests.first().map_or(steal_time::publisher::PublisherKind::Off, LabGuest::publisher);
     let attach = |guest: usize, scheduler| guests[guest].attach_scheduler(scheduler);
-    Ok(Steering::start(steer, steered, publisher, &config.guest.cpus, attach)?)
+    Ok(Scheduling::start(sched, steered, publisher, &config.guest.cpus, attach)?)
 }
 
-impl FleetRun {
+impl SessionRun {
     /// The document of it.
-    pub fn result(&self, host: &HostFacts, antagonist: Option<Load>) -> FleetResult {
+    pub fn result(&self, host: &HostFacts, cpu_hog: Option<Load>) -> SessionResult {
         let guests: Vec<_> =
             self.guests.iter().map(|run| RunResult::new(host.clone(), &self.config, run)).collect();
         let holds = || {
             self.guests.iter().flat_map(|run| &run.vcpus).flat_map(|vcpu| vcpu.descheduled.iter().copied())
         };
-        let steering = self.steering.as_ref().map(|remains| SteeringFigures::new(remains, holds()));
-        FleetResult { schema: SCHEMA, antagonist, steering, guests }
+        let sched = self.sched.as_ref().map(|remains| SchedFigures::new(remains, holds()));
+        SessionResult { schema: SCHEMA, cpu_hog, sched, guests }
     }
 
     /// The trace of it.
     pub fn trace(&self) -> Option<Trace> {
-        self.steering.as_ref().map(|steering| trace::of(steering, &self.guests))
+        self.sched.as_ref().map(|sched| trace::of(sched, &self.guests))
     }
 }
 
-impl FleetResult {
+impl SessionResult {
     /// The exit status that tells of all: that of the first guest that did not end well.
     pub fn status(&self) -> u8 {
         self.guests.iter().map(|guest| guest.outcome.status).find(|status| *status != 0).unwrap_or(0)

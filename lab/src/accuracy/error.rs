@@ -7,9 +7,9 @@ use host::cpus::{CpuError, Cpus};
 use host::perf::PerfError;
 use vmm::vm::StateError;
 
-/// Quality could not be measured.
+/// Accuracy could not be measured.
 #[derive(Debug, thiserror::Error)]
-pub enum QualityError {
+pub enum AccuracyError {
     /// The guest could not be run.
     #[error(transparent)]
     Guest(#[from] LabGuestError),
@@ -46,6 +46,6 @@ pub enum QualityError {
     Idle(&'static str),
 }
 
-pub(super) fn host(what: &'static str) -> impl FnOnce(io::Error) -> QualityError {
-    move |source| QualityError::Host { what, source }
+pub(super) fn host(what: &'static str) -> impl FnOnce(io::Error) -> AccuracyError {
+    move |source| AccuracyError::Host { what, source }
 }

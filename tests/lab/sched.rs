@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 
 use host::facts::HostFacts;
 use host::thread::{Class, set_own_class};
-use lab::fleet::{self, FleetConfig, FleetResult, FleetRun};
 use lab::guest::LabConfig;
 use lab::policy::catalogue::PolicyChoice;
 use lab::policy::{Decision, Event, Policy, RunQueues, SchedState};
-use lab::steer::SteerConfig;
-use lab::steer::dispatcher::End;
-use lab::steer::mechanism::{MechanismChoice, MechanismKind};
+use lab::sched::SchedConfig;
+use lab::sched::dispatcher::End;
+use lab::sched::mechanism::{MechanismChoice, MechanismKind};
+use lab::session::{self, SessionConfig, SessionResult, SessionRun};
 use steal_time::publisher::PublisherKind;
 use support::{
     alone, cpus, end_of, has_kvm, has_perf, has_two_cpus, kill, skip, start, vmm_lab, vmm_run,
@@ -42,34 +42,34 @@ fn mechanisms() -> Vec<MechanismKind> {
     let allowed = thread::spawn(|| set_own_class(Class::Fifo(1)).is_ok()).join().unwrap();
     if !allowed {
         skip("the class mechanism: no real-time class here");
-        return vec![MechanismKind::Park];
+        return vec![MechanismKind::Deschedule];
     }
-    vec![MechanismKind::Park, MechanismKind::Class]
+    vec![MechanismKind::Deschedule, MechanismKind::Class]
 }
 
 /// Runs `guests` guests of two vCPUs a CPU each.
-fn steer(
+fn schedule(
     policy: PolicyChoice,
     mechanism: MechanismKind,
     guests: usize,
     words: &str,
-) -> (FleetRun, FleetResult) {
+) -> (SessionRun, SessionResult) {
     let vcpus = 2 * cpus().count();
     let timeout = Duration::from_secs(40);
-    let guest = LabConfig::embedded(vcpus, cpus(), PublisherKind::Park, words.to_owned(), timeout);
-    let config = FleetConfig {
+    let guest = LabConfig::embedded(vcpus, cpus(), PublisherKind::Monitor, words.to_owned(), timeout);
+    let config = SessionConfig {
         guest,
         guests,
-        steer: Some(SteerConfig {
+        sched: Some(SchedConfig {
             policy,
             mechanism: MechanismChoice::Only(mechanism),
             seed: 7,
             starvation: Duration::from_secs(1),
             traces: false,
         }),
-        antagonist: None,
+        cpu_hog: None,
     };
-    let run = alone(|| fleet::run(&config, io::sink, Instant::now())).expect("the guests can be run");
+    let run = alone(|| session::run(&config, io::sink, Instant::now())).expect("the guests can be run");
     let result = run.result(&HostFacts::probe(), None);
     (run, result)
 }
@@ -83,22 +83,18 @@ const CONTEND: &str = "job=contend lock=tas wait=spin warmup_ms=50 duration_ms=3
 #[test]
 fn round_robin_happens_as_it_is_rehearsed_and_everybody_gets_on() {
     for mechanism in mechanisms() {
-        let (run, result) = steer(catalogued("rr:slice=2ms"), mechanism, 1, CONTEND);
+        let (run, result) = schedule(catalogued("rr:slice=2ms"), mechanism, 1, CONTEND);
         assert!(
             matches!(run.guests[0].monitor.outcome, Outcome::Reset),
             "{:?}",
             run.guests[0].monitor.outcome
         );
-        let steering = result.steering.expect("it was steered");
-        assert_eq!((steering.mechanism, steering.ended.as_deref()), (mechanism, None));
-        assert!(steering.decisions > 50, "{steering:?}");
-        assert_eq!(steering.preemptions + cpus().count() as u64, steering.decisions);
+        let sched = result.sched.expect("it was steered");
+        assert_eq!((sched.mechanism, sched.ended.as_deref()), (mechanism, None));
+        assert!(sched.decisions > 50, "{sched:?}");
+        assert_eq!(sched.preemptions + cpus().count() as u64, sched.decisions);
         // The rehearsal ends with the run, which may have lost a turn to the host; what was decided is in its order.
-        assert!(
-            steering.drift.same + 4 >= steering.decisions.min(steering.drift.dry_run),
-            "{:?}",
-            steering.drift
-        );
+        assert!(sched.drift.same + 4 >= sched.decisions.min(sched.drift.dry_run), "{:?}", sched.drift);
         let figures = &result.guests[0].vcpus;
         assert!(figures.iter().all(|vcpu| vcpu.acquisitions > 0), "{figures:?}");
     }
@@ -109,9 +105,9 @@ fn parked_vcpu_says_so_and_its_time_is_steal() {
     if !has_kvm() {
         return;
     }
-    let (run, result) = steer(catalogued("rr:slice=2ms"), MechanismKind::Park, 1, CONTEND);
-    let steering = result.steering.as_ref().expect("it was steered");
-    assert!(steering.byte.count > 0);
+    let (run, result) = schedule(catalogued("rr:slice=2ms"), MechanismKind::Deschedule, 1, CONTEND);
+    let sched = result.sched.as_ref().expect("it was steered");
+    assert!(sched.byte.count > 0);
     let held: u64 =
         run.guests[0].vcpus.iter().flat_map(|vcpu| &vcpu.descheduled).map(|held| held.descheduled_ns).sum();
     assert!(held > 0);
@@ -133,8 +129,8 @@ fn kernels_own_record_shows_one_vcpu_a_cpu_in_its_turn() {
     }
     for mechanism in mechanisms() {
         let (_, result) =
-            steer(catalogued("rr:slice=5ms"), mechanism, 1, "job=watch warmup_ms=50 duration_ms=300");
-        let fact = result.steering.and_then(|steering| steering.fact).expect("perf tells");
+            schedule(catalogued("rr:slice=5ms"), mechanism, 1, "job=watch warmup_ms=50 duration_ms=300");
+        let fact = result.sched.and_then(|sched| sched.fact).expect("perf tells");
         // Nothing here ever sleeps: what ran out of turn was a switch under way.
         assert!(fact.fidelity > 0.5, "{mechanism}: {fact:?}");
         assert!(fact.on.count > 20 && fact.planned > 0.9, "{mechanism}: {fact:?}");
@@ -149,13 +145,13 @@ fn every_policy_of_the_catalogue_lets_a_guest_end() {
                 continue; // needs a file, and has a test of its own
             }
             let words = "job=contend lock=mutex wait=preempted warmup_ms=30 duration_ms=60";
-            let (run, result) = steer(catalogued(entry.name), mechanism, 1, words);
+            let (run, result) = schedule(catalogued(entry.name), mechanism, 1, words);
             assert!(
                 matches!(run.guests[0].monitor.outcome, Outcome::Reset),
                 "{} by {mechanism}: {:?}, {:?}",
                 entry.name,
                 run.guests[0].monitor.outcome,
-                result.steering
+                result.sched
             );
         }
     }
@@ -171,25 +167,25 @@ fn trace_is_replayed_in_its_order() {
         .fold(String::new(), |all, row| all + &row);
     let trace = support::Fixture::file("trace.csv", rows.as_bytes());
     let (run, result) =
-        steer(catalogued(&format!("replay:file={}", trace.arg())), MechanismKind::Park, 1, CONTEND);
+        schedule(catalogued(&format!("replay:file={}", trace.arg())), MechanismKind::Deschedule, 1, CONTEND);
     assert!(matches!(run.guests[0].monitor.outcome, Outcome::Reset));
-    assert!(result.steering.expect("it was steered").decisions > 20);
+    assert!(result.sched.expect("it was steered").decisions > 20);
 }
 
 #[test]
 fn several_guests_are_steered_together_and_each_has_its_figures() {
     for mechanism in mechanisms() {
-        let (run, result) = steer(catalogued("gang:slice=2ms"), mechanism, 2, CONTEND);
+        let (run, result) = schedule(catalogued("gang:slice=2ms"), mechanism, 2, CONTEND);
         assert_eq!(run.guests.len(), 2);
         for (guest, figures) in run.guests.iter().zip(&result.guests) {
             assert!(matches!(guest.monitor.outcome, Outcome::Reset), "{:?}", guest.monitor.outcome);
             let lock = figures.window.as_ref().and_then(|window| window.lock.as_ref()).expect("a lock");
             assert!(lock.acquisitions > 0);
         }
-        let steering = run.steering.expect("they were steered");
-        let of_second = |vcpu: Option<usize>| vcpu.is_some_and(|vcpu| vcpu >= steering.vcpus[0]);
-        assert!(steering.log.chosen.iter().any(|chosen| of_second(chosen.to)));
-        assert!(steering.log.chosen.iter().any(|chosen| chosen.to.is_some() && !of_second(chosen.to)));
+        let sched = run.sched.expect("they were steered");
+        let of_second = |vcpu: Option<usize>| vcpu.is_some_and(|vcpu| vcpu >= sched.vcpus[0]);
+        assert!(sched.log.chosen.iter().any(|chosen| of_second(chosen.to)));
+        assert!(sched.log.chosen.iter().any(|chosen| chosen.to.is_some() && !of_second(chosen.to)));
     }
 }
 
@@ -255,17 +251,17 @@ fn decisions_that_make_no_sense_are_refused_whole_and_counted_and_the_guest_goes
         _ => {}
     };
     for mechanism in mechanisms() {
-        let (run, result) = steer(Odd::choice("odd", odd, None), mechanism, 1, CONTEND);
+        let (run, result) = schedule(Odd::choice("odd", odd, None), mechanism, 1, CONTEND);
         assert!(
             matches!(run.guests[0].monitor.outcome, Outcome::Reset),
             "{:?}",
             run.guests[0].monitor.outcome
         );
-        let steering = result.steering.expect("it was steered");
-        let refused = steering.refused;
+        let sched = result.sched.expect("it was steered");
+        let refused = sched.refused;
         assert!(refused.impossible > 0 && refused.contradictory > 0, "{refused:?}");
-        assert!(steering.unanswered > 0);
-        assert!(run.steering.expect("it was steered").log.stopped.is_empty(), "none was obeyed by half");
+        assert!(sched.unanswered > 0);
+        assert!(run.sched.expect("it was steered").log.stopped.is_empty(), "none was obeyed by half");
     }
 }
 
@@ -275,13 +271,13 @@ fn policy_that_panics_ends_the_run_cleanly_and_says_why() {
         let odd =
             |ticks: u32, _: &SchedState, _: &mut Vec<Decision>| assert!(ticks < 200, "no idea what to do");
         let words = "job=contend lock=tas wait=spin warmup_ms=10 duration_ms=30000";
-        let (run, result) = steer(Odd::choice("nervous", odd, None), mechanism, 1, words);
+        let (run, result) = schedule(Odd::choice("nervous", odd, None), mechanism, 1, words);
         assert!(
             matches!(run.guests[0].monitor.outcome, Outcome::Stopped),
             "{:?}",
             run.guests[0].monitor.outcome
         );
-        let end = run.steering.as_ref().and_then(|steering| steering.end.clone());
+        let end = run.sched.as_ref().and_then(|sched| sched.end.clone());
         assert_eq!(end, Some(End::Panicked("no idea what to do".to_owned())));
         assert_eq!(result.status(), 5);
         let lock =
@@ -295,8 +291,8 @@ fn policy_that_never_lets_a_vcpu_run_ends_the_run_cleanly_and_says_which() {
     for mechanism in mechanisms() {
         // No lock: the one that is forgotten might hold it.
         let words = "job=watch warmup_ms=10 duration_ms=30000";
-        let (run, result) = steer(Odd::choice("forgetful", |_, _, _| {}, Some(2)), mechanism, 1, words);
-        let end = run.steering.as_ref().and_then(|steering| steering.end.clone());
+        let (run, result) = schedule(Odd::choice("forgetful", |_, _, _| {}, Some(2)), mechanism, 1, words);
+        let end = run.sched.as_ref().and_then(|sched| sched.end.clone());
         assert!(matches!(end, Some(End::Starved { guest: 0, vcpu: 2, .. })), "{end:?}");
         assert!(matches!(run.guests[0].monitor.outcome, Outcome::Stopped));
         let byte = result.guests[0].window.as_ref().and_then(|window| window.byte).expect("figures so far");
@@ -309,21 +305,21 @@ fn guest_tells_what_it_holds_and_rings_only_where_the_policy_asks() {
     if !has_kvm() {
         return;
     }
-    let told = |run: &FleetRun| {
+    let told = |run: &SessionRun| {
         let report = run.guests[0].report.as_ref().expect("our payload reports");
         let page = &report.hints[0];
         let turn = page.host.slice_end.load(Ordering::Relaxed);
         (run.guests[0].workload.expect("it is ours").hints, turn)
     };
-    let (run, result) = steer(catalogued("rr"), MechanismKind::Park, 1, CONTEND);
-    assert_eq!((told(&run), result.steering.map(|steering| steering.rings)), ((false, 0), Some(0)));
-    let (run, _) = steer(catalogued("slice-left"), MechanismKind::Park, 1, CONTEND);
+    let (run, result) = schedule(catalogued("rr"), MechanismKind::Deschedule, 1, CONTEND);
+    assert_eq!((told(&run), result.sched.map(|sched| sched.rings)), ((false, 0), Some(0)));
+    let (run, _) = schedule(catalogued("slice-left"), MechanismKind::Deschedule, 1, CONTEND);
     assert!(told(&run).1 > 0, "it was told when its turn ends");
     let words = "job=contend lock=ticket wait=yield warmup_ms=50 duration_ms=300";
-    let (run, result) = steer(catalogued("yield:target=next"), MechanismKind::Park, 1, words);
+    let (run, result) = schedule(catalogued("yield:target=next"), MechanismKind::Deschedule, 1, words);
     assert!(told(&run).0);
-    let steering = result.steering.expect("it was steered");
-    assert!(steering.rings > 0 && steering.decisions > 300, "{steering:?}");
+    let sched = result.sched.expect("it was steered");
+    assert!(sched.rings > 0 && sched.decisions > 300, "{sched:?}");
     assert_eq!(
         result.guests[0].vcpus.iter().map(|vcpu| vcpu.directed_yields).sum::<u64>(),
         0,
@@ -336,14 +332,14 @@ fn ctrl_c_ends_a_steered_run_with_its_figures() {
     if !has_kvm() {
         return;
     }
-    let args = ["--vcpus", "4", "--duration-ms", "60000", "--policy", "rr", "--mechanism", "park"];
+    let args = ["--vcpus", "4", "--duration-ms", "60000", "--policy", "rr", "--mechanism", "deschedule"];
     let mut running = start(vmm_run(args).stdout(std::process::Stdio::piped()));
     let stdout = running.take_stdout().expect("it is piped");
     wait_for_cpu_time(&running, Duration::from_millis(500));
     kill(running.id(), "INT");
     assert_eq!(support::wait_for(running), Some(130));
     let printed = io::read_to_string(stdout).expect("it prints text");
-    assert!(printed.contains("Policy rr (seed 1) by park"), "{printed}");
+    assert!(printed.contains("Policy rr (seed 1) by deschedule"), "{printed}");
     assert!(printed.contains("interrupted"), "{printed}");
 }
 
@@ -352,8 +348,8 @@ fn policies_and_mechanisms_that_make_no_sense_are_refused_in_one_line() {
     for (args, message) in [
         (["--policy", "rr:slice=never"], "slice=never cannot be read"),
         (["--policy", "prayer"], "there is no policy \"prayer\""),
-        (["--mechanism", "magic"], "mechanisms are class and park"),
-        (["--antagonist", "duty=7"], "duty=7 cannot be read"),
+        (["--mechanism", "magic"], "mechanisms are class and deschedule"),
+        (["--cpu-hog", "duty=7"], "duty=7 cannot be read"),
         (["--guests", "0"], "0 is not in 1..=64"),
     ] {
         let ended = end_of(&mut vmm_run(args));

@@ -2,28 +2,28 @@
 
 use std::fmt::{self, Display};
 
-use crate::fleet::FleetResult;
 use crate::render::Summary;
-use crate::results::{Quantiles, SteeringFigures};
+use crate::results::{Quantiles, SchedFigures};
+use crate::session::SessionResult;
 use crate::table::count;
 
 /// What guests under a policy printed on their own are worth.
-pub struct FleetSummary<'a>(pub &'a FleetResult);
+pub struct SessionSummary<'a>(pub &'a SessionResult);
 
-impl Display for FleetSummary<'_> {
+impl Display for SessionSummary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let FleetResult { guests, steering, antagonist, .. } = self.0;
+        let SessionResult { guests, sched, cpu_hog, .. } = self.0;
         for (number, guest) in guests.iter().enumerate() {
             if guests.len() > 1 {
                 write!(f, "Guest {number}: ")?;
             }
             write!(f, "{}", Summary(guest))?;
         }
-        if let Some(load) = antagonist {
+        if let Some(load) = cpu_hog {
             writeln!(f, "Beside it: {load}")?;
         }
-        match steering {
-            Some(steering) => write!(f, "{}", SteeringSummary(steering)),
+        match sched {
+            Some(sched) => write!(f, "{}", SteeringSummary(sched)),
             None => Ok(()),
         }
     }
@@ -33,7 +33,7 @@ impl Display for FleetSummary<'_> {
 const MOST_GAPS: usize = 6;
 
 /// The plan and the fact.
-pub struct SteeringSummary<'a>(pub &'a SteeringFigures);
+pub struct SteeringSummary<'a>(pub &'a SchedFigures);
 
 impl Display for SteeringSummary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -51,7 +51,7 @@ impl Display for SteeringSummary<'_> {
             count(s.preemptions),
         )?;
         if let Some(ended) = &s.ended {
-            writeln!(f, "Steering ended by itself: {ended}")?;
+            writeln!(f, "Scheduling ended by itself: {ended}")?;
         }
         if s.decisions > 0 {
             writeln!(f, "  decided late by      {}", Times(s.late))?;

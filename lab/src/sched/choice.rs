@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::SteerError;
+use super::SchedError;
 use super::class::Classes;
 use super::mechanism::{Mechanism, MechanismChoice, MechanismKind};
 use super::park::Parks;
@@ -22,9 +22,9 @@ pub(super) fn choose(
     choice: MechanismChoice,
     publisher: PublisherKind,
     vcpu_threads: VcpuThreads,
-) -> Result<Chosen, SteerError> {
+) -> Result<Chosen, SchedError> {
     let park = |vcpu_threads, why: String| {
-        let mechanism: Box<dyn Mechanism> = Box::new(Parks::new(vcpu_threads).map_err(SteerError::TakeOver)?);
+        let mechanism: Box<dyn Mechanism> = Box::new(Parks::new(vcpu_threads).map_err(SchedError::TakeOver)?);
         Ok(Chosen { mechanism, why })
     };
     let class = |vcpu_threads, why: &str| Chosen {
@@ -32,14 +32,16 @@ pub(super) fn choose(
         why: why.to_owned(),
     };
     match (choice, class_is_refused()) {
-        (MechanismChoice::Only(MechanismKind::Park), _) => park(vcpu_threads, "as asked".to_owned()),
+        (MechanismChoice::Only(MechanismKind::Deschedule), _) => park(vcpu_threads, "as asked".to_owned()),
         (MechanismChoice::Only(MechanismKind::Class), None) => Ok(class(vcpu_threads, "as asked")),
         (MechanismChoice::Only(kind), Some(why)) => {
-            Err(SteerError::Mechanism { kind, why, other: MechanismKind::Park })
+            Err(SchedError::Mechanism { kind, why, other: MechanismKind::Deschedule })
         }
         (MechanismChoice::Auto, Some(why)) => park(vcpu_threads, format!("class is not to be had: {why}")),
         // Threads of ours that are of the fair class would not get a CPU to publish on.
-        (MechanismChoice::Auto, None) if matches!(publisher, PublisherKind::Perf | PublisherKind::Park) => {
+        (MechanismChoice::Auto, None)
+            if matches!(publisher, PublisherKind::Perf | PublisherKind::Monitor) =>
+        {
             park(vcpu_threads, format!("with class, publisher {publisher} would not be heard"))
         }
         (MechanismChoice::Auto, None) => Ok(class(vcpu_threads, "the best that this host allows")),

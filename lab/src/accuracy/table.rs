@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Finding, Moves, Quality, Row, Tally};
+use super::{Accuracy, Finding, Moves, Row, Tally};
 use crate::table::{Table, count, figure};
 use steal_time::publisher::Counts;
 
@@ -27,7 +27,7 @@ const HOST: [&str; 15] = [
 const MOVED: [&str; 7] =
     ["publisher", "verdict", "moves", "preempted", "counted", "ins: all, healed, counted", "steal / lost"];
 
-impl fmt::Display for Quality {
+impl fmt::Display for Accuracy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let host = &self.host;
         writeln!(

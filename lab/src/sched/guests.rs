@@ -4,14 +4,14 @@ use std::sync::atomic::Ordering;
 
 use protocol::payload::hints::{Doorbell, GuestHints as HintsInMemory, HintPage};
 
-use super::Steered;
+use super::ScheduledGuest;
 use crate::guest::ReportView;
 use crate::policy::schedule::Schedule;
 use crate::policy::{Assignment, Event, GuestHints, SchedState, Vcpu};
 use host::stats::{self, ThreadStats};
 use vmm::guest_clock::GuestClock;
-use vmm::vcpu::control::Seat;
-use vmm::vcpu::{Message, Outbox};
+use vmm::vcpu::control::VcpuHandle;
+use vmm::vcpu::{EventSender, Message};
 
 /// See the module. Their vCPUs are numbered one guest after the other.
 #[derive(Debug)]
@@ -24,17 +24,17 @@ struct Guest {
     tids: Vec<libc::pid_t>,
     report: Option<ReportView>,
     clock: Option<GuestClock>,
-    outbox: Outbox,
+    event_sender: EventSender,
 }
 
 impl Guests {
-    pub(super) fn new(guests: Vec<Steered>) -> Self {
+    pub(super) fn new(guests: Vec<ScheduledGuest>) -> Self {
         let mut next = 0;
-        let guest = |guest: Steered| {
-            let tids: Vec<_> = guest.seats.iter().map(|seat| seat.kick_handle().tid()).collect();
+        let guest = |guest: ScheduledGuest| {
+            let tids: Vec<_> = guest.handles.iter().map(|handle| handle.kick_handle().tid()).collect();
             let first = next;
             next += tids.len();
-            Guest { first, tids, report: guest.report, clock: guest.clock, outbox: guest.outbox }
+            Guest { first, tids, report: guest.report, clock: guest.clock, event_sender: guest.event_sender }
         };
         Self(guests.into_iter().map(guest).collect())
     }
@@ -44,9 +44,9 @@ impl Guests {
         self.0.iter().map(|guest| guest.tids.len()).collect()
     }
 
-    /// Who sits at `seat`.
-    pub(super) fn vcpu_at(&self, seat: &Seat) -> Option<Vcpu> {
-        let tid = seat.kick_handle().tid();
+    /// Who sits at `handle`.
+    pub(super) fn vcpu_of(&self, handle: &VcpuHandle) -> Option<Vcpu> {
+        let tid = handle.kick_handle().tid();
         let index = |guest: &Guest| Some(guest.first + guest.tids.iter().position(|other| *other == tid)?);
         self.0.iter().find_map(index)
     }
@@ -105,7 +105,7 @@ impl Guests {
     /// Tells those who wait for the guests' ends that steering has ended by itself.
     pub(super) fn tell_the_end(&self) {
         for guest in &self.0 {
-            guest.outbox.send(Message::StopRequested);
+            guest.event_sender.send(Message::StopRequested);
         }
     }
 }

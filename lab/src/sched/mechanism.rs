@@ -13,14 +13,14 @@ pub enum MechanismKind {
     /// By their scheduling class.
     Class,
     /// By taking them out of the guest.
-    Park,
+    Deschedule,
 }
 
 impl fmt::Display for MechanismKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Class => "class",
-            Self::Park => "park",
+            Self::Deschedule => "deschedule",
         })
     }
 }
@@ -63,7 +63,7 @@ pub(super) trait Mechanism: fmt::Debug + Send {
     }
 
     /// Gives the vCPU threads back to the host.
-    fn let_go(&mut self) {
-        self.vcpu_threads().let_go();
+    fn release_all(&mut self) {
+        self.vcpu_threads().release_all();
     }
 }
