@@ -1,4 +1,4 @@
-//! A vCPU's run loop, on the real KVM, with a publisher that only counts what it is asked.
+//! The run loop of a vCPU on KVM, with a publisher that counts entries.
 
 #![allow(
     clippy::expect_used,
@@ -95,18 +95,18 @@ fn publisher_is_told_before_each_entry() {
     let control = Arc::new(VcpuControl::new());
     let shared =
         Shared { ports, control: Arc::clone(&control), cpus: support::cpus(), hooks: Arc::new(NoHooks) };
-    let (sender, told) = mpsc::channel();
+    let (sender, messages) = mpsc::channel();
     let event_sender = EventSender::new(sender, EventFd::new(0).unwrap());
     let entries = Arc::new(AtomicU64::new(0));
     let host_vm = Arc::new(GuestVm::new(vm.ram().clone(), control));
     let steal_time = StealTime::with_publisher(Arc::new(Entries(Arc::clone(&entries))), host_vm);
     let attached = steal_time.attach(VcpuId::BOOT).unwrap();
-    let (_errands, inbox) = mpsc::channel();
-    let remains = Vcpu::new(VcpuId::BOOT, fd, Arc::new(shared), attached, event_sender, inbox).run();
+    let (_commands, receiver) = mpsc::channel();
+    let stats = Vcpu::new(VcpuId::BOOT, fd, Arc::new(shared), attached, event_sender, receiver).run();
 
-    let message = told.recv().expect("the vCPU tells how it ended");
-    assert!(matches!(message, Message::Ended { ending: VcpuExit::Exit(7), .. }), "{message:?}");
-    assert_eq!(remains.exits.port, 3);
-    // Each exit but the last is followed by an entry, and one came before the first.
-    assert_eq!(entries.load(Ordering::Relaxed), remains.exits.port + remains.exits.interrupted);
+    let message = messages.recv().expect("the vCPU reports how its run ended");
+    assert!(matches!(message, Message::Ended { exit: VcpuExit::Exit(7), .. }), "{message:?}");
+    assert_eq!(stats.exits.port, 3);
+    // One entry precedes each exit.
+    assert_eq!(entries.load(Ordering::Relaxed), stats.exits.port + stats.exits.interrupted);
 }

@@ -1,4 +1,4 @@
-//! The command line of a guest: what `vmm` takes, and what a program built on this monitor takes as well.
+//! The command line of `vmm`. A program built on this monitor takes the same guest options.
 
 use std::io;
 use std::path::PathBuf;
@@ -12,17 +12,21 @@ use steal_time::publisher::{PublisherChoice, PublisherKind};
 
 use crate::guest::{GuestConfig, PayloadSource};
 
-/// Memory of a guest, unless it is given (MiB).
+/// Default size of guest memory (MiB).
 const DEFAULT_MEMORY_MIB: u64 = 128;
 
-/// The longest run that can be asked for: a year.
+/// Maximum timeout: a year.
 const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// A small KVM monitor: boots a guest and gives it correct steal time.
+/// A small KVM monitor: boots one guest and gives it correct steal time
+///
+/// Exit status: 0 if the guest reset the machine, or the value that it wrote to the exit port; 1 if
+/// the monitor failed; 2 for a usage error; 3 if a vCPU crashed; 4 after the timeout; 130 if the
+/// user ended the run.
 #[derive(Debug, Parser)]
 #[command(version, mut_arg("payload", |arg| arg.required(true)))]
 pub struct Cli {
-    /// The guest.
+    /// The guest to boot.
     #[command(flatten)]
     pub guest: GuestArgs,
 }
@@ -36,37 +40,37 @@ pub struct GuestArgs {
     /// File to boot: an ELF kernel (PVH or 64-bit), or a bzImage
     #[arg(long, value_name = "FILE")]
     pub payload: Option<PathBuf>,
-    /// The payload is a flat binary for 1 MiB
+    /// Load the payload as a flat binary at 1 MiB, and enter it there
     #[arg(long, requires = "payload")]
     pub flat: bool,
-    /// Guest memory [default: 128]
+    /// Size of guest memory [default: 128]
     #[arg(long, value_name = "MIB")]
     pub memory: Option<u64>,
-    /// Host CPUs that the vCPU threads may use, as in 0,2-3 [default: all that this process may use]
+    /// Host CPUs for the vCPU threads, as in 0,2-3 [default: all that this process may use]
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<Cpus>,
-    /// Publisher of the steal-time records: auto, bpf, perf, monitor, kernel or off
+    /// Publisher of the steal-time records: auto, bpf, bpf-classic, perf, monitor, kernel or off
     #[arg(long, value_name = "PUBLISHER", default_value = "auto", value_parser = choice)]
     pub publisher: PublisherChoice,
-    /// Kernel command line
+    /// Command line of the guest kernel
     #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,
     /// Initial RAM disk
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
-    /// Print nothing but what the guest sends on COM1
+    /// Print only what the guest sends on COM1
     #[arg(long)]
     pub quiet: bool,
-    /// End the run after this time, with status 4
+    /// End the run after this time, with exit status 4
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub timeout: Option<Duration>,
-    /// Print where the time went
+    /// Print when the run reached its milestones
     #[arg(long)]
     pub timings: bool,
 }
 
 impl GuestArgs {
-    /// Whether any option says what to boot.
+    /// Returns whether any option describes a guest.
     pub fn is_given(&self) -> bool {
         self.vcpus.is_some()
             || self.payload.is_some()
@@ -77,10 +81,10 @@ impl GuestArgs {
             || self.timings
     }
 
-    /// Makes the configuration of the guest, which boots `embedded` unless the options name a file.
+    /// Returns the configuration of the guest. It boots `embedded` unless the options name a file.
     ///
     /// # Errors
-    /// [`CpuError`] if this process may not use the CPUs.
+    /// [`CpuError`] if this process may not use the chosen CPUs.
     pub fn config(&self, embedded: &'static [u8]) -> Result<GuestConfig, CpuError> {
         Ok(GuestConfig {
             vcpus: self.vcpus.unwrap_or(1),
@@ -101,7 +105,9 @@ impl GuestArgs {
     }
 }
 
-/// Prints a refused command line in one line, or the help that was asked for. `program` is the name to ask for help.
+/// Prints a usage error in one line, or the requested help. Returns the exit status.
+///
+/// `program` is the command whose `--help` the line suggests.
 pub fn refuse(error: &clap::Error, program: &str) -> ExitCode {
     if !error.use_stderr() {
         return match error.print() {
@@ -117,10 +123,10 @@ pub fn refuse(error: &clap::Error, program: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// Returns the CPUs in `asked` if this process may use them; all that it may use for `None`.
+/// Returns `asked` if this process may use those CPUs, or all CPUs that it may use for `None`.
 ///
 /// # Errors
-/// [`CpuError`].
+/// [`CpuError::NotAllowed`] for other CPUs.
 pub fn usable_cpus(asked: Option<&Cpus>) -> Result<Cpus, CpuError> {
     let allowed = Cpus::allowed()?;
     match asked {
@@ -129,37 +135,37 @@ pub fn usable_cpus(asked: Option<&Cpus>) -> Result<Cpus, CpuError> {
     }
 }
 
-/// Parses a publisher, or `auto`.
+/// Parses the name of a publisher, or `auto`.
 ///
 /// # Errors
-/// The names there are.
+/// The valid names.
 pub fn choice(text: &str) -> Result<PublisherChoice, String> {
     if text == PublisherChoice::Auto.to_string() {
         return Ok(PublisherChoice::Auto);
     }
     publisher(text)
         .map(PublisherChoice::Only)
-        .map_err(|what| format!("{what}; auto takes the best that can be had"))
+        .map_err(|what| format!("{what}; auto chooses the best one that works on this host"))
 }
 
-/// Parses a publisher.
+/// Parses the name of a publisher.
 ///
 /// # Errors
-/// The names there are.
+/// The valid names.
 pub fn publisher(text: &str) -> Result<PublisherKind, String> {
     let kind = PublisherKind::ALL.into_iter().find(|kind| kind.to_string() == text);
     kind.ok_or_else(|| "publishers are bpf, bpf-classic, perf, monitor, kernel and off".to_owned())
 }
 
-/// Parses a time in seconds, more than 0 and at most a year.
+/// Parses a time in seconds, more than 0 and up to a year.
 ///
 /// # Errors
-/// What is expected.
+/// The valid range.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "seconds are a number, as in 2.5".to_owned())?;
     match Duration::try_from_secs_f64(seconds) {
         Ok(timeout) if !timeout.is_zero() && timeout <= MAX_TIMEOUT => Ok(timeout),
-        _ => Err(format!("seconds are more than 0, and at most {}", MAX_TIMEOUT.as_secs())),
+        _ => Err(format!("seconds are more than 0, and up to {}", MAX_TIMEOUT.as_secs())),
     }
 }
 
@@ -189,7 +195,7 @@ mod tests {
             &StealTimeError::MsrFilterMissing("KVM_CAP_X86_MSR_FILTER"),
         ];
         for message in errors.map(ToString::to_string) {
-            let suggested = message.split("--publisher ").nth(1).expect("a way out is named");
+            let suggested = message.split("--publisher ").nth(1).expect("the message suggests a publisher");
             let name: String =
                 suggested.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
             assert!(choice(&name).is_ok(), "{name:?}: {message}");
@@ -197,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn publishers_and_seconds_that_make_no_sense_are_refused() {
+    fn publishers_and_seconds_that_are_invalid_are_refused() {
         assert_eq!(choice("bpf"), Ok(PublisherChoice::Only(PublisherKind::Bpf)));
         assert!(choice("perfect").is_err());
         assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));

@@ -1,43 +1,45 @@
-//! CPUID: what each vCPU says of itself, and what the hypervisor offers.
+//! CPUID leaves of the vCPUs.
 //!
-//! KVM's supported leaves, with these changes:
+//! They are the leaves that KVM supports, with these changes:
 //!
-//! - leaf 1: the APIC id (EBX 31:24), the hypervisor bit, and the TSC deadline timer (ECX 24), which KVM emulates
-//!   but does not report;
+//! - leaf 1: the APIC id (EBX 31:24), the hypervisor bit (ECX 31), and the TSC deadline timer (ECX
+//!   24), which KVM emulates but does not report;
 //! - leaves 0xB and 0x1F (EDX) and 0x8000001E (EAX): the APIC id.
 //!
-//! Leaf 0x40000001 is [`steal_time::cpuid`]'s.
+//! [`steal_time::cpuid`] adds leaf 0x40000001.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Kvm;
 use protocol::VcpuId;
-
 use steal_time::cpuid;
+
+use crate::error::VmmError;
 
 /// Leaf 1 ECX: TSC deadline timer.
 const TSC_DEADLINE: u32 = 1 << 24;
-/// Leaf 1 ECX: runs under a hypervisor.
+/// Leaf 1 ECX: a hypervisor is present.
 const HYPERVISOR: u32 = 1 << 31;
 
-/// What KVM supports, read once for all vCPUs.
+/// The leaves that KVM supports, read once for all vCPUs.
 #[derive(Clone, Debug)]
 pub struct Supported(CpuId);
 
 impl Supported {
-    /// Asks KVM.
+    /// Reads the leaves from KVM (`KVM_GET_SUPPORTED_CPUID`).
     ///
     /// # Errors
-    /// KVM's reason.
-    pub fn read(kvm: &Kvm) -> Result<Self, kvm_ioctls::Error> {
-        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map(Self)
+    /// [`VmmError::Host`] if KVM refuses.
+    pub fn read(kvm: &Kvm) -> Result<Self, VmmError> {
+        let leaves = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        leaves.map(Self).map_err(VmmError::cannot("read the CPUID leaves that KVM supports"))
     }
 
-    /// Whether KVM has steal time of its own.
+    /// Returns whether KVM implements steal time itself.
     pub fn has_steal_time(&self) -> bool {
         cpuid::has_steal_time(&self.0)
     }
 
-    /// Returns the leaves of `vcpu`. Steal time is not announced yet.
+    /// Returns the leaves of `vcpu`, without steal time.
     pub fn of_vcpu(&self, vcpu: VcpuId) -> CpuId {
         let mut cpuid = self.0.clone();
         let apic_id = u32::from(vcpu.apic_id());

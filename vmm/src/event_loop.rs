@@ -1,7 +1,7 @@
-//! The event loop: the main thread while a guest runs.
+//! The event loop: what the main thread waits for while a guest runs.
 //!
-//! It waits for vCPU threads to tell something, for Ctrl-C, and for the time-out; it keeps no state of the guest. What
-//! happened it hands to its caller, one [`Event`] at a time. What arrives at the console it passes on itself.
+//! Its sources are messages of the vCPU threads, termination signals, the timeout and the console.
+//! It forwards console input itself, and returns everything else as an [`Event`].
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,44 +17,35 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::console::Console;
+use crate::error::VmmError;
 use crate::vcpu::{EventSender, Message};
 
-/// What can happen.
+/// An event during a run.
 #[derive(Debug)]
 pub enum Event {
-    /// A vCPU thread has told this.
+    /// A vCPU thread or a hook sent a message.
     Vcpu(Message),
-    /// The user wants the run to end (Ctrl-C, a termination signal, or the escape key).
+    /// The user ended the run, by Ctrl-C, a termination signal or the escape key.
     Interrupted,
-    /// The time is over.
+    /// The timeout expired.
     TimedOut,
 }
 
-/// The loop cannot be made, or cannot wait.
-#[derive(Debug, thiserror::Error)]
-#[error("The event loop cannot {what}: {why}")]
-pub struct EventLoopError {
-    what: &'static str,
-    why: String,
-}
-
-fn failed<E: ToString>(what: &'static str) -> impl Fn(E) -> EventLoopError {
-    move |error| EventLoopError { what, why: error.to_string() }
-}
-
-/// Keeps Ctrl-C and termination signals for the event loop, in the calling thread and in those it will start.
+/// Blocks SIGINT, SIGTERM and SIGHUP in the calling thread, and in threads that it creates
+/// afterwards. The event loop receives them through a signalfd.
 ///
 /// # Errors
-/// The host's reason.
-pub fn block_signals() -> Result<(), EventLoopError> {
-    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals()), None).map_err(failed("block signals"))
+/// [`VmmError::Host`] if `pthread_sigmask(3)` fails.
+pub fn block_signals() -> Result<(), VmmError> {
+    let blocked = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals()), None);
+    blocked.map_err(VmmError::cannot("block termination signals"))
 }
 
 fn signals() -> SigSet {
     SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])
 }
 
-/// See the module.
+/// Waits for events. It keeps no state of the guest.
 pub struct EventLoop {
     manager: EventManager<Sources>,
     id: event_manager::SubscriberId,
@@ -63,66 +54,80 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// A loop that ends after `timeout`, if there is one, and serves `console`, if there is one. Signals are blocked
-    /// already.
+    /// Creates an event loop with a timeout and a console, each optional. Call [`block_signals`]
+    /// before.
     ///
     /// # Errors
-    /// [`EventLoopError`], out of file descriptors most likely.
-    pub fn new(timeout: Option<Duration>, console: Option<Console>) -> Result<Self, EventLoopError> {
-        let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(failed("make an eventfd"))?;
+    /// [`VmmError::Host`] if the process is out of file descriptors.
+    pub fn new(timeout: Option<Duration>, console: Option<Console>) -> Result<Self, VmmError> {
+        let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(VmmError::cannot("create an eventfd"))?;
         let (sender, inbox) = mpsc::channel();
-        let mut timer = TimerFd::new().map_err(failed("make a timer"))?;
-        // A timer set to nothing is a timer switched off.
+        let mut timer = TimerFd::new().map_err(VmmError::cannot("create a timer"))?;
+        // timerfd_settime(2) disarms the timer for a value of 0.
         if let Some(timeout) = timeout {
-            timer.reset(timeout.max(Duration::from_nanos(1)), None).map_err(failed("set a timer"))?;
+            timer
+                .reset(timeout.max(Duration::from_nanos(1)), None)
+                .map_err(VmmError::cannot("set the timeout"))?;
         }
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let signals = SignalFd::with_flags(&signals(), flags).map_err(failed("make a signalfd"))?;
-        let wake_copy = wake.try_clone().map_err(failed("copy an eventfd"))?;
+        let signals =
+            SignalFd::with_flags(&signals(), flags).map_err(VmmError::cannot("create a signalfd"))?;
+        let wake_copy = wake.try_clone().map_err(VmmError::cannot("copy an eventfd"))?;
         let pending = VecDeque::new();
         let sources = Sources { wake: wake_copy, inbox, signals, timer, console, pending, refused: None };
-        let mut manager = EventManager::new().map_err(failed("make an epoll"))?;
+        let mut manager = EventManager::new().map_err(VmmError::cannot("create an epoll instance"))?;
         let id = manager.add_subscriber(sources);
-        match manager.subscriber_mut(id).map_err(failed("find its sources"))?.refused.take() {
-            Some(refused) => Err(failed("watch a source")(refused)),
+        match manager
+            .subscriber_mut(id)
+            .map_err(VmmError::cannot("access the sources of the event loop"))?
+            .refused
+            .take()
+        {
+            Some(refused) => Err(VmmError::cannot("watch a source of the event loop")(refused)),
             None => Ok(Self { manager, id, wake, sender }),
         }
     }
 
-    /// A way for one more thread to send messages to this loop.
+    /// Returns a sender of messages to this loop, for another thread.
     ///
     /// # Errors
-    /// [`EventLoopError`], out of file descriptors most likely.
-    pub fn event_sender(&self) -> Result<EventSender, EventLoopError> {
-        let wake = self.wake.try_clone().map_err(failed("copy an eventfd"))?;
+    /// [`VmmError::Host`] if the process is out of file descriptors.
+    pub fn event_sender(&self) -> Result<EventSender, VmmError> {
+        let wake = self.wake.try_clone().map_err(VmmError::cannot("copy an eventfd"))?;
         Ok(EventSender::new(self.sender.clone(), wake))
     }
 
-    /// Lets the time be over `after` from now, whatever it was to be.
+    /// Sets the timeout to `after` from now. Replaces an earlier one.
     ///
     /// # Errors
-    /// [`EventLoopError`] when the timer cannot be set.
-    pub fn time_out(&mut self, after: Duration) -> Result<(), EventLoopError> {
-        let sources = self.manager.subscriber_mut(self.id).map_err(failed("find its sources"))?;
-        sources.timer.reset(after, None).map_err(failed("set a timer"))
+    /// [`VmmError::Host`] if the timer cannot be set.
+    pub fn set_timeout(&mut self, after: Duration) -> Result<(), VmmError> {
+        let sources = self
+            .manager
+            .subscriber_mut(self.id)
+            .map_err(VmmError::cannot("access the sources of the event loop"))?;
+        sources.timer.reset(after, None).map_err(VmmError::cannot("set the timeout"))
     }
 
     /// Waits for the next event.
     ///
     /// # Errors
-    /// [`EventLoopError`] when waiting fails.
-    pub fn next_event(&mut self) -> Result<Event, EventLoopError> {
+    /// [`VmmError::Host`] if `epoll_wait(2)` fails.
+    pub fn next_event(&mut self) -> Result<Event, VmmError> {
         loop {
-            let sources = self.manager.subscriber_mut(self.id).map_err(failed("find its sources"))?;
+            let sources = self
+                .manager
+                .subscriber_mut(self.id)
+                .map_err(VmmError::cannot("access the sources of the event loop"))?;
             if let Some(event) = sources.pending.pop_front() {
                 return Ok(event);
             }
-            self.manager.run().map_err(failed("wait"))?;
+            self.manager.run().map_err(VmmError::cannot("wait for events"))?;
         }
     }
 }
 
-/// What the loop waits for, and what has happened there.
+/// The sources of events, and the events not returned yet.
 struct Sources {
     wake: EventFd,
     inbox: mpsc::Receiver<Message>,
@@ -130,7 +135,7 @@ struct Sources {
     timer: TimerFd,
     console: Option<Console>,
     pending: VecDeque<Event>,
-    /// Why a source could not be watched, if one could not: the trait gives `init` no way to say so.
+    /// The error of a source that cannot be watched: `init` of the trait cannot return one.
     refused: Option<event_manager::Error>,
 }
 
@@ -142,7 +147,7 @@ impl MutEventSubscriber for Sources {
                 self.pending.push_back(Event::Interrupted);
             }
         } else if fd == self.wake.as_raw_fd() {
-            // The counter goes first: what is sent after this read wakes the loop again.
+            // Reset the counter before reading messages: a later message wakes the loop again.
             let _: io::Result<u64> = self.wake.read();
             self.pending.extend(self.inbox.try_iter().map(Event::Vcpu));
         } else if fd == self.signals.as_raw_fd() {

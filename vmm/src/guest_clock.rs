@@ -1,22 +1,21 @@
-//! The guest's clock: its TSC, placed on the host's monotonic clock.
+//! The guest's clock: converts between its TSC and `CLOCK_MONOTONIC`.
 
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::VcpuFd;
-
 use host::clock;
+use kvm_ioctls::VcpuFd;
 use steal_time::kvm_msr;
 
-/// A guest's TSC against the monitor's clock: one moment seen on both, and the rate.
+/// One moment on the guest's TSC and on the host's clock, and the rate of the TSC.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestClock {
-    /// The moment.
+    /// The moment on the host's clock.
     pub at: Instant,
-    /// The same moment by the host's monotonic clock (ns).
+    /// The same moment (ns of `CLOCK_MONOTONIC`).
     pub at_ns: u64,
-    /// The guest's TSC then.
+    /// The guest's TSC at that moment.
     pub tsc: u64,
-    /// Its rate.
+    /// The rate of the TSC (kHz).
     pub khz: u32,
 }
 
@@ -28,28 +27,28 @@ impl GuestClock {
         Some(Self { at, at_ns, tsc: kvm_msr::read(fd, kvm_msr::TSC)?, khz })
     }
 
-    /// What the guest's TSC reads at `at_ns` of the host's monotonic clock.
+    /// Returns the guest's TSC at `at_ns` (ns of `CLOCK_MONOTONIC`).
     pub fn tsc_at(&self, at_ns: u64) -> u64 {
         let cycles = u128::from(at_ns.abs_diff(self.at_ns)) * u128::from(self.khz) / 1_000_000;
         let cycles = u64::try_from(cycles).unwrap_or(u64::MAX);
         if at_ns < self.at_ns { self.tsc.saturating_sub(cycles) } else { self.tsc.saturating_add(cycles) }
     }
 
-    /// When the guest's TSC read `tsc`, by the host's monotonic clock (ns).
+    /// Returns when the guest's TSC was `tsc` (ns of `CLOCK_MONOTONIC`).
     pub fn monotonic_ns_at(&self, tsc: u64) -> u64 {
         let apart = u64::try_from(cycles_to_duration(tsc.abs_diff(self.tsc), self.khz).as_nanos());
         let apart = apart.unwrap_or(u64::MAX);
         if tsc < self.tsc { self.at_ns.saturating_sub(apart) } else { self.at_ns.saturating_add(apart) }
     }
 
-    /// When the guest's TSC read `tsc`; `None` if that was before time began.
+    /// Returns when the guest's TSC was `tsc`; `None` if an [`Instant`] cannot represent it.
     pub fn moment(&self, tsc: u64) -> Option<Instant> {
         let apart = cycles_to_duration(tsc.abs_diff(self.tsc), self.khz);
         if tsc < self.tsc { self.at.checked_sub(apart) } else { self.at.checked_add(apart) }
     }
 }
 
-/// How long `cycles` of a TSC of this rate take; nothing at no rate.
+/// Converts `cycles` of a TSC with a rate of `khz` to a duration. A rate of 0 counts as 1 kHz.
 pub fn cycles_to_duration(cycles: u64, khz: u32) -> Duration {
     let ns = u128::from(cycles) * 1_000_000 / u128::from(khz.max(1));
     Duration::from_nanos(u64::try_from(ns).unwrap_or(u64::MAX))
@@ -60,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn guest_tsc_is_placed_on_the_monitor_s_clock() {
+    fn tsc_and_host_clock_convert_in_both_directions() {
         let at = Instant::now();
         let clock = GuestClock { at, at_ns: 5_000, tsc: 1000, khz: 2_000_000 };
         assert_eq!((clock.monotonic_ns_at(3000), clock.monotonic_ns_at(0)), (6_000, 4_500));

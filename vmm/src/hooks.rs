@@ -1,27 +1,34 @@
-//! Run hooks: the places where a program built on this monitor takes part in a run.
+//! Run hooks: callbacks of the program that runs a guest.
 //!
-//! The monitor boots a guest and nothing else. A lab that measures guests, injects faults or schedules vCPUs implements
-//! [`RunHooks`] and passes it to [`Guest::start`](crate::guest::Guest::start). Every method has a default that does nothing.
+//! The monitor boots a guest and does nothing else. A program that measures guests, injects faults
+//! or schedules vCPUs implements [`RunHooks`], and passes it to
+//! [`Guest::start`](crate::guest::Guest::start). The default methods do nothing.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use host::cpus::Cpus;
 use protocol::VcpuId;
 use protocol::payload::note::Note;
-
-use crate::memory::Ram;
-use crate::vcpu::control::{VcpuControl, VcpuHandle};
-use host::cpus::Cpus;
 use steal_time::host_vm::HostVm;
 use steal_time::publisher::{Publisher, Selection, StealTimeError};
 
-/// Callbacks of a run. Each names the thread that calls it.
+use crate::memory::Ram;
+use crate::vcpu::control::{VcpuControl, VcpuHandle};
+
+/// Callbacks during a run, in the order of their first call.
+///
+/// Methods with a vCPU run on its thread, outside the guest, and delay the vCPU. The other methods
+/// run on the thread that starts the guest and waits for it.
 pub trait RunHooks: fmt::Debug + Send + Sync {
-    /// Makes the publisher that `selection` settled on, or one that wraps it. Called on the thread that starts the guest.
+    /// Called when the payload is loaded. No vCPU runs yet.
+    fn on_loaded(&self, _guest: &LoadedGuest<'_>) {}
+
+    /// Returns the publisher of `selection`, or one that wraps it.
     ///
     /// # Errors
-    /// The host's refusal; the guest does not start.
+    /// [`StealTimeError`] if the host refuses. The guest does not start then.
     fn publisher(
         &self,
         selection: &Selection,
@@ -31,29 +38,26 @@ pub trait RunHooks: fmt::Debug + Send + Sync {
         selection.publisher(vm, cpus)
     }
 
-    /// The payload is in memory and no vCPU runs yet. Called on the thread that starts the guest.
-    fn on_loaded(&self, _guest: &LoadedGuest<'_>) {}
-
-    /// `vcpu` wrote `data` to `port`, which no device claims. Called on the vCPU's thread, outside the guest. Returns whether the
-    /// write is handled.
+    /// Called when `vcpu` writes `data` to `port`, and no device claims the port. Returns whether
+    /// the write is handled; if not, the monitor ignores and counts it.
     fn on_exit(&self, _vcpu: VcpuId, _port: u16, _data: &[u8]) -> bool {
         false
     }
 
-    /// Something happened to `vcpu`. Called on the vCPU's thread, outside the guest.
+    /// Called after each event of `vcpu`, whose thread has `handle`.
     fn on_vcpu_event(&self, _vcpu: VcpuId, _handle: &VcpuHandle, _event: VcpuEvent) {}
 
-    /// The run is to end early. Returns how long the guest gets to end by itself; `None` ends it now. Called on the thread
-    /// that waits for the guest.
+    /// Called once when the user, the timeout or a hook ends the run. Returns how long the guest may
+    /// take to end by itself; `None` ends it at once.
     fn on_stop_request(&self) -> Option<Duration> {
         None
     }
 
-    /// The guest ended and its vCPU threads are about to be joined. Called on the thread that waits for the guest.
+    /// Called when the guest has ended, before its vCPU threads are joined.
     fn on_guest_end(&self) {}
 }
 
-/// No hooks: the plain monitor.
+/// Hooks that do nothing.
 #[derive(Clone, Copy, Debug)]
 pub struct NoHooks;
 
@@ -62,34 +66,34 @@ impl RunHooks for NoHooks {}
 /// A guest whose payload is loaded and whose vCPUs do not run yet.
 #[derive(Debug)]
 pub struct LoadedGuest<'a> {
-    /// Its memory.
+    /// Guest memory.
     pub ram: &'a Ram,
     /// The note of a payload of this project; `None` for any other payload.
     pub note: Option<&'a Note>,
-    /// Stops, pauses and deschedules its vCPUs.
+    /// The control of its vCPU threads.
     pub control: &'a Arc<VcpuControl>,
 }
 
-/// An event in the life of a vCPU.
+/// An event of a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VcpuEvent {
-    /// A kick made the vCPU leave the guest.
+    /// A kick made the vCPU leave the guest. A hook may deschedule it now.
     Kicked,
-    /// The monitor descheduled the vCPU, and lets it run again from now on.
+    /// The vCPU was descheduled for this interval, and is about to run again.
     Descheduled(Descheduled),
 }
 
-/// An interval in which the monitor kept a vCPU from running (times in ns of `CLOCK_MONOTONIC`).
+/// An interval for which a vCPU was descheduled (times in ns of `CLOCK_MONOTONIC`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descheduled {
     /// When the deschedule was requested.
     pub requested_ns: u64,
-    /// When the vCPU's thread was outside the guest.
+    /// When the vCPU's thread had left the guest.
     pub from_ns: u64,
     /// When `preempted` was set.
     pub published_ns: u64,
-    /// When the interval ended: a moment before `preempted` was cleared.
+    /// When the interval ended, just before `preempted` is cleared.
     pub to_ns: u64,
-    /// How much of the interval was added to steal (ns). The rest, from the release on, is run delay.
+    /// The part of the interval that was added to steal (ns). The rest, after `schedule`, is run delay.
     pub descheduled_ns: u64,
 }

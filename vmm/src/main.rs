@@ -1,4 +1,4 @@
-//! The `vmm` binary: boots the guest that the command line describes, and prints how it ended.
+//! The `vmm` binary: boots one guest and prints how it ended.
 
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -14,8 +14,9 @@ use vmm::hooks::NoHooks;
 use vmm::supervise::Outcome;
 use vmm::timings::Timings;
 
-/// The exit status of a monitor that failed, and of a command line that makes no sense.
+/// Exit status after an error of the host or the payload.
 const FAILED: u8 = 1;
+/// Exit status after a usage error.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
@@ -36,7 +37,9 @@ fn run(args: &GuestArgs, began: Instant) -> u8 {
         Err(error) => return fail(&error, if error.is_usage() { USAGE } else { FAILED }),
     };
     if guest.has_terminal() && !args.quiet {
-        eprintln!("The terminal is the guest's: Ctrl-A x ends the run, Ctrl-A Ctrl-A is one Ctrl-A");
+        eprintln!(
+            "The terminal belongs to the guest. Ctrl-A x ends the run; Ctrl-A Ctrl-A sends one Ctrl-A."
+        );
     }
     match guest.wait() {
         Ok(outcome) => {
@@ -63,7 +66,7 @@ fn report(args: &GuestArgs, run: &RunOutcome) {
     }
 }
 
-/// Prints to standard output. A reader that has gone away is no failure.
+/// Prints a line to standard output. Ignores a reader that has gone.
 fn print(what: &dyn Display) {
     let _ = writeln!(io::stdout().lock(), "{what}");
 }

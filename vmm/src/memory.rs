@@ -1,7 +1,7 @@
 //! Guest memory: RAM, its memslots, and checked access to it.
 //!
-//! No guest address is trusted. Everything that is loaded goes through [`Ram::write`], which checks it; an address of the host
-//! is given out by [`Ram::hva`] only if the whole range is RAM.
+//! Guest physical addresses (GPA) come from payloads and guests, and are not trusted. Writes check
+//! them, and a host address (HVA) is returned only if the whole range is RAM.
 
 #![expect(unsafe_code, reason = "memslots hand host memory to KVM")]
 
@@ -17,45 +17,15 @@ use vm_memory::{
     MmapRegion, ReadVolatile,
 };
 
+use crate::error::VmmError;
+
 pub use steal_time::host_vm::{PAGE, PAGE_SIZE};
 
-/// What fits under 46 bits of physical address, as the smallest of the processors we know has them.
-const MOST_MIB: u64 = 1 << (46 - 20 - 1);
+/// Maximum size of guest memory (MiB): half of 46 bits, the smallest physical address space of the
+/// processors that KVM supports in practice.
+const MAX_MIB: u64 = 1 << (46 - 20 - 1);
 
-/// Guest memory could not be made, or an address lies outside it.
-#[derive(Debug, thiserror::Error)]
-pub enum MemoryError {
-    /// No guest has so much, or so little.
-    #[error("A guest has 1 to {MOST_MIB} MiB of memory, and {0} were asked for (see --memory)")]
-    Size(u64),
-    /// The host would not give the memory.
-    #[error("Cannot map {mib} MiB of guest memory (try a smaller --memory)")]
-    Map {
-        /// What was asked for.
-        mib: u64,
-        /// What the host said.
-        source: vm_memory::mmap::FromRangesError,
-    },
-    /// KVM would not take it.
-    #[error("KVM refuses guest memory at {gpa:#x} (try a smaller --memory)")]
-    Memslot {
-        /// Where the slot begins.
-        gpa: u64,
-        /// What KVM said.
-        source: kvm_ioctls::Error,
-    },
-    /// Something was to be written where there is no RAM.
-    #[error("Guest memory ends before {range:#x?} (try a larger --memory)")]
-    Outside {
-        /// The addresses in question.
-        range: Range<u64>,
-    },
-    /// What was to be written could not be read.
-    #[error("Cannot read what was to go to guest memory")]
-    Source(#[source] io::Error),
-}
-
-/// Guest RAM: from 0, with a gap below 4 GiB.
+/// Guest RAM: it begins at GPA 0 and has a gap below 4 GiB. Clones share the memory.
 #[derive(Clone, Debug)]
 pub struct Ram {
     memory: GuestMemoryMmap,
@@ -63,21 +33,22 @@ pub struct Ram {
 }
 
 impl Ram {
-    /// Maps `mib` MiB, all zero, none of it touched.
+    /// Maps `mib` MiB of zeroes. The host allocates pages when they are first touched.
     ///
     /// # Errors
-    /// [`MemoryError::Map`] when the host does not give so much, [`MemoryError::Size`] when no host would.
-    pub fn new(mib: u64) -> Result<Self, MemoryError> {
-        if !(1..=MOST_MIB).contains(&mib) {
-            return Err(MemoryError::Size(mib));
+    /// [`VmmError::Usage`] if no host has that much, [`VmmError::Host`] if this host refuses.
+    pub fn new(mib: u64) -> Result<Self, VmmError> {
+        if !(1..=MAX_MIB).contains(&mib) {
+            return Err(VmmError::Usage(format!(
+                "A guest has 1 to {MAX_MIB} MiB of memory, and {mib} were asked for (see --memory)"
+            )));
         }
-        let ranges: Vec<_> = ranges(mib)
-            .filter_map(|range| {
-                Some((GuestAddress(range.start), usize::try_from(range.end - range.start).ok()?))
-            })
-            .collect();
-        let memory =
-            GuestMemoryMmap::from_ranges(&ranges).map_err(|source| MemoryError::Map { mib, source })?;
+        let to_vm_memory = |range: Range<u64>| {
+            Some((GuestAddress(range.start), usize::try_from(range.end - range.start).ok()?))
+        };
+        let ranges: Vec<_> = ranges(mib).filter_map(to_vm_memory).collect();
+        let memory = GuestMemoryMmap::from_ranges(&ranges)
+            .map_err(VmmError::cannot(format!("map {mib} MiB of guest memory (try a smaller --memory)")))?;
         Ok(Self { memory, mib })
     }
 
@@ -86,26 +57,28 @@ impl Ram {
         &self.memory
     }
 
-    /// Size in MiB.
+    /// Returns the size in MiB.
     pub fn mib(&self) -> u64 {
         self.mib
     }
 
-    /// The RAM's address ranges, ascending.
+    /// Returns the GPA ranges of the RAM, ascending.
     pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> + Clone + use<> {
         ranges(self.mib)
     }
 
-    /// Whether all of `range` is RAM, without a gap in it.
+    /// Returns whether all of `range` is RAM, without a gap.
     pub fn holds(&self, range: &Range<u64>) -> bool {
         self.ranges().any(|ram| ram.start <= range.start && range.start <= range.end && range.end <= ram.end)
     }
 
-    /// Gives the RAM to a virtual machine, a memslot for each range.
+    /// Adds the RAM to `vm`, with one memslot for each range.
+    ///
+    /// The owner of `vm` keeps a clone of this RAM until `vm` is closed.
     ///
     /// # Errors
-    /// [`MemoryError::Memslot`] with KVM's reason.
-    pub fn give_to(&self, vm: &VmFd) -> Result<(), MemoryError> {
+    /// [`VmmError::Host`] if KVM refuses a memslot.
+    pub fn add_memslots(&self, vm: &VmFd) -> Result<(), VmmError> {
         for (slot, region) in (0..).zip(self.memory.iter()) {
             let gpa = region.start_addr().raw_value();
             let memslot = kvm_userspace_memory_region {
@@ -115,10 +88,12 @@ impl Ram {
                 memory_size: region.len(),
                 userspace_addr: MmapRegion::as_ptr(region) as u64,
             };
-            // SAFETY: the region is mapped for `memory_size` bytes, and stays so for the life of the VM: whoever
-            // holds the VM holds a clone of this `Ram` (see `Machine`).
-            unsafe { vm.set_user_memory_region(memslot) }
-                .map_err(|source| MemoryError::Memslot { gpa, source })?;
+            // SAFETY: `region` is mapped for `memory_size` bytes, and a clone of `self` keeps it
+            // mapped. `Machine`, the only owner of a VM, holds such a clone, and closes the VM first.
+            let set = unsafe { vm.set_user_memory_region(memslot) };
+            set.map_err(VmmError::cannot(format!(
+                "add guest memory at {gpa:#x} to the virtual machine (try a smaller --memory)"
+            )))?;
         }
         Ok(())
     }
@@ -126,45 +101,48 @@ impl Ram {
     /// Copies `bytes` to `gpa`.
     ///
     /// # Errors
-    /// [`MemoryError::Outside`] when they do not fit.
-    pub fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), MemoryError> {
-        self.memory
-            .write_slice(bytes, GuestAddress(gpa))
-            .map_err(|_| MemoryError::Outside { range: gpa..gpa.saturating_add(bytes.len() as u64) })
-    }
-
-    /// Reads `length` bytes from where `source` stands to `gpa`, without a buffer in between.
-    ///
-    /// # Errors
-    /// [`MemoryError::Outside`] when they do not fit, [`MemoryError::Source`] when there are not so many.
-    pub fn read_from(&self, gpa: u64, mut source: impl ReadVolatile, length: u64) -> Result<(), MemoryError> {
-        let range = gpa..gpa.saturating_add(length);
-        match usize::try_from(length) {
-            Ok(length) if self.holds(&range) => {
-                let read = self.memory.read_exact_volatile_from(GuestAddress(gpa), &mut source, length);
-                read.map_err(|error| MemoryError::Source(io::Error::other(error)))
-            }
-            _ => Err(MemoryError::Outside { range }),
-        }
+    /// [`VmmError::OutsideMemory`] if RAM does not hold them.
+    pub fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), VmmError> {
+        let range = gpa..gpa.saturating_add(bytes.len() as u64);
+        self.memory.write_slice(bytes, GuestAddress(gpa)).map_err(|_| VmmError::OutsideMemory { range })
     }
 
     /// Copies `object` to `gpa`.
     ///
     /// # Errors
-    /// [`MemoryError::Outside`] when it does not fit.
-    pub fn write_object(&self, gpa: u64, object: &impl ByteValued) -> Result<(), MemoryError> {
+    /// [`VmmError::OutsideMemory`] if RAM does not hold it.
+    pub fn write_object(&self, gpa: u64, object: &impl ByteValued) -> Result<(), VmmError> {
         self.write(gpa, object.as_slice())
     }
 
-    /// The host address of the page at `gpa`, which is page aligned; `None` outside RAM.
-    pub fn page_hva(&self, gpa: u64) -> Option<NonNull<u8>> {
-        if !gpa.is_multiple_of(PAGE) || !self.holds(&(gpa..gpa.checked_add(PAGE)?)) {
-            return None;
+    /// Reads `length` bytes from the position of `source` to `gpa`, without a buffer in between.
+    /// The inner result is that of reading.
+    ///
+    /// # Errors
+    /// [`VmmError::OutsideMemory`] if RAM does not hold them.
+    pub fn read_from(
+        &self,
+        gpa: u64,
+        mut source: impl ReadVolatile,
+        length: u64,
+    ) -> Result<io::Result<()>, VmmError> {
+        let range = gpa..gpa.saturating_add(length);
+        match usize::try_from(length) {
+            Ok(length) if self.holds(&range) => {
+                let read = self.memory.read_exact_volatile_from(GuestAddress(gpa), &mut source, length);
+                Ok(read.map_err(io::Error::other))
+            }
+            _ => Err(VmmError::OutsideMemory { range }),
         }
-        NonNull::new(self.memory.get_host_address(GuestAddress(gpa)).ok()?)
     }
 
-    /// The host address of `range` of `size` bytes at `gpa`, aligned to `align`; `None` unless all of it is RAM.
+    /// Returns the HVA of the page at `gpa`; `None` if `gpa` is misaligned or outside RAM.
+    pub fn page_hva(&self, gpa: u64) -> Option<NonNull<u8>> {
+        self.hva(gpa, PAGE_SIZE, PAGE_SIZE)
+    }
+
+    /// Returns the HVA of `size` bytes at `gpa`; `None` if `gpa` is not a multiple of `align`, or
+    /// RAM does not hold all bytes.
     pub fn hva(&self, gpa: u64, size: usize, align: usize) -> Option<NonNull<u8>> {
         let end = gpa.checked_add(size as u64)?;
         if !gpa.is_multiple_of(align as u64) || !self.holds(&(gpa..end)) {
@@ -174,6 +152,7 @@ impl Ram {
     }
 }
 
+/// Returns the GPA ranges of `mib` MiB of RAM, ascending.
 fn ranges(mib: u64) -> impl Iterator<Item = Range<u64>> + Clone {
     let size = mib << 20;
     let low = 0..size.min(MMIO_GAP.start);

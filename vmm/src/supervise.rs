@@ -1,32 +1,32 @@
-//! Supervision: waits for the end of a guest under way.
+//! Supervision: waits until a guest ends.
 //!
-//! A guest ends by its own act, by a crash, or because the user, the time-out or a run hook wants it. In the latter cases the run
-//! hooks may grant it time to end by itself.
+//! A guest ends by itself or by a crash, or the user, the timeout or a run hook ends it. In the
+//! latter cases [`RunHooks::on_stop_request`] may grant it time to end by itself.
 
 use std::fmt;
 
 use protocol::VcpuId;
 
-use crate::event_loop::{Event, EventLoop, EventLoopError};
+use crate::error::VmmError;
+use crate::event_loop::{Event, EventLoop};
 use crate::hooks::RunHooks;
-use crate::vcpu::error::VcpuError;
 use crate::vcpu::{Crash, Message, VcpuExit};
 
 /// How a run ended.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The guest ended well.
+    /// The guest reset the machine.
     Reset,
-    /// The guest wrote this to the exit port.
+    /// The guest wrote this status to the exit port.
     Exit(u8),
     /// A vCPU cannot go on.
     Crash {
-        /// Which.
+        /// The vCPU.
         vcpu: VcpuId,
-        /// What KVM left.
+        /// The reason and the registers.
         crash: Box<Crash>,
     },
-    /// The time was over.
+    /// The timeout expired.
     TimedOut,
     /// The user ended it.
     Interrupted,
@@ -35,12 +35,12 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Whether the guest ended by its own act.
+    /// Returns whether the guest ended by itself, without a crash.
     pub fn is_by_itself(&self) -> bool {
         matches!(self, Self::Reset | Self::Exit(_))
     }
 
-    /// The exit status that tells of it.
+    /// Returns the exit status of the monitor.
     pub fn status(&self) -> u8 {
         match self {
             Self::Reset => 0,
@@ -66,45 +66,34 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// A guest cannot go on, by no fault of its own.
-#[derive(Debug, thiserror::Error)]
-pub enum ProgressError {
-    /// The event loop.
-    #[error(transparent)]
-    EventLoop(#[from] EventLoopError),
-    /// A vCPU.
-    #[error(transparent)]
-    Vcpu(#[from] VcpuError),
-}
-
-/// Waits for the end of a guest. Its vCPU threads are still to be joined afterwards.
+/// Waits until the guest ends. The caller joins the vCPU threads afterwards.
 ///
 /// # Errors
-/// [`ProgressError`] if the event loop or a vCPU fails.
-pub fn supervise(event_loop: &mut EventLoop, hooks: &dyn RunHooks) -> Result<Outcome, ProgressError> {
-    // Why the guest was asked to end. A second request of the user's or a hook's does not shorten its time.
-    let mut asked: Option<Outcome> = None;
+/// [`VmmError`] if the event loop or a vCPU thread failed.
+pub fn supervise(event_loop: &mut EventLoop, hooks: &dyn RunHooks) -> Result<Outcome, VmmError> {
+    // The first reason to end the run. Later ones do not shorten the time that the guest has left.
+    let mut stopping: Option<Outcome> = None;
     loop {
-        let why = match event_loop.next_event()? {
-            Event::Vcpu(Message::Ended { vcpu, ending }) => match ending {
-                VcpuExit::Reset => return Ok(asked.unwrap_or(Outcome::Reset)),
+        let reason = match event_loop.next_event()? {
+            Event::Vcpu(Message::Ended { vcpu, exit }) => match exit {
+                VcpuExit::Reset => return Ok(stopping.unwrap_or(Outcome::Reset)),
                 VcpuExit::Exit(status) => return Ok(Outcome::Exit(status)),
                 VcpuExit::Crash(crash) => return Ok(Outcome::Crash { vcpu, crash }),
                 VcpuExit::Stopped => continue,
             },
-            Event::Vcpu(Message::Failed { error, .. }) => return Err(error.into()),
-            Event::Interrupted | Event::Vcpu(Message::StopRequested) if asked.is_some() => continue,
+            Event::Vcpu(Message::Failed(error)) => return Err(error),
+            Event::Interrupted | Event::Vcpu(Message::StopRequested) if stopping.is_some() => continue,
             Event::Vcpu(Message::StopRequested) => Outcome::Stopped,
             Event::Interrupted => Outcome::Interrupted,
-            Event::TimedOut => match asked {
-                Some(why) => return Ok(why),
+            Event::TimedOut => match stopping {
+                Some(reason) => return Ok(reason),
                 None => Outcome::TimedOut,
             },
         };
         match hooks.on_stop_request() {
-            Some(grace) => event_loop.time_out(grace)?,
-            None => return Ok(why),
+            Some(grace) => event_loop.set_timeout(grace)?,
+            None => return Ok(reason),
         }
-        asked = Some(why);
+        stopping = Some(reason);
     }
 }

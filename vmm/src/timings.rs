@@ -1,23 +1,23 @@
-//! Where start-up time goes: marks along the way, and when the guest executed its first instruction.
+//! Timings: when a run reached its milestones.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use host::clock;
 
-/// Marks since the process, or the run, began.
+/// The milestones of a run, in order of time.
 #[derive(Clone, Debug)]
 pub struct Timings {
     began: Instant,
     marks: Vec<Mark>,
 }
 
-/// One mark.
+/// A milestone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Mark {
-    /// What was reached.
+    /// The milestone that was reached.
     pub what: &'static str,
-    /// Since the beginning.
+    /// Time since the beginning.
     #[serde(rename = "at_ns", serialize_with = "as_ns")]
     pub at: Duration,
 }
@@ -27,34 +27,34 @@ fn as_ns<S: serde::Serializer>(at: &Duration, serializer: S) -> Result<S::Ok, S:
 }
 
 impl Timings {
-    /// Nothing reached yet.
+    /// Creates an empty list. Times count from `began`.
     pub fn since(began: Instant) -> Self {
         Self { began, marks: Vec::new() }
     }
 
-    /// `what` is reached now.
+    /// Records that `what` is reached now.
     pub fn mark(&mut self, what: &'static str) {
         self.mark_at(what, Instant::now());
     }
 
-    /// `what` was reached `at`. Marks need not come in order.
+    /// Records that `what` was reached `at`. Calls may come in any order.
     pub fn mark_at(&mut self, what: &'static str, at: Instant) {
         let mark = Mark { what, at: at.saturating_duration_since(self.began) };
         let place = self.marks.partition_point(|other| other.at <= mark.at);
         self.marks.insert(place, mark);
     }
 
-    /// When it all began, by the host's monotonic clock.
+    /// Returns the beginning, as a time of `CLOCK_MONOTONIC`.
     pub fn began_monotonic(&self) -> Duration {
         clock::monotonic().saturating_sub(self.began.elapsed())
     }
 
-    /// The marks, in order of time.
+    /// Returns the milestones, in order of time.
     pub fn marks(&self) -> &[Mark] {
         &self.marks
     }
 
-    /// When `what` was reached, if it was.
+    /// Returns the time until `what`; `None` if it was not reached.
     pub fn at(&self, what: &str) -> Option<Duration> {
         self.marks.iter().find(|mark| mark.what == what).map(|mark| mark.at)
     }

@@ -20,7 +20,8 @@ use protocol::VcpuId;
 use protocol::payload::machine::{COM1, COM1_IRQ, I8042_COMMAND, I8042_RESET, LAPIC};
 
 use super::mp_table::IO_APIC;
-use crate::memory::{MemoryError, Ram};
+use crate::error::VmmError;
+use crate::memory::Ram;
 
 /// GPA of the RSDP, in the area that guests search. The other tables follow it.
 const TABLES: u64 = 0xe_0000;
@@ -37,8 +38,8 @@ const BOOT_ARCHITECTURE: u16 = 1 << 2 | 1 << 3 | 1 << 5;
 /// Writes the tables of a guest with `vcpus` vCPUs. Returns the GPA of the RSDP.
 ///
 /// # Errors
-/// [`MemoryError::Outside`] with less than 1 MiB of RAM.
-pub fn write(ram: &Ram, vcpus: usize) -> Result<u64, MemoryError> {
+/// [`VmmError::OutsideMemory`] with less than 1 MiB of RAM.
+pub fn write(ram: &Ram, vcpus: usize) -> Result<u64, VmmError> {
     let mut next = TABLES + ALIGNMENT;
     let mut place = |table: &[u8]| {
         let gpa = next;

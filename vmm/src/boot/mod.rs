@@ -21,7 +21,8 @@ use std::ops::Range;
 
 use protocol::payload::note::Note;
 
-use crate::memory::{MemoryError, Ram};
+use crate::error::VmmError;
+use crate::memory::Ram;
 
 pub use acpi::write as write_acpi_tables;
 pub use registers::set_registers;
@@ -63,8 +64,8 @@ pub const STACK_TOP: u64 = 0x9_f000;
 /// Writes the descriptor table, the page tables and the MP table of a guest with `vcpus` vCPUs.
 ///
 /// # Errors
-/// [`MemoryError::Outside`] with less than 1 MiB of RAM.
-pub fn write_tables(ram: &Ram, vcpus: usize) -> Result<(), MemoryError> {
+/// [`VmmError::OutsideMemory`] with less than 1 MiB of RAM.
+pub fn write_tables(ram: &Ram, vcpus: usize) -> Result<(), VmmError> {
     for (gpa, descriptor) in (GDT..).step_by(8).zip(registers::DESCRIPTORS) {
         ram.write_object(gpa, &descriptor)?;
     }
@@ -74,7 +75,7 @@ pub fn write_tables(ram: &Ram, vcpus: usize) -> Result<(), MemoryError> {
 
 /// Writes an identity map of the first 4 GiB: a PML4 entry, four PDPT entries, and four page
 /// directories of 2 MiB pages.
-fn write_identity_map(ram: &Ram) -> Result<(), MemoryError> {
+fn write_identity_map(ram: &Ram) -> Result<(), VmmError> {
     const PRESENT_WRITABLE: u64 = 0b11;
     const LARGE: u64 = 1 << 7;
     const TABLE: u64 = 0x1000;

@@ -8,7 +8,8 @@
 use protocol::VcpuId;
 use protocol::payload::machine::{LAPIC, LOW_RAM_END};
 
-use crate::memory::{MemoryError, Ram};
+use crate::error::VmmError;
+use crate::memory::Ram;
 
 const TABLE: u32 = 0xf_0000;
 const REVISION_1_4: u8 = 4;
@@ -31,7 +32,7 @@ const NMI: u8 = 1;
 const EXT_INT: u8 = 3;
 
 /// Writes the floating pointer and the table of a guest with `vcpus` vCPUs.
-pub(super) fn write(ram: &Ram, vcpus: usize) -> Result<(), MemoryError> {
+pub(super) fn write(ram: &Ram, vcpus: usize) -> Result<(), VmmError> {
     ram.write(LOW_RAM_END, &pointer())?;
     ram.write(TABLE.into(), &table(vcpus))
 }

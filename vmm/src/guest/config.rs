@@ -1,45 +1,46 @@
-//! What is to be run, and on what.
+//! The configuration of a guest.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use host::cpus::Cpus;
 use protocol::payload::params::Start;
+use steal_time::publisher::PublisherChoice;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::loader::{Image, LoadError, Payload};
-use host::cpus::Cpus;
-use steal_time::publisher::PublisherChoice;
+use crate::error::VmmError;
+use crate::loader::{Image, Payload};
 
-/// A guest that is to be run.
+/// A guest to be started.
 #[derive(Clone, Debug)]
 pub struct GuestConfig {
-    /// How many vCPUs.
+    /// Number of vCPUs.
     pub vcpus: usize,
-    /// How much memory (MiB).
+    /// Size of guest memory (MiB).
     pub memory_mib: u64,
     /// Host CPUs that the vCPU threads may use.
     pub cpus: Cpus,
-    /// Who keeps the records true.
+    /// The publisher of the steal-time records.
     pub publisher: PublisherChoice,
-    /// What runs.
+    /// What to boot.
     pub payload: PayloadSource,
-    /// How vCPUs of our own payload start.
+    /// How the vCPUs of a payload of this project start. Other payloads ignore it.
     pub start: Start,
-    /// The command line. A payload of this project reads parameters there ([`protocol::payload::params`]), and gets those of its boot
-    /// behind them.
+    /// The command line. For a payload of this project, the monitor appends its boot parameters
+    /// ([`protocol::payload::params`]).
     pub cmdline: String,
-    /// An initrd.
+    /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
-    /// Whether what arrives at standard input goes to COM1 of a foreign payload. Ours does not listen.
+    /// Whether standard input is connected to COM1. A payload of this project does not read it.
     pub stdin: bool,
-    /// Ports whose writes KVM turns into an event: no vCPU leaves the guest for them.
+    /// Ports whose writes signal an event instead of causing an exit.
     pub port_events: Vec<PortEvent>,
-    /// When the run ends, if the guest does not end it.
+    /// When the monitor ends the run; `None` never.
     pub timeout: Option<Duration>,
 }
 
-/// A port whose writes KVM turns into an event.
+/// A port whose writes KVM turns into an event, without an exit.
 #[derive(Clone, Debug)]
 pub struct PortEvent {
     /// The port.
@@ -51,23 +52,23 @@ pub struct PortEvent {
 /// Where a payload comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PayloadSource {
-    /// An ELF image in this program's own memory.
+    /// An ELF image that is part of this program.
     Embedded(&'static [u8]),
     /// A file.
     File {
-        /// Its path.
+        /// Path of the file.
         path: PathBuf,
-        /// Load it as it is at 1 MiB.
+        /// Whether it is a flat binary, loaded at 1 MiB.
         flat: bool,
     },
 }
 
 impl PayloadSource {
-    /// Opens the payload and finds out what it is.
+    /// Opens and parses the payload.
     ///
     /// # Errors
-    /// [`LoadError`] if it cannot be read, or is nothing that this monitor can run.
-    pub fn open(&self) -> Result<Payload, LoadError> {
+    /// [`VmmError::Host`] if the file cannot be read, [`VmmError::Load`] if it is no payload.
+    pub fn open(&self) -> Result<Payload, VmmError> {
         match self {
             Self::Embedded(bytes) => Payload::parse(Image::from_bytes("(embedded)", *bytes), false),
             Self::File { path, flat } => Payload::parse(Image::open("payload", path)?, *flat),

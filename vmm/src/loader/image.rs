@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use vm_memory::ByteValued;
 
-use super::error::LoadError;
-use crate::memory::{MemoryError, Ram};
+use crate::error::VmmError;
+use crate::memory::Ram;
 
 /// Maximum size of an image that is no plain file (bytes). Such a file may be endless.
 const MAX_STREAM: u64 = 256 << 20;
@@ -43,10 +43,10 @@ impl Image {
     /// Opens the file at `path`. `what` is `payload` or `initrd`, for messages.
     ///
     /// # Errors
-    /// [`LoadError::Read`] when the file cannot be opened or read, or is endless.
-    pub fn open(what: &'static str, path: &Path) -> Result<Self, LoadError> {
+    /// [`VmmError::Host`] when the file cannot be opened or read, or is endless.
+    pub fn open(what: &'static str, path: &Path) -> Result<Self, VmmError> {
         let content = Content::open(path);
-        let content = content.map_err(|source| LoadError::Read { what, path: path.to_owned(), source })?;
+        let content = content.map_err(VmmError::cannot(format!("read {what} {}", path.display())))?;
         Ok(Self { what, path: path.to_owned(), content })
     }
 
@@ -88,25 +88,18 @@ impl Image {
     /// Copies the bytes at `part` to guest memory at `gpa`.
     ///
     /// # Errors
-    /// [`LoadError::Read`] when the file is shorter by now, [`LoadError::Memory`] when `ram` does
-    /// not hold the bytes.
-    pub(super) fn load(&self, part: Range<u64>, ram: &Ram, gpa: u64) -> Result<(), LoadError> {
-        let loaded = match &self.content {
-            Content::Bytes(bytes) => {
-                slice(bytes, part).map_err(MemoryError::Source).and_then(|bytes| ram.write(gpa, bytes))
-            }
+    /// [`VmmError::Host`] when the file is shorter by now, [`VmmError::OutsideMemory`] when `ram`
+    /// does not hold the bytes.
+    pub(super) fn load(&self, part: Range<u64>, ram: &Ram, gpa: u64) -> Result<(), VmmError> {
+        let cannot_read = || VmmError::cannot(format!("read {} {}", self.what, self.path.display()));
+        match &self.content {
+            Content::Bytes(bytes) => ram.write(gpa, slice(bytes, part).map_err(cannot_read())?),
             Content::File(file, _) => {
-                let (mut file, length) = (file, part.end - part.start);
-                let sought = file.seek(SeekFrom::Start(part.start)).map_err(MemoryError::Source);
-                sought.and_then(|_| ram.read_from(gpa, file, length))
+                let mut file = file;
+                file.seek(SeekFrom::Start(part.start)).map_err(cannot_read())?;
+                ram.read_from(gpa, file, part.end - part.start)?.map_err(cannot_read())
             }
-        };
-        loaded.map_err(|error| match error {
-            MemoryError::Source(source) => {
-                LoadError::Read { what: self.what, path: self.path.clone(), source }
-            }
-            error => error.into(),
-        })
+        }
     }
 }
 
@@ -172,10 +165,10 @@ mod tests {
     fn truncated_file_and_small_memory_are_errors() {
         let (ram, (folder, image)) = (Ram::new(1).unwrap(), file());
         let outside = image.load(0..10_000, &ram, 0x10_0000 - 9_999).unwrap_err();
-        assert!(matches!(outside, LoadError::Memory(MemoryError::Outside { .. })), "{outside:?}");
+        assert!(matches!(outside, VmmError::OutsideMemory { .. }), "{outside:?}");
         fs::write(folder.path().join("image"), [1; 100]).unwrap();
         let short = image.load(0..10_000, &ram, 0).unwrap_err();
-        assert!(matches!(short, LoadError::Read { .. }), "{short:?}");
+        assert!(short.to_string().starts_with("Cannot read payload "), "{short:?}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! PublisherLoading: copies a payload into guest memory and determines how its vCPUs start.
+//! Loading: copies a payload into guest memory and determines how its vCPUs start.
 //!
 //! The content of the payload selects the boot protocol:
 //!
@@ -16,7 +16,6 @@
 mod boot_params;
 mod bzimage;
 mod elf;
-mod error;
 mod image;
 mod layout;
 
@@ -27,12 +26,12 @@ use protocol::payload::note::Note;
 use protocol::payload::params::Start;
 
 use crate::boot::{self, COMMAND_LINE, Entry};
+use crate::error::VmmError;
 use crate::memory::Ram;
 
 use boot_params::BootInfo;
 use layout::{Layout, Segment};
 
-pub use error::LoadError;
 pub use image::Image;
 
 /// A parsed payload that is not loaded yet.
@@ -46,11 +45,11 @@ impl Payload {
     /// Parses `image`, as a flat binary if `flat` is set.
     ///
     /// # Errors
-    /// [`LoadError::Payload`] when the content is no payload.
-    pub fn parse(image: Image, flat: bool) -> Result<Self, LoadError> {
+    /// [`VmmError::Load`] when the content is no payload.
+    pub fn parse(image: Image, flat: bool) -> Result<Self, VmmError> {
         match parse(&image, flat) {
             Ok(layout) => Ok(Self { image, layout }),
-            Err(defect) => Err(LoadError::Payload { name: image.name(), defect }),
+            Err(defect) => Err(unusable(&image, &defect)),
         }
     }
 
@@ -70,20 +69,22 @@ impl Payload {
     /// Loads the payload, the initrd and the boot structures into fresh `ram`.
     ///
     /// # Errors
-    /// [`LoadError`]; the content of `ram` is then undefined.
+    /// [`VmmError`]; the content of `ram` is then undefined.
     pub fn load(
         &self,
         ram: &Ram,
         vcpus: usize,
         cmdline: &str,
         initrd: Option<&Image>,
-    ) -> Result<(), LoadError> {
+    ) -> Result<(), VmmError> {
         let fit = self.layout.check_fit(ram);
-        fit.map_err(|defect| LoadError::Payload { name: self.image.name(), defect })?;
+        fit.map_err(|defect| unusable(&self.image, &defect))?;
         let max = self.layout.max_command_line();
         if cmdline.len() > max {
-            let limit = format!("the payload accepts up to {max} (shorten --cmdline)");
-            return Err(LoadError::TooLarge { what: "The command line", bytes: cmdline.len() as u64, limit });
+            return Err(VmmError::Load(format!(
+                "The command line has {} bytes: the payload accepts up to {max} (shorten --cmdline)",
+                cmdline.len()
+            )));
         }
         for Segment { range, content, .. } in &self.layout.segments {
             // Fresh RAM is zero, so the end of a segment without content needs no write.
@@ -96,26 +97,32 @@ impl Payload {
         ram.write(COMMAND_LINE, cmdline.as_bytes())?;
         ram.write(COMMAND_LINE + cmdline.len() as u64, &[0])?;
         let info = BootInfo { initrd, rsdp };
-        boot_params::write_pvh(ram, &info)?;
+        let refused = || VmmError::cannot("write the boot parameters to guest memory");
+        boot_params::write_pvh(ram, &info).map_err(refused())?;
         if let Entry::Long(_) = self.layout.boot_entry {
-            boot_params::write_linux(ram, self.layout.setup, &info)?;
+            boot_params::write_linux(ram, self.layout.setup, &info).map_err(refused())?;
         }
         Ok(())
     }
 
-    fn load_initrd(&self, ram: &Ram, initrd: &Image) -> Result<Range<u64>, LoadError> {
-        let too_large = || LoadError::TooLarge {
-            what: "The initrd",
-            bytes: initrd.len(),
-            limit: format!(
-                "it does not fit beside the payload in {} MiB of guest memory (try a larger --memory)",
+    fn load_initrd(&self, ram: &Ram, initrd: &Image) -> Result<Range<u64>, VmmError> {
+        let too_large = || {
+            VmmError::Load(format!(
+                "The initrd has {} bytes: it does not fit beside the payload in {} MiB of guest memory \
+                 (try a larger --memory)",
+                initrd.len(),
                 ram.mib()
-            ),
+            ))
         };
         let range = self.layout.place_initrd(ram, initrd.len()).ok_or_else(too_large)?;
         initrd.load(0..initrd.len(), ram, range.start)?;
         Ok(range)
     }
+}
+
+/// Returns the error for a payload that has `defect`.
+fn unusable(image: &Image, defect: &str) -> VmmError {
+    VmmError::Load(format!("Payload {}: {defect}", image.name()))
 }
 
 /// Returns the layout of `image`, or the defect that prevents its use.

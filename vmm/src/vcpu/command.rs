@@ -1,55 +1,55 @@
-//! Errands: what a vCPU's thread does for others while it rests.
+//! Commands: what a vCPU thread does for others while the guest is paused.
 //!
-//! The MSR and the publication of a vCPU live on its own thread, and so do its registers. Whoever wants something of them
-//! pauses the guest, and sends the thread an command with a way to answer.
+//! A vCPU's registers, its steal-time MSR and its publication belong to its thread. Another thread
+//! pauses the guest, sends a command, and receives the answer on a channel.
 
 use std::sync::mpsc;
 use std::time::Instant;
 
+use host::stats::ThreadStats;
 use kvm_bindings::kvm_regs;
 use protocol::VcpuId;
-
-use super::ExitCounts;
-use super::error::VcpuError;
-use host::stats::ThreadStats;
 use steal_time::publisher::Counts;
 use steal_time::publisher::record::RECORD_SIZE;
 use steal_time::saved::SavedVcpu;
 
-/// What a resting thread is asked for.
+use super::ExitCounts;
+use crate::error::VmmError;
+
+/// A command to a paused vCPU thread.
 #[derive(Debug)]
 pub enum VcpuCommand {
-    /// To tell what there is to see.
+    /// Report the vCPU's state.
     Snapshot(mpsc::Sender<VcpuSnapshot>),
-    /// To tell its steal time.
+    /// Return the vCPU's steal time, to be saved.
     Save(mpsc::Sender<SavedVcpu>),
-    /// To take this for its steal time.
-    Restore(SavedVcpu, mpsc::Sender<Result<(), VcpuError>>),
-    /// To look at the gate again.
+    /// Replace the vCPU's steal time by a saved one.
+    Restore(SavedVcpu, mpsc::Sender<Result<(), VmmError>>),
+    /// Read the requests of the control again.
     Resume,
 }
 
-/// A vCPU at rest, as its thread sees it.
+/// The state of a paused vCPU.
 #[derive(Clone, Debug)]
 pub struct VcpuSnapshot {
-    /// Which.
+    /// The vCPU.
     pub vcpu: VcpuId,
-    /// The steal-time MSR as the guest would read it; `None` where it would fault.
+    /// The steal-time MSR as the guest would read it; `None` where the access would fault.
     pub msr: Option<u64>,
-    /// KVM's own copy of it; `None` where KVM does not tell.
+    /// KVM's own copy of that MSR; `None` if KVM does not return it.
     pub kernel_msr: Option<u64>,
-    /// Its record, if it has one in RAM.
+    /// The steal-time record; `None` if the guest registered none, or one outside RAM.
     pub record: Option<[u8; RECORD_SIZE]>,
-    /// When it began to rest.
+    /// When the vCPU paused.
     pub since: Instant,
-    /// The scheduler's account of its thread at that moment.
+    /// The scheduler's statistics of its thread at that moment.
     pub account: ThreadStats,
-    /// How much of that account's run delay is no affair of the guest's: the thread waited at rest, to run commands (ns).
+    /// Run delay in `account` that is not steal: the thread accrued it while paused (ns).
     pub discarded_ns: u64,
-    /// Its exits so far.
+    /// The vCPU's exits so far.
     pub exits: ExitCounts,
-    /// Its general purpose registers; `None` where KVM does not tell.
+    /// Its general purpose registers; `None` if KVM does not return them.
     pub registers: Option<kvm_regs>,
-    /// What the publisher has counted so far; `None` where nobody counts.
+    /// What the publisher counted so far; `None` if no publisher counts.
     pub counts: Option<Counts>,
 }

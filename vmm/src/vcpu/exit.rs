@@ -1,7 +1,7 @@
-//! Exits: why `KVM_RUN` came back, parsed once.
+//! Exits: why `KVM_RUN` returned, parsed once.
 //!
-//! Nothing behind this file sees `kvm_run` or a union. What a vCPU thread can do something about is an [`Exit`];
-//! what it cannot is a [`CrashReason`].
+//! No other file reads `kvm_run`. An [`Exit`] that the monitor cannot handle carries a
+//! [`CrashReason`].
 
 #![expect(unsafe_code, reason = "the members of kvm_run's union")]
 
@@ -14,50 +14,50 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 /// Why a vCPU left the guest.
 #[derive(Debug)]
 pub enum Exit<'a> {
-    /// The guest reads a port; the data is to be filled in.
+    /// The guest reads a port. The handler fills in the data.
     PortIn(PortData<'a>),
     /// The guest writes a port.
     PortOut(PortData<'a>),
-    /// The guest reads an address without memory; the data is to be filled in.
+    /// The guest reads an address without memory. The handler fills in the data.
     MmioRead(&'a mut [u8]),
     /// The guest writes an address without memory.
     MmioWrite,
-    /// The guest reads an MSR that the filter denies; the data is to be filled in.
+    /// The guest reads an MSR that the filter denies. The handler fills in the value.
     MsrRead(MsrData<'a>),
     /// The guest writes an MSR that the filter denies.
     MsrWrite(MsrData<'a>),
-    /// A kick, or the end of waiting for SIPI: nothing happened, go on.
+    /// A kick, or a return from waiting for SIPI. There is nothing to emulate.
     Interrupted,
     /// The guest cannot go on.
     Crashed(CrashReason),
 }
 
 impl Exit<'_> {
-    /// Whether KVM completes the guest's instruction only when it is entered again.
-    pub fn is_owed(&self) -> bool {
+    /// Returns whether KVM completes the guest's instruction only at the next entry.
+    pub fn needs_completion(&self) -> bool {
         !matches!(self, Self::Interrupted | Self::Crashed(_))
     }
 }
 
-/// A port access: one unit, or several for a string instruction.
+/// A port access of one unit, or of several for a string instruction.
 #[derive(Debug)]
 pub struct PortData<'a> {
     /// The port, the same for every unit.
     pub port: u16,
-    /// Bytes in a unit: 1, 2 or 4.
+    /// Size of a unit: 1, 2 or 4 bytes.
     pub width: usize,
-    /// The units, one after the other.
+    /// The units, in the order of access.
     pub data: &'a mut [u8],
 }
 
 /// An access to an MSR.
 #[derive(Debug)]
 pub struct MsrData<'a> {
-    /// The MSR.
+    /// Number of the MSR.
     pub index: u32,
-    /// Its value.
+    /// The value written, or to be read.
     pub value: &'a mut u64,
-    /// Set to 1 to raise #GP.
+    /// The handler sets it to 1 to raise #GP.
     pub error: &'a mut u8,
 }
 
@@ -65,13 +65,13 @@ pub struct MsrData<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CrashReason {
-    /// A fault while delivering a fault while delivering a fault (`KVM_EXIT_SHUTDOWN`).
+    /// A fault during the delivery of a double fault (`KVM_EXIT_SHUTDOWN`).
     TripleFault,
-    /// KVM gave up (`KVM_EXIT_INTERNAL_ERROR`).
+    /// KVM cannot go on (`KVM_EXIT_INTERNAL_ERROR`).
     InternalError {
         /// `KVM_INTERNAL_ERROR_*`; 1 is an instruction that KVM cannot emulate.
         suberror: u32,
-        /// The instruction's bytes as KVM gives them, for suberror 1.
+        /// The bytes of the instruction, for suberror 1.
         instruction: Vec<u8>,
     },
     /// The processor refused the guest's state (`KVM_EXIT_FAIL_ENTRY`).
@@ -101,12 +101,12 @@ impl fmt::Display for CrashReason {
     }
 }
 
-/// Enters the guest, and says why it left.
+/// Enters the guest and returns why it left.
 ///
 /// # Errors
-/// What KVM said, where it was neither a kick nor the end of waiting for SIPI.
+/// KVM's error, unless it reports a kick or a return from waiting for SIPI.
 pub fn run(vcpu: &mut VcpuFd) -> Result<Exit<'_>, kvm_ioctls::Error> {
-    // First the kind, whose borrow ends here, then the data, straight from `kvm_run`.
+    // The kind borrows `vcpu` only in this line. The data comes straight from `kvm_run`.
     let kind = Kind::of(vcpu.run())?;
     let run = vcpu.get_kvm_run();
     Ok(match kind {
@@ -165,8 +165,9 @@ fn port_data(run: &mut kvm_run) -> PortData<'_> {
     let offset = usize::try_from(io.data_offset).unwrap_or(0);
     // SAFETY: the kernel places the data at `data_offset` in the mapping that begins with `run`.
     let data = unsafe { std::ptr::from_mut(run).cast::<u8>().add(offset) };
-    // SAFETY: the kernel has put `size * count` bytes there, within the mapping, which lives as long as the vCPU
-    // that `run` is borrowed from; the bytes lie behind `kvm_run` itself, so nothing else refers to them.
+    // SAFETY: the kernel has stored `size * count` bytes there, inside the mapping, which lives as long
+    // as the vCPU that `run` is borrowed from. The bytes lie behind `struct kvm_run`, and `run` is
+    // borrowed exclusively, so no other reference to them exists.
     let data = unsafe { slice::from_raw_parts_mut(data, len) };
     PortData { port: io.port, width, data }
 }
@@ -188,7 +189,7 @@ fn internal_error(run: &mut kvm_run) -> CrashReason {
     // SAFETY: the exit reason was KVM_EXIT_INTERNAL_ERROR, so `internal` is the member that the kernel wrote; its
     // words are plain integers.
     let error = unsafe { run.__bindgen_anon_1.internal };
-    // For suberror 1 KVM gives flags, then a byte of length and the instruction's bytes (`struct
+    // For suberror 1 the data holds flags, then a length byte and the instruction (`struct
     // emulation_failure` in `linux/kvm.h`).
     let bytes: Vec<u8> = error.data.iter().skip(1).take(2).flat_map(|word| word.to_le_bytes()).collect();
     let instruction = match (error.ndata, bytes.split_first()) {

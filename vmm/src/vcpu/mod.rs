@@ -1,15 +1,15 @@
-//! vCPUs: a thread each, which enters the guest and answers for it when it comes out.
+//! vCPUs: one thread each, which enters the guest and handles its exits.
 //!
-//! - [`threads`]: all of a guest's, from their start to what is left of them.
-//! - [`run`]: the thread's life, a loop over three states.
-//! - [`exit`]: why the guest was left, parsed once.
-//! - [`command`]: what a thread does for others while the guest is paused.
+//! - [`threads`]: starts, commands and joins the vCPU threads of a guest.
+//! - [`run`]: the run loop of a vCPU thread, a state machine.
+//! - [`exit`]: why a vCPU left the guest, parsed once.
+//! - [`command`]: what a vCPU thread does for others while the guest is paused.
+//! - [`control`]: how vCPU threads are stopped, paused, descheduled and finished.
 //!
-//! How a thread is made to leave the guest, and where it stops, alone or for all: [`host::kick`], [`crate::vcpu::control`].
+//! [`host::kick`] makes a vCPU thread leave the guest.
 
 pub mod command;
 pub mod control;
-pub mod error;
 pub mod exit;
 pub mod run;
 mod signal_mask;
@@ -19,38 +19,39 @@ use std::fmt;
 use std::sync::{Arc, mpsc};
 
 use devices::PortBus;
+use host::cpus::Cpus;
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use protocol::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::error::VmmError;
 use crate::hooks::RunHooks;
-use crate::vcpu::control::VcpuControl;
+use control::VcpuControl;
 use exit::CrashReason;
-use host::cpus::Cpus;
 
-/// How a vCPU thread ended the run, or that it was sent home.
+/// How a vCPU's run ended.
 #[derive(Debug)]
 pub enum VcpuExit {
     /// The guest pulsed the reset line.
     Reset,
-    /// The guest wrote this to the exit port.
+    /// The guest wrote this status to the exit port.
     Exit(u8),
     /// The guest cannot go on.
     Crash(Box<Crash>),
-    /// The run was over.
+    /// The monitor ended the run.
     Stopped,
 }
 
-/// A vCPU that cannot go on, as KVM left it.
+/// A vCPU that cannot go on.
 #[derive(Debug)]
 pub struct Crash {
-    /// Why.
+    /// The reason that KVM gave.
     pub reason: CrashReason,
-    /// Its registers, where KVM would still tell them.
+    /// The vCPU's registers; `None` if KVM does not return them.
     pub registers: Option<Registers>,
 }
 
-/// A vCPU's registers, to be shown.
+/// The registers of a vCPU, formatted as a register dump.
 #[derive(Debug)]
 pub struct Registers {
     /// General purpose registers.
@@ -77,41 +78,36 @@ impl fmt::Display for Registers {
     }
 }
 
-/// What the vCPUs of a guest share.
+/// What the vCPU threads of a guest share.
 #[derive(Debug)]
 pub struct Shared {
-    /// Who answers at a port.
+    /// The devices in port space.
     pub ports: PortBus,
-    /// Where their threads stop.
+    /// The control of the vCPU threads.
     pub control: Arc<VcpuControl>,
-    /// Host CPUs that their threads may use.
+    /// Host CPUs that the vCPU threads may use.
     pub cpus: Cpus,
     /// Callbacks of the program that runs the guest.
     pub hooks: Arc<dyn RunHooks>,
 }
 
-/// What a vCPU thread tells the event loop.
+/// A message to the event loop.
 #[derive(Debug)]
 pub enum Message {
-    /// The run is over.
+    /// A vCPU ended the run.
     Ended {
-        /// By which vCPU.
+        /// The vCPU.
         vcpu: VcpuId,
-        /// How.
-        ending: VcpuExit,
+        /// How its run ended.
+        exit: VcpuExit,
     },
-    /// A run hook wants the run to end.
+    /// A run hook ends the run.
     StopRequested,
-    /// The monitor failed.
-    Failed {
-        /// At which vCPU.
-        vcpu: VcpuId,
-        /// Why.
-        error: error::VcpuError,
-    },
+    /// A vCPU thread failed, by no fault of the guest.
+    Failed(VmmError),
 }
 
-/// The way from a vCPU thread to the event loop.
+/// Sends messages to the event loop.
 #[derive(Debug)]
 pub struct EventSender {
     messages: mpsc::Sender<Message>,
@@ -119,15 +115,15 @@ pub struct EventSender {
 }
 
 impl EventSender {
-    /// A way that wakes by `wake` whoever receives.
+    /// Creates a sender to the receiver of `messages`, which waits for `wake`.
     pub fn new(messages: mpsc::Sender<Message>, wake: EventFd) -> Self {
         Self { messages, wake }
     }
 
-    /// Sends. A loop that has ended needs no message.
+    /// Sends `message`. The event loop may have ended; the message is dropped then.
     pub fn send(&self, message: Message) {
         if self.messages.send(message).is_ok() {
-            // The counter of an eventfd cannot overflow by ones.
+            // The 64-bit counter of an eventfd does not overflow in steps of 1.
             let _ = self.wake.write(1);
         }
     }
@@ -142,6 +138,6 @@ pub struct ExitCounts {
     pub mmio: u64,
     /// Accesses to the steal-time MSR.
     pub msr: u64,
-    /// Kicks, and the end of waiting for SIPI.
+    /// Kicks, and returns from waiting for SIPI.
     pub interrupted: u64,
 }

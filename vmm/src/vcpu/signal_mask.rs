@@ -5,12 +5,11 @@
 use std::io;
 use std::mem::size_of;
 
+use host::kick;
 use kvm_bindings::{KVMIO, kvm_signal_mask};
 use kvm_ioctls::VcpuFd;
 use libc::sigset_t;
 use vmm_sys_util::ioctl::{_IOC_WRITE, ioctl_expr, ioctl_with_ref};
-
-use host::kick;
 
 /// The size of the kernel's `sigset_t`: 64 signals.
 const KERNEL_SIGSET_BYTES: usize = 8;

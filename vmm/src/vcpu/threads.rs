@@ -1,41 +1,38 @@
-//! The vCPU threads of a guest: each prepares its vCPU, runs it, and says what is left of it.
-//!
-//! However a run ends, all of them are sent home and waited for. While the guest is paused they run commands.
+//! The vCPU threads of a guest, from their start until they are joined.
 
-use std::io;
 use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
+use steal_time::vcpu::VcpuStealTime;
+use steal_time::vm::StealTime;
 
 use super::command::VcpuCommand;
-use super::error::VcpuError;
+use super::control::VcpuControl;
 use super::run::{Vcpu, VcpuStats};
 use super::{EventSender, Message, Shared, signal_mask};
 use crate::boot::{self, Entry};
 use crate::cpuid::Supported;
-use crate::vcpu::control::VcpuControl;
-use steal_time::vcpu::VcpuStealTime;
-use steal_time::vm::StealTime;
+use crate::error::VmmError;
 
-/// A vCPU thread runs a loop and reads a few files of `/proc`.
-const THREAD_STACK: usize = 256 << 10;
+/// Stack size of a vCPU thread (bytes). It runs a loop and reads a few files of `/proc`.
+const STACK_BYTES: usize = 256 << 10;
 
 /// What every vCPU thread needs.
 #[derive(Clone, Debug)]
 pub struct Common {
-    /// How vCPUs begin.
+    /// How the vCPUs start.
     pub entry: Entry,
-    /// What KVM supports in CPUID.
+    /// The CPUID leaves that KVM supports.
     pub supported: Supported,
-    /// What the vCPUs share.
+    /// What the vCPU threads share.
     pub shared: Arc<Shared>,
     /// Steal time of the VM.
     pub steal_time: StealTime,
 }
 
-/// The vCPU threads of one guest.
+/// The vCPU threads of one guest. Dropping it finishes and joins them.
 #[derive(Debug)]
 pub struct Threads {
     control: Arc<VcpuControl>,
@@ -50,62 +47,67 @@ struct Thread {
 }
 
 impl Threads {
-    /// None yet. They will stop at `gate`.
+    /// Creates an empty set of threads, which `control` will control.
     pub fn new(control: Arc<VcpuControl>) -> Self {
         Self { control, threads: Vec::new() }
     }
 
-    /// Starts the thread of `vcpu`, which enters the guest and sends what happens to `event_sender`.
+    /// Starts the thread of `vcpu`, which enters the guest and sends messages to `event_sender`.
     ///
     /// # Errors
-    /// The host's reason for giving no thread.
+    /// [`VmmError::Host`] if the host refuses a thread.
     pub fn start(
         &mut self,
         vcpu: VcpuId,
         fd: VcpuFd,
         common: Common,
         event_sender: EventSender,
-    ) -> io::Result<()> {
-        let (commands, inbox) = mpsc::channel();
-        let thread = thread::Builder::new().name(format!("vcpu{vcpu}")).stack_size(THREAD_STACK);
-        let handle = thread.spawn(move || live(vcpu, fd, &common, event_sender, inbox))?;
+    ) -> Result<(), VmmError> {
+        let (commands, receiver) = mpsc::channel();
+        let thread = thread::Builder::new().name(format!("vcpu{vcpu}")).stack_size(STACK_BYTES);
+        let started = thread.spawn(move || run_thread(vcpu, fd, &common, event_sender, receiver));
+        let handle = started.map_err(|error| {
+            let action = format!("start a thread for vCPU {vcpu} (is the limit on processes reached?)");
+            VmmError::cannot(action)(error)
+        })?;
         self.threads.push(Thread { vcpu, commands, handle });
         Ok(())
     }
 
-    /// How many there are.
+    /// Returns how many threads were started.
     pub fn count(&self) -> usize {
         self.threads.len()
     }
 
-    /// Has each thread, in the vCPUs' order, run the command that `command` makes for it, and gives the answers. `None` for
-    /// one that has ended. The guest is paused.
-    pub fn ask<T>(
+    /// Makes each thread of the paused guest run the command that `command` returns for it.
+    ///
+    /// Returns the answers in vCPU order; `None` for a thread that has ended.
+    pub fn command<T>(
         &self,
         mut command: impl FnMut(VcpuId, mpsc::Sender<T>) -> VcpuCommand,
     ) -> Vec<(VcpuId, Option<T>)> {
-        let mut ask = |thread: &Thread| {
+        let mut run = |thread: &Thread| {
             let (sender, answer) = mpsc::channel();
             thread.commands.send(command(thread.vcpu, sender)).ok()?;
             answer.recv().ok()
         };
-        self.threads.iter().map(|thread| (thread.vcpu, ask(thread))).collect()
+        self.threads.iter().map(|thread| (thread.vcpu, run(thread))).collect()
     }
 
-    /// Has all threads that rest look at the gate again.
+    /// Makes all paused threads read their requests again.
     pub fn resume(&self) {
         for thread in &self.threads {
-            // One that has ended needs not be told.
+            // The thread may have ended.
             let _ = thread.commands.send(VcpuCommand::Resume);
         }
     }
 
-    /// Sends all of them home, and waits for them.
+    /// Finishes and joins all threads, paused or not. Returns their statistics in vCPU order.
     pub fn finish(&mut self) -> Vec<(VcpuId, VcpuStats)> {
-        self.control.end();
+        self.control.finish();
         self.resume();
-        let home = |thread: Thread| (thread.vcpu, thread.handle.join().unwrap_or_default());
-        self.threads.drain(..).map(home).collect()
+        let join = |thread: Thread| (thread.vcpu, thread.handle.join().unwrap_or_default());
+        self.threads.drain(..).map(join).collect()
     }
 }
 
@@ -115,7 +117,7 @@ impl Drop for Threads {
     }
 }
 
-fn live(
+fn run_thread(
     vcpu: VcpuId,
     fd: VcpuFd,
     common: &Common,
@@ -127,20 +129,23 @@ fn live(
             Vcpu::new(vcpu, fd, Arc::clone(&common.shared), steal_time, event_sender, commands).run()
         }
         Err(error) => {
-            event_sender.send(Message::Failed { vcpu, error });
+            event_sender.send(Message::Failed(error));
             VcpuStats::default()
         }
     }
 }
 
-/// All that a vCPU needs before it first runs, from its own thread.
-fn prepare<'c>(vcpu: VcpuId, fd: &VcpuFd, common: &'c Common) -> Result<VcpuStealTime<'c>, VcpuError> {
-    common.shared.cpus.pin_this_thread().map_err(|source| VcpuError::CpuHandoff { vcpu, source })?;
-    signal_mask::unblock_kick_in_run(fd).map_err(|source| VcpuError::SignalMask { vcpu, source })?;
-    let setup = |source| VcpuError::Setup { vcpu, source };
+/// Prepares the calling thread and its vCPU for the first entry.
+fn prepare<'c>(vcpu: VcpuId, fd: &VcpuFd, common: &'c Common) -> Result<VcpuStealTime<'c>, VmmError> {
+    let pinned = common.shared.cpus.pin_this_thread();
+    pinned.map_err(VmmError::cannot_vcpu("pin the thread of", vcpu))?;
+    let unblocked = signal_mask::unblock_kick_in_run(fd);
+    unblocked.map_err(VmmError::cannot_vcpu("set the signal mask of", vcpu))?;
     let mut cpuid = common.supported.of_vcpu(vcpu);
     common.steal_time.add_cpuid(&mut cpuid);
-    fd.set_cpuid2(&cpuid).map_err(setup)?;
-    boot::set_registers(fd, vcpu, common.entry).map_err(setup)?;
-    common.steal_time.attach(vcpu).map_err(|source| VcpuError::Publish { vcpu, source })
+    let set = fd.set_cpuid2(&cpuid);
+    set.map_err(VmmError::cannot_vcpu("set the CPUID of", vcpu))?;
+    let set = boot::set_registers(fd, vcpu, common.entry);
+    set.map_err(VmmError::cannot_vcpu("set the registers of", vcpu))?;
+    common.steal_time.attach(vcpu).map_err(VmmError::publishing(vcpu))
 }

@@ -1,11 +1,10 @@
-//! The machine: KVM's side of a guest, without the threads of its vCPUs, in the order in which it is quick to make.
+//! The machine: KVM's objects of a guest, without the vCPU threads.
 //!
-//! Memslots and the MSR filter come before the interrupt controllers: their creation defers a callback, and whatever
-//! waits for readers of these tables while it is pending waits for it too, 6 to 20 ms. A payload that needs no
-//! interrupt line of a device gets the local APICs only, which has no such callback, and neither waits here nor when
-//! the machine is closed.
-
-use std::io;
+//! The order of the calls matters for start-up time. Memslots and the MSR filter come before the
+//! interrupt controllers. Creating the controllers defers an SRCU callback. While it is pending, a
+//! change of memslots or filter waits 6 to 20 ms. A payload that needs no interrupt line of a
+//! device gets local APICs only. They have no such callback, so closing the machine does not wait
+//! either.
 
 use kvm_bindings::{
     KVM_CAP_HALT_POLL, KVM_CAP_SPLIT_IRQCHIP, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
@@ -16,86 +15,49 @@ use protocol::payload::machine::COM1_IRQ;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::cpuid::Supported;
-use crate::memory::{MemoryError, Ram};
+use crate::error::VmmError;
+use crate::memory::Ram;
 
-/// Where VMX hosts without unrestricted guests keep a task state segment: three pages, out of everybody's way.
-const TSS_ADDRESS: usize = 0xfffb_d000;
+/// GPA of the task state segment on VMX hosts without unrestricted guest mode: three pages in the
+/// gap below 4 GiB that neither RAM nor a device uses.
+const TSS_GPA: usize = 0xfffb_d000;
 
-/// The only version of the KVM API that there is.
+/// The KVM API version, fixed since Linux 2.6.22.
 const KVM_API_VERSION: i32 = 12;
 
-/// KVM does not give us a virtual machine.
-#[derive(Debug, thiserror::Error)]
-pub enum MachineError {
-    /// There is no KVM.
-    #[error(
-        "Cannot open /dev/kvm: it does not exist (is the KVM module loaded, and virtualization enabled?)"
-    )]
-    NoKvm,
-    /// KVM is not open to us.
-    #[error(
-        "Cannot open /dev/kvm: permission denied (join the group that owns it, often `kvm`, or try sudo)"
-    )]
-    NoPermission,
-    /// Some other reason.
-    #[error("Cannot open /dev/kvm")]
-    Open(#[source] kvm_ioctls::Error),
-    /// Not the KVM we know.
-    #[error("/dev/kvm speaks version {0} of its API, and this monitor version {KVM_API_VERSION}")]
-    ApiVersion(i32),
-    /// More than KVM can.
-    #[error("KVM here runs at most {most} vCPUs in a guest, and {asked} were asked for (try --vcpus {most})")]
-    TooManyVcpus {
-        /// What was asked for.
-        asked: usize,
-        /// KVM's limit.
-        most: usize,
-    },
-    /// A step of making the machine failed.
-    #[error("KVM cannot {what}")]
-    Make {
-        /// What it was to do.
-        what: &'static str,
-        /// Its reason.
-        source: kvm_ioctls::Error,
-    },
-    /// Guest memory.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// An eventfd could not be had.
-    #[error("Cannot make an interrupt line")]
-    Line(#[source] io::Error),
-}
-
-/// Which interrupt controllers the kernel emulates.
+/// The interrupt controllers that KVM emulates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interrupts {
-    /// PICs, PIT, I/O APIC and local APICs: what a guest expects that knows the PC.
+    /// PICs, PIT, I/O APIC and local APICs, for a guest that expects a PC.
     Full,
-    /// Local APICs are enough, for timers and kicks between vCPUs; it is quicker where KVM can make them alone.
+    /// Local APICs, for timers and IPIs. Quicker to create, if KVM can create them alone.
     LocalOnly,
 }
 
 /// Opens `/dev/kvm`.
 ///
 /// # Errors
-/// [`MachineError`]: why not.
-pub fn open_kvm() -> Result<Kvm, MachineError> {
+/// [`VmmError::Kvm`] with the cure, or [`VmmError::Host`].
+pub fn open_kvm() -> Result<Kvm, VmmError> {
     let kvm = Kvm::new().map_err(|error| match error.errno() {
-        libc::ENOENT | libc::ENODEV | libc::ENXIO => MachineError::NoKvm,
-        libc::EACCES | libc::EPERM => MachineError::NoPermission,
-        _ => MachineError::Open(error),
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => {
+            VmmError::Kvm("it does not exist (is the KVM module loaded, and virtualization enabled?)")
+        }
+        libc::EACCES | libc::EPERM => {
+            VmmError::Kvm("permission denied (join the group that owns it, often `kvm`, or try sudo)")
+        }
+        _ => VmmError::cannot("open /dev/kvm")(error),
     })?;
     match kvm.get_api_version() {
         KVM_API_VERSION => Ok(kvm),
-        version => Err(MachineError::ApiVersion(version)),
+        _ => Err(VmmError::Kvm("its API version is not 12")),
     }
 }
 
-/// A virtual machine, without interrupt controllers and vCPUs at first.
+/// A virtual machine. It has no interrupt controllers and no vCPUs until they are added.
 #[derive(Debug)]
 pub struct Machine {
-    /// Closed before the memory goes: KVM uses it as long as the machine exists.
+    /// Dropped before `ram`, which KVM uses until the machine is closed.
     fd: VmFd,
     ram: Ram,
     supported: Supported,
@@ -103,88 +65,94 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Makes a machine of `ram` for `vcpus` vCPUs.
+    /// Creates a machine with `ram` for `vcpus` vCPUs.
     ///
     /// # Errors
-    /// [`MachineError`].
-    pub fn new(kvm: &Kvm, ram: Ram, vcpus: usize) -> Result<Self, MachineError> {
-        let most = kvm.get_max_vcpus().min(protocol::MAX_VCPUS);
-        if vcpus > most {
-            return Err(MachineError::TooManyVcpus { asked: vcpus, most });
+    /// [`VmmError::Usage`] if KVM cannot run that many vCPUs, or [`VmmError::Host`].
+    pub fn new(kvm: &Kvm, ram: Ram, vcpus: usize) -> Result<Self, VmmError> {
+        let max = kvm.get_max_vcpus().min(protocol::MAX_VCPUS);
+        if vcpus > max {
+            return Err(VmmError::Usage(format!(
+                "KVM on this host runs up to {max} vCPUs in a guest, and {vcpus} were asked for (try --vcpus \
+                 {max})"
+            )));
         }
-        let failed = |what| move |source| MachineError::Make { what, source };
-        let fd = kvm.create_vm().map_err(failed("make a virtual machine"))?;
-        ram.give_to(&fd)?;
-        fd.set_tss_address(TSS_ADDRESS).map_err(failed("place the task state segment"))?;
-        // A vCPU that halts gives its CPU up at once. Polling would hide what halting costs, and hold the CPU that
-        // the halted one waits for somebody else to get.
+        let fd = kvm.create_vm().map_err(VmmError::cannot("create a virtual machine"))?;
+        ram.add_memslots(&fd)?;
+        fd.set_tss_address(TSS_GPA).map_err(VmmError::cannot("set the address of the task state segment"))?;
+        // A halted vCPU gives up its CPU at once. Halt polling would hide the cost of halting, and
+        // keep the CPU from the vCPU that the halted one waits for.
         if fd.check_extension_raw(KVM_CAP_HALT_POLL.into()) > 0 {
-            enable(&fd, KVM_CAP_HALT_POLL, 0).map_err(failed("switch halt polling off"))?;
+            enable(&fd, KVM_CAP_HALT_POLL, 0).map_err(VmmError::cannot("disable halt polling"))?;
         }
-        let supported = Supported::read(kvm).map_err(failed("tell the CPUID that it supports"))?;
-        let com1_line = EventFd::new(libc::EFD_NONBLOCK).map_err(MachineError::Line)?;
+        let supported = Supported::read(kvm)?;
+        let com1_line = EventFd::new(libc::EFD_NONBLOCK);
+        let com1_line = com1_line.map_err(VmmError::cannot("create the interrupt line of COM1"))?;
         Ok(Self { fd, ram, supported, com1_line })
     }
 
-    /// Adds the interrupt controllers: after memory and MSR filter, before the first vCPU.
+    /// Adds the interrupt controllers. Call it after setting the MSR filter, and before creating
+    /// the first vCPU.
     ///
     /// # Errors
-    /// [`MachineError::Make`].
-    pub fn add_interrupt_controllers(&self, interrupts: Interrupts) -> Result<(), MachineError> {
-        let failed = |what| move |source| MachineError::Make { what, source };
+    /// [`VmmError::Host`] if KVM refuses.
+    pub fn add_interrupt_controllers(&self, interrupts: Interrupts) -> Result<(), VmmError> {
         if interrupts == Interrupts::LocalOnly && self.fd.check_extension(Cap::SplitIrqchip) {
-            // No line is routed: there is no I/O APIC to which one could lead.
-            enable(&self.fd, KVM_CAP_SPLIT_IRQCHIP, 0).map_err(failed("make the local APICs"))
+            // 0 routes: there is no I/O APIC for an interrupt line.
+            let enabled = enable(&self.fd, KVM_CAP_SPLIT_IRQCHIP, 0);
+            enabled.map_err(VmmError::cannot("create the local APICs"))
         } else {
-            self.fd.create_irq_chip().map_err(failed("make the interrupt controllers"))?;
-            // Its speaker port too: a guest measures its clock by it.
+            self.fd.create_irq_chip().map_err(VmmError::cannot("create the interrupt controllers"))?;
+            // Guests calibrate the TSC through the speaker port, which the flag adds.
             let timer = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
-            self.fd.create_pit2(timer).map_err(failed("make the interval timer"))?;
-            self.fd.register_irqfd(&self.com1_line, COM1_IRQ).map_err(failed("connect the serial line"))
+            self.fd.create_pit2(timer).map_err(VmmError::cannot("create the interval timer"))?;
+            let registered = self.fd.register_irqfd(&self.com1_line, COM1_IRQ);
+            registered.map_err(VmmError::cannot("connect the interrupt line of COM1"))
         }
     }
 
-    /// Makes KVM signal `event` on each write to `port`: no vCPU leaves the guest for it. After interrupt controllers, since
-    /// memory may not change once anything waits on a bus.
+    /// Makes KVM signal `event` on each write to `port`, without an exit.
+    ///
+    /// Call it after setting the memslots and the MSR filter: it, too, defers a callback that their
+    /// change would wait for.
     ///
     /// # Errors
-    /// [`MachineError`].
-    pub fn add_port_event(&self, port: u16, event: &EventFd) -> Result<(), MachineError> {
-        let port = IoEventAddress::Pio(port.into());
-        let connected = self.fd.register_ioevent(event, &port, NoDatamatch);
-        connected.map_err(|source| MachineError::Make { what: "connect an event to a port", source })
+    /// [`VmmError::Host`] if KVM refuses.
+    pub fn add_port_event(&self, port: u16, event: &EventFd) -> Result<(), VmmError> {
+        let address = IoEventAddress::Pio(port.into());
+        let registered = self.fd.register_ioevent(event, &address, NoDatamatch);
+        registered.map_err(VmmError::cannot(format!("connect an event to port {port:#x}")))
     }
 
-    /// KVM's handle.
+    /// Creates a vCPU.
+    ///
+    /// # Errors
+    /// [`VmmError::Host`] if KVM refuses.
+    pub fn create_vcpu(&self, vcpu: VcpuId) -> Result<VcpuFd, VmmError> {
+        self.fd.create_vcpu(vcpu.apic_id().into()).map_err(VmmError::cannot_vcpu("create", vcpu))
+    }
+
+    /// Returns the file descriptor of the virtual machine.
     pub fn fd(&self) -> &VmFd {
         &self.fd
     }
 
-    /// Guest memory.
+    /// Returns guest memory.
     pub fn ram(&self) -> &Ram {
         &self.ram
     }
 
-    /// What KVM supports in CPUID.
+    /// Returns the CPUID leaves that KVM supports.
     pub fn supported(&self) -> &Supported {
         &self.supported
     }
 
-    /// COM1's interrupt line.
+    /// Returns a copy of the interrupt line of COM1.
     ///
     /// # Errors
-    /// The host's reason, out of file descriptors most likely.
-    pub fn com1_line(&self) -> Result<EventFd, MachineError> {
-        self.com1_line.try_clone().map_err(MachineError::Line)
-    }
-
-    /// Makes a vCPU.
-    ///
-    /// # Errors
-    /// [`MachineError::Make`].
-    pub fn create_vcpu(&self, vcpu: VcpuId) -> Result<VcpuFd, MachineError> {
-        let made = self.fd.create_vcpu(vcpu.apic_id().into());
-        made.map_err(|source| MachineError::Make { what: "make a vCPU", source })
+    /// [`VmmError::Host`] if the process is out of file descriptors.
+    pub fn com1_line(&self) -> Result<EventFd, VmmError> {
+        self.com1_line.try_clone().map_err(VmmError::cannot("copy the interrupt line of COM1"))
     }
 }
 

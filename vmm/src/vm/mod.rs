@@ -1,60 +1,46 @@
-//! The virtual machine under way: KVM's side of it, the threads of its vCPUs, and who publishes for them.
+//! A running virtual machine: KVM's objects, the vCPU threads, and steal time.
 //!
-//! It can be made to stand still ([`Vm::pause`]). Then no vCPU is in the guest, every instruction that the monitor had a
-//! part in is complete, nothing is written to any record, and each byte is 0: the threads sleep, and a thread that sleeps
-//! has not lost its CPU to anybody. What is only to be had while it stands still takes the proof of that, [`Paused`].
+//! It can be paused ([`Vm::pause`]). While it is paused, no vCPU is inside the guest, every
+//! emulated instruction is complete, and no record is written. Each `preempted` is 0: a thread that
+//! sleeps is not preempted. Methods that need a paused machine take the proof, [`Paused`].
 
 pub mod host_vm;
 pub mod machine;
 
 use std::sync::Arc;
 
-use protocol::VcpuId;
-
-use crate::vcpu::command::{VcpuCommand, VcpuSnapshot};
-use crate::vcpu::control::{AlreadyPaused, VcpuControl};
-use crate::vcpu::error::VcpuError;
-use crate::vcpu::run::VcpuStats;
-use crate::vcpu::threads::Threads;
 use host::kick::KickHandle;
-use host_vm::GuestVm;
-use machine::Machine;
+use protocol::VcpuId;
 use steal_time::host_vm::HostVm;
 use steal_time::publisher::record::GuestRecord;
 use steal_time::publisher::{MsrOwner, Publisher};
-use steal_time::saved::{SavedError, SavedStealTime};
+use steal_time::saved::SavedStealTime;
 use steal_time::vm::StealTime;
 
-/// Proof that a machine stands still, until it is resumed with it.
+use crate::error::VmmError;
+use crate::vcpu::command::{VcpuCommand, VcpuSnapshot};
+use crate::vcpu::control::{AlreadyPaused, VcpuControl};
+use crate::vcpu::run::VcpuStats;
+use crate::vcpu::threads::Threads;
+use host_vm::GuestVm;
+use machine::Machine;
+
+/// Proof that a machine is paused. [`Vm::resume`] consumes it.
 #[derive(Debug)]
-#[must_use = "the machine stands still until it is resumed"]
+#[must_use = "the machine stays paused until it is resumed"]
 pub struct Paused(());
 
 impl Paused {
-    /// The proof for a machine whose gate was made by [`VcpuControl::paused`].
+    /// Creates the proof for a machine whose control is [`VcpuControl::paused`].
     pub(crate) fn from_the_start() -> Self {
         Self(())
     }
 }
 
-/// The state of a machine cannot be had, or not be set.
-#[derive(Debug, thiserror::Error)]
-pub enum StateError {
-    /// A vCPU has ended the run, or failed.
-    #[error("vCPU {0} has ended, and its state with it")]
-    Ended(VcpuId),
-    /// What was saved does not belong here.
-    #[error(transparent)]
-    Saved(#[from] SavedError),
-    /// A vCPU cannot take it.
-    #[error(transparent)]
-    Vcpu(#[from] VcpuError),
-}
-
-/// See the module.
+/// A virtual machine whose vCPU threads run.
 #[derive(Debug)]
 pub struct Vm {
-    /// They end first: they use all else.
+    /// Dropped first: the threads use everything else.
     threads: Threads,
     control: Arc<VcpuControl>,
     steal_time: StealTime,
@@ -62,17 +48,18 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// A machine whose vCPUs' threads are started, and stop at `gate`.
+    /// Creates a virtual machine from its started `threads`, which `control` controls.
     pub fn new(machine: Machine, control: Arc<VcpuControl>, steal_time: StealTime, threads: Threads) -> Self {
         Self { threads, control, steal_time, machine }
     }
 
-    /// KVM's side of it.
+    /// Returns KVM's objects.
     pub fn machine(&self) -> &Machine {
         &self.machine
     }
 
-    /// Makes it stand still, and waits until it does. Time passes for the guest all the same, and none of it is steal.
+    /// Pauses the machine, and returns when every vCPU is paused. The guest's clocks go on; the time
+    /// is not steal.
     ///
     /// # Errors
     /// [`AlreadyPaused`].
@@ -80,19 +67,16 @@ impl Vm {
         self.control.pause().map(|()| Paused(()))
     }
 
-    /// Lets it go on. A guest that keeps time by kvmclock finds noted there that it was paused.
+    /// Resumes the machine. KVM reports the pause to a guest that uses kvmclock.
     pub fn resume(&self, _paused: Paused) {
         self.control.resume();
         self.threads.resume();
     }
 
-    /// Who publishes for it.
-    pub fn publisher(&self) -> &dyn Publisher {
-        self.steal_time.publisher()
-    }
-
-    /// Keeps `vcpu` from running, until it is released. Its byte is set, and the time is steal. Says whether there is such
-    /// a vCPU. It takes a moment: the thread leaves the guest first.
+    /// Deschedules `vcpu`: it stops running until [`schedule`](Self::schedule), `preempted` is set,
+    /// and the time is steal. Returns whether there is such a vCPU.
+    ///
+    /// Returns at once; the vCPU leaves the guest a moment later.
     pub fn deschedule(&self, vcpu: VcpuId) -> bool {
         self.control.deschedule(vcpu)
     }
@@ -102,66 +86,73 @@ impl Vm {
         self.control.schedule(vcpu);
     }
 
-    /// How many vCPUs were started.
+    /// Returns the publisher of the steal-time records.
+    pub fn publisher(&self) -> &dyn Publisher {
+        self.steal_time.publisher()
+    }
+
+    /// Returns how many vCPUs were started.
     pub fn vcpu_count(&self) -> usize {
         self.threads.count()
     }
 
-    /// Control of its vCPUs' threads.
+    /// Returns the control of the vCPU threads.
     pub fn control(&self) -> &Arc<VcpuControl> {
         &self.control
     }
 
-    /// The machine as the steal-time library sees it.
+    /// Returns the machine as the steal-time library sees it.
     pub fn host_vm(&self) -> Arc<dyn HostVm> {
         Arc::new(GuestVm::new(self.machine.ram().clone(), Arc::clone(&self.control)))
     }
 
-    /// The record at `gpa`; `None` if `gpa` is misaligned or outside RAM.
+    /// Returns the record at `gpa`; `None` if `gpa` is misaligned or outside RAM.
     pub fn record(&self, gpa: u64) -> Option<GuestRecord> {
         GuestRecord::at(&self.host_vm(), gpa)
     }
 
-    /// The threads of the vCPUs that have not ended.
+    /// Returns the threads of the vCPUs that have not ended.
     pub fn threads(&self) -> Vec<(VcpuId, KickHandle)> {
         self.control.threads()
     }
 
-    /// The steal time of all vCPUs, to be saved beside guest memory.
+    /// Returns the steal time of all vCPUs, to be saved beside guest memory.
     ///
     /// # Errors
-    /// [`StateError::Ended`].
-    pub fn save_steal_time(&self, _paused: &Paused) -> Result<SavedStealTime, StateError> {
-        let saved = self.threads.ask(|_, answer| VcpuCommand::Save(answer));
-        let vcpus = saved.into_iter().map(|(vcpu, saved)| saved.ok_or(StateError::Ended(vcpu)));
+    /// [`VmmError::VcpuEnded`].
+    pub fn save_steal_time(&self, _paused: &Paused) -> Result<SavedStealTime, VmmError> {
+        let saved = self.threads.command(|_, answer| VcpuCommand::Save(answer));
+        let vcpus = saved.into_iter().map(|(vcpu, saved)| saved.ok_or(VmmError::VcpuEnded(vcpu)));
         Ok(self.steal_time.saved(vcpus.collect::<Result<_, _>>()?))
     }
 
-    /// Takes `saved` for the steal time of all vCPUs. Guest memory holds what was saved of it already.
+    /// Restores the steal time of all vCPUs. Guest memory already holds the saved records.
     ///
-    /// Each record is true when this returns: steal is no less than it was, and goes on from there; the byte is 0.
+    /// Afterwards each record is up to date: steal goes on from at least the saved value, and
+    /// `preempted` is 0.
     ///
     /// # Errors
-    /// [`StateError`]. Unless a vCPU could not take it, nothing has changed then.
-    pub fn restore_steal_time(&self, _paused: &Paused, saved: &SavedStealTime) -> Result<(), StateError> {
-        let exists = self.steal_time.owner() != MsrOwner::Nobody;
-        saved.check(self.threads.count(), exists)?;
+    /// [`VmmError::Saved`] if `saved` does not fit; nothing has changed then. [`VmmError::Publish`]
+    /// or [`VmmError::VcpuEnded`] for a vCPU that cannot restore its part.
+    pub fn restore_steal_time(&self, _paused: &Paused, saved: &SavedStealTime) -> Result<(), VmmError> {
+        let has_msr = self.steal_time.owner() != MsrOwner::Nobody;
+        saved.check(self.threads.count(), has_msr)?;
         let mut vcpus = saved.vcpus.iter().copied();
         let restored =
-            self.threads.ask(|_, answer| VcpuCommand::Restore(vcpus.next().unwrap_or_default(), answer));
+            self.threads.command(|_, answer| VcpuCommand::Restore(vcpus.next().unwrap_or_default(), answer));
         for (vcpu, restored) in restored {
-            restored.ok_or(StateError::Ended(vcpu))??;
+            restored.ok_or(VmmError::VcpuEnded(vcpu))??;
         }
         Ok(())
     }
 
-    /// What there is to see of each vCPU that has not ended.
+    /// Returns the state of each vCPU that has not ended.
     pub fn snapshot(&self, _paused: &Paused) -> Vec<VcpuSnapshot> {
-        let looks = self.threads.ask(|_, answer| VcpuCommand::Snapshot(answer));
-        looks.into_iter().filter_map(|(_, look)| look).collect()
+        let snapshots = self.threads.command(|_, answer| VcpuCommand::Snapshot(answer));
+        snapshots.into_iter().filter_map(|(_, snapshot)| snapshot).collect()
     }
 
-    /// Sends the threads home, whether it stands still or not, and gives what is left of each vCPU.
+    /// Ends the vCPU threads, paused or not. Returns the statistics of each vCPU.
     pub fn finish(&mut self) -> Vec<(VcpuId, VcpuStats)> {
         self.threads.finish()
     }

@@ -2,10 +2,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::thread;
 
-use super::*;
-use host::kick;
+use host::{clock, kick};
 
-/// A vCPU thread whose guest does nothing but be in the guest.
+use super::*;
+
+/// Runs the loop of a vCPU thread. `inside` counts the threads inside the guest, and `exits` is
+/// called after each exit.
 fn vcpu_thread(
     control: &VcpuControl,
     vcpu: VcpuId,
@@ -13,7 +15,7 @@ fn vcpu_thread(
     mut exits: impl FnMut(&VcpuControl),
 ) {
     kick::block().unwrap();
-    let handle = control.enter(vcpu);
+    let handle = control.attach(vcpu);
     loop {
         match control.request(&handle) {
             VcpuRequest::Run => {
@@ -34,12 +36,12 @@ fn vcpu_thread(
             VcpuRequest::Finish => break,
         }
     }
-    control.leave(vcpu);
+    control.detach(vcpu);
 }
 
-/// Threads that all want to be alone, `times` times each; `beside` happens meanwhile. Gives how often somebody was in
-/// the guest while another was alone.
-fn all_want_to_be_alone(times: usize, beside: impl FnOnce(&VcpuControl, &AtomicUsize)) -> usize {
+/// Makes six threads call `stop_all` `times` times each, while the caller runs `beside`. Returns how
+/// often a thread was inside the guest while another one was exclusive.
+fn stop_all_from_every_thread(times: usize, beside: impl FnOnce(&VcpuControl, &AtomicUsize)) -> usize {
     const THREADS: usize = 6;
     let (control, inside, done) = (VcpuControl::new(), AtomicUsize::new(0), AtomicUsize::new(0));
     thread::scope(|scope| {
@@ -47,13 +49,13 @@ fn all_want_to_be_alone(times: usize, beside: impl FnOnce(&VcpuControl, &AtomicU
             .map(|vcpu| {
                 let (control, inside, done) = (&control, &inside, &done);
                 scope.spawn(move || {
-                    let (mut so_far, mut violations) = (0, 0);
+                    let (mut calls, mut violations) = (0, 0);
                     vcpu_thread(control, vcpu, inside, |control| {
-                        if so_far < times {
-                            so_far += 1;
+                        if calls < times {
+                            calls += 1;
                             control.stop_all(|_| violations += inside.load(Ordering::SeqCst));
-                            if so_far == times && done.fetch_add(1, Ordering::SeqCst) + 1 == THREADS {
-                                control.end();
+                            if calls == times && done.fetch_add(1, Ordering::SeqCst) + 1 == THREADS {
+                                control.finish();
                             }
                         }
                     });
@@ -69,14 +71,14 @@ fn all_want_to_be_alone(times: usize, beside: impl FnOnce(&VcpuControl, &AtomicU
 }
 
 #[test]
-fn alone_means_that_nobody_else_is_in_the_guest_even_when_all_want_it_at_once() {
-    assert_eq!(all_want_to_be_alone(200, |_, _| {}), 0);
+fn exclusive_thread_finds_no_other_thread_in_the_guest_even_when_all_stop_all_at_once() {
+    assert_eq!(stop_all_from_every_thread(200, |_, _| {}), 0);
 }
 
 #[test]
-fn paused_means_that_nobody_is_in_the_guest_even_while_all_want_to_be_alone() {
+fn paused_guest_has_no_thread_inside_even_while_all_stop_all() {
     let mut seen_inside = 0;
-    let violations = all_want_to_be_alone(300, |control, inside| {
+    let violations = stop_all_from_every_thread(300, |control, inside| {
         for _ in 0..100 {
             control.pause().unwrap();
             assert_eq!(control.pause(), Err(AlreadyPaused));
@@ -91,7 +93,7 @@ fn paused_means_that_nobody_is_in_the_guest_even_while_all_want_to_be_alone() {
 }
 
 #[test]
-fn guest_that_is_paused_from_the_start_is_entered_by_nobody_and_can_be_ended() {
+fn guest_paused_from_the_start_is_never_entered_and_can_finish() {
     let (control, inside) = (VcpuControl::paused(), AtomicUsize::new(0));
     let exits = AtomicUsize::new(0);
     thread::scope(|scope| {
@@ -106,7 +108,7 @@ fn guest_that_is_paused_from_the_start_is_entered_by_nobody_and_can_be_ended() {
         while control.threads().len() < 2 {
             thread::yield_now();
         }
-        control.end();
+        control.finish();
         for thread in threads {
             thread.join().unwrap();
         }
@@ -115,7 +117,7 @@ fn guest_that_is_paused_from_the_start_is_entered_by_nobody_and_can_be_ended() {
 }
 
 #[test]
-fn end_sends_home_threads_that_are_there_and_those_that_come_later() {
+fn finish_ends_attached_threads_and_those_that_attach_later() {
     let control = Arc::new(VcpuControl::new());
     let inside = Arc::new(AtomicUsize::new(0));
     let spawn = |vcpu| {
@@ -126,47 +128,47 @@ fn end_sends_home_threads_that_are_there_and_those_that_come_later() {
     while control.threads().is_empty() {
         thread::yield_now();
     }
-    control.end();
+    control.finish();
     early.join().unwrap();
     spawn(VcpuId::BOOT).join().unwrap();
 }
 
 #[test]
-fn held_thread_stays_out_of_the_guest_rests_when_told_to_and_is_no_hindrance() {
-    let held = VcpuId::BOOT;
-    let mut seen_resting = 0;
-    let violations = all_want_to_be_alone(300, |control, inside| {
+fn descheduled_thread_stays_outside_and_neither_pause_nor_stop_all_waits_for_it() {
+    let descheduled = VcpuId::BOOT;
+    let mut seen_paused = 0;
+    let violations = stop_all_from_every_thread(300, |control, inside| {
         for _ in 0..100 {
-            // Until it has entered there is nobody to hold.
-            while !control.deschedule(held) && !control.threads().is_empty() {
+            // The thread may not have attached yet.
+            while !control.deschedule(descheduled) && !control.threads().is_empty() {
                 thread::yield_now();
             }
             control.pause().unwrap();
-            seen_resting += inside.load(Ordering::SeqCst);
+            seen_paused += inside.load(Ordering::SeqCst);
             control.resume();
             thread::yield_now();
-            control.schedule(held);
+            control.schedule(descheduled);
         }
     });
-    assert_eq!((violations, seen_resting), (0, 0));
+    assert_eq!((violations, seen_paused), (0, 0));
 }
 
 #[test]
-fn held_thread_goes_home_and_one_alone_is_released_at_the_moment_that_it_is_told() {
+fn descheduled_thread_finishes_and_returns_when_it_was_scheduled() {
     let (control, inside) = (VcpuControl::new(), AtomicUsize::new(0));
     thread::scope(|scope| {
         let thread = scope.spawn(|| vcpu_thread(&control, VcpuId::BOOT, &inside, |_| {}));
         while !control.deschedule(VcpuId::BOOT) {
             thread::yield_now();
         }
-        control.end();
+        control.finish();
         thread.join().unwrap();
     });
     let control = VcpuControl::new();
     thread::scope(|scope| {
         let thread = scope.spawn(|| {
             kick::block().unwrap();
-            let handle = control.enter(VcpuId::BOOT);
+            let handle = control.attach(VcpuId::BOOT);
             while control.request(&handle) != VcpuRequest::Deschedule {
                 thread::yield_now();
             }
@@ -186,7 +188,7 @@ fn held_thread_goes_home_and_one_alone_is_released_at_the_moment_that_it_is_told
 }
 
 #[test]
-fn pause_waits_for_a_held_thread_to_rest() {
+fn pause_waits_until_a_descheduled_thread_is_paused() {
     let (control, inside) = (VcpuControl::new(), AtomicUsize::new(0));
     thread::scope(|scope| {
         let thread = scope.spawn(|| vcpu_thread(&control, VcpuId::BOOT, &inside, |_| {}));
@@ -195,19 +197,19 @@ fn pause_waits_for_a_held_thread_to_rest() {
         }
         for _ in 0..20 {
             control.pause().unwrap();
-            let is_at_rest = control.lock().members.iter().all(|member| member.place == Whereabouts::Paused);
+            let is_paused = control.lock().members.iter().all(|member| member.location == Location::Paused);
             control.resume();
             assert!(
-                is_at_rest || {
-                    control.end();
+                is_paused || {
+                    control.finish();
                     false
                 }
             );
-            while control.lock().members.iter().any(|member| member.place != Whereabouts::Descheduled) {
+            while control.lock().members.iter().any(|member| member.location != Location::Descheduled) {
                 thread::yield_now();
             }
         }
-        control.end();
+        control.finish();
         thread.join().unwrap();
     });
 }

@@ -1,0 +1,230 @@
+//! The run loop of a vCPU thread.
+//!
+//! ```text
+//! Running ----  stop_all  ---> Stopped      another vCPU thread is exclusive
+//! Running ---- deschedule ---> Descheduled  a policy keeps this vCPU off the CPU
+//! Running ----   pause    ---> Paused       the whole guest is paused
+//! Stopped, Descheduled, Paused ---> Running
+//! Running, Descheduled, Paused ---> Finished
+//! ```
+//!
+//! [`VcpuControl`](super::control::VcpuControl) makes the requests. A thread is inside the guest
+//! only in `Running`.
+
+mod commands;
+mod emulation;
+
+use std::sync::{Arc, mpsc};
+use std::time::Instant;
+
+use host::stats::{self, ThreadStats};
+use host::{clock, thread::own_tid};
+use kvm_ioctls::VcpuFd;
+use protocol::VcpuId;
+use steal_time::publisher::Counts;
+use steal_time::vcpu::VcpuStealTime;
+
+use super::command::VcpuCommand;
+use super::control::{VcpuHandle, VcpuRequest};
+use super::{EventSender, ExitCounts, Message, Shared, VcpuExit};
+use crate::error::VmmError;
+use crate::guest_clock::GuestClock;
+use crate::hooks::{Descheduled, VcpuEvent};
+use emulation::Emulated;
+
+/// A vCPU and what its thread owns.
+#[derive(Debug)]
+pub struct Vcpu<'p> {
+    id: VcpuId,
+    fd: VcpuFd,
+    shared: Arc<Shared>,
+    steal_time: VcpuStealTime<'p>,
+    event_sender: EventSender,
+    commands: mpsc::Receiver<VcpuCommand>,
+    handle: Arc<VcpuHandle>,
+    exits: ExitCounts,
+    /// KVM completes the last exit at the next entry. Until then the registers are those of the
+    /// instruction that caused the exit.
+    needs_completion: bool,
+    last_pause: Pause,
+    /// Run delay accrued while paused, in total (ns). It is not steal.
+    discarded_ns: u64,
+    /// Preemptions of the thread before it attached.
+    preempted_before: u64,
+}
+
+/// The beginning of a pause.
+#[derive(Debug)]
+struct Pause {
+    since: Instant,
+    /// The scheduler's statistics of the thread at that moment.
+    account: ThreadStats,
+    /// [`Vcpu::discarded_ns`] at that moment.
+    discarded_ns: u64,
+}
+
+/// Statistics of a vCPU whose thread has ended.
+#[derive(Clone, Debug, Default)]
+pub struct VcpuStats {
+    /// Its exits.
+    pub exits: ExitCounts,
+    /// The scheduler's statistics of its thread.
+    pub account: ThreadStats,
+    /// Preemptions of its thread while attached to the publisher.
+    pub preemptions: u64,
+    /// What the publisher counted in the same time; `None` if no publisher counts.
+    pub counts: Option<Counts>,
+    /// The guest's clock when the vCPU ended; `None` if KVM does not report the TSC.
+    pub clock: Option<GuestClock>,
+}
+
+/// The state of a vCPU thread.
+enum State {
+    /// In the guest, or handling an exit.
+    Running,
+    /// Outside the guest while another vCPU thread is exclusive.
+    Stopped,
+    /// Outside the guest until a policy schedules the vCPU.
+    Descheduled,
+    /// Outside the guest until the guest resumes; runs commands.
+    Paused,
+    /// The run is over.
+    Finished(VcpuExit),
+}
+
+impl<'p> Vcpu<'p> {
+    /// Creates a vCPU whose registers are set. The caller is the thread that will run it.
+    pub fn new(
+        id: VcpuId,
+        fd: VcpuFd,
+        shared: Arc<Shared>,
+        steal_time: VcpuStealTime<'p>,
+        event_sender: EventSender,
+        commands: mpsc::Receiver<VcpuCommand>,
+    ) -> Self {
+        Self {
+            id,
+            fd,
+            shared,
+            steal_time,
+            event_sender,
+            commands,
+            handle: Arc::new(VcpuHandle::of_this_thread()),
+            exits: ExitCounts::default(),
+            needs_completion: false,
+            last_pause: Pause { since: Instant::now(), account: ThreadStats::default(), discarded_ns: 0 },
+            discarded_ns: 0,
+            preempted_before: 0,
+        }
+    }
+
+    /// Runs the vCPU until the guest or the monitor ends the run. Sends the event loop how the
+    /// guest ended, or why the thread failed.
+    pub fn run(mut self) -> VcpuStats {
+        self.handle = self.shared.control.attach(self.id);
+        self.preempted_before = stats::own_involuntary_switches();
+        match self.run_until_finished() {
+            Ok(VcpuExit::Stopped) => {}
+            Ok(exit) => self.event_sender.send(Message::Ended { vcpu: self.id, exit }),
+            Err(error) => self.event_sender.send(Message::Failed(error)),
+        }
+        self.shared.control.detach(self.id);
+        let account = ThreadStats::read(own_tid()).unwrap_or_default();
+        VcpuStats {
+            exits: self.exits,
+            account,
+            preemptions: account.involuntary_switches.saturating_sub(self.preempted_before),
+            counts: self.steal_time.counts(),
+            clock: GuestClock::read(&self.fd),
+        }
+    }
+
+    fn run_until_finished(&mut self) -> Result<VcpuExit, VmmError> {
+        let mut state = State::Running;
+        loop {
+            state = match state {
+                State::Running => match self.shared.control.request(&self.handle) {
+                    VcpuRequest::Run => match self.run_emulation()? {
+                        Emulated::Handled => State::Running,
+                        Emulated::Ended(exit) => State::Finished(exit), // Running --- guest ends ---> Finished
+                    },
+                    VcpuRequest::Stop => State::Stopped, // Running ---- stop_all ----> Stopped
+                    VcpuRequest::Deschedule => State::Descheduled, // Running --- deschedule ---> Descheduled
+                    VcpuRequest::Pause => State::Paused, // Running ----- pause -----> Paused
+                    VcpuRequest::Finish => State::Finished(VcpuExit::Stopped), // Running ---- finish ----> Finished
+                },
+                State::Stopped => {
+                    self.shared.control.wait_exclusive();
+                    State::Running // Stopped ---- stop_all returns ----> Running
+                }
+                State::Descheduled => self.descheduled()?,
+                State::Paused => self.paused()?,
+                State::Finished(exit) => return Ok(exit),
+            };
+        }
+    }
+
+    /// Keeps the vCPU from running until it is scheduled. The time is steal, and `preempted` is set.
+    fn descheduled(&mut self) -> Result<State, VmmError> {
+        if let Some(exit) = self.complete_exit()? {
+            return Ok(State::Finished(exit)); // Descheduled ---- guest ends ----> Finished
+        }
+        let from_ns = clock::monotonic_ns();
+        self.steal_time.deschedule();
+        let published_ns = clock::monotonic_ns();
+        let requested_ns = self.handle.requested_ns();
+        let until_ns = self.shared.control.wait_while_descheduled(&self.handle);
+        let descheduled_ns = until_ns.saturating_sub(from_ns);
+        self.steal_time.schedule(descheduled_ns).map_err(VmmError::publishing(self.id))?;
+        let to_ns = clock::monotonic_ns();
+        let interval = Descheduled { requested_ns, from_ns, published_ns, to_ns, descheduled_ns };
+        self.shared.hooks.on_vcpu_event(self.id, &self.handle, VcpuEvent::Descheduled(interval));
+        Ok(State::Running) // Descheduled ---- schedule, pause or finish ----> Running
+    }
+
+    /// Pauses the vCPU and runs commands until the guest resumes. The time is not steal.
+    fn paused(&mut self) -> Result<State, VmmError> {
+        if let Some(exit) = self.complete_exit()? {
+            return Ok(State::Finished(exit)); // Paused ---- guest ends ----> Finished
+        }
+        self.steal_time.pause();
+        let account = ThreadStats::read(own_tid()).unwrap_or_default();
+        self.discard_run_delay(account.run_delay_ns);
+        self.last_pause = Pause { since: Instant::now(), account, discarded_ns: self.discarded_ns };
+        self.shared.control.begin_pause();
+        while self.shared.control.request(&self.handle) == VcpuRequest::Pause {
+            match self.commands.recv() {
+                // Run delay since the wake-up is steal: the vCPU wants to run again.
+                Ok(VcpuCommand::Resume) => {}
+                Ok(command) => {
+                    if let Ok(run_delay_ns) = stats::own_run_delay_ns() {
+                        self.discard_run_delay(run_delay_ns);
+                    }
+                    self.run_command(command);
+                }
+                // No sender is left that could resume it: Paused ---- finish ----> Finished
+                Err(mpsc::RecvError) => return Ok(State::Finished(VcpuExit::Stopped)),
+            }
+        }
+        self.shared.control.end_pause();
+        self.steal_time.resume().map_err(VmmError::publishing(self.id))?;
+        self.report_pause_to_guest()?;
+        Ok(State::Running) // Paused ---- resume or finish ----> Running
+    }
+
+    /// Discards run delay accrued while paused: it is not steal.
+    fn discard_run_delay(&mut self, run_delay_ns: u64) {
+        self.discarded_ns += self.steal_time.discard_run_delay(run_delay_ns);
+    }
+
+    /// Sets the flag in the guest's kvmclock that its soft-lockup watchdog reads after a pause.
+    fn report_pause_to_guest(&self) -> Result<(), VmmError> {
+        match self.fd.kvmclock_ctrl() {
+            // EINVAL: the guest does not use kvmclock.
+            Err(error) if error.errno() != libc::EINVAL => {
+                Err(VmmError::cannot_vcpu("report the pause to the guest on", self.id)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
