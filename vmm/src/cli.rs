@@ -15,15 +15,23 @@ use crate::guest::{GuestConfig, PayloadSource};
 /// Default size of guest memory (MiB).
 const DEFAULT_MEMORY_MIB: u64 = 128;
 
+/// The exit statuses, for the end of the help.
+const EXIT_STATUS: &str = "\
+Exit status:
+  0    the guest reset the machine
+  1    the monitor failed
+  2    the command line is invalid
+  3    a vCPU crashed; its registers are printed
+  4    the timeout expired
+  130  the user ended the run
+  Otherwise it is the value that the guest wrote to the exit port, 0xf4.";
+
 /// Maximum timeout: a year.
 const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// A small KVM monitor: boots one guest and gives it correct steal time
-///
-/// Exit status: 0 if the guest reset the machine, or the value that it wrote to the exit port; 1 if
-/// the monitor failed; 2 for a usage error; 3 if a vCPU crashed; 4 after the timeout; 130 if the
-/// user ended the run.
 #[derive(Debug, Parser)]
+#[command(after_help = EXIT_STATUS)]
 #[command(version, mut_arg("payload", |arg| arg.required(true)))]
 pub struct Cli {
     /// The guest to boot.

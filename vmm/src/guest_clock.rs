@@ -20,7 +20,8 @@ pub struct GuestClock {
 }
 
 impl GuestClock {
-    /// Reads the TSC of vCPU `fd` and the host's clock at one moment; `None` if KVM does not report the TSC.
+    /// Reads the TSC of vCPU `fd` and the host's clock at one moment; `None` if KVM does not report
+    /// the TSC.
     pub fn read(fd: &VcpuFd) -> Option<Self> {
         let khz = fd.get_tsc_khz().ok()?;
         let (at, at_ns) = (Instant::now(), clock::monotonic_ns());

@@ -47,8 +47,8 @@ pub trait RunHooks: fmt::Debug + Send + Sync {
     /// Called after each event of `vcpu`, whose thread has `handle`.
     fn on_vcpu_event(&self, _vcpu: VcpuId, _handle: &VcpuHandle, _event: VcpuEvent) {}
 
-    /// Called once when the user, the timeout or a hook ends the run. Returns how long the guest may
-    /// take to end by itself; `None` ends it at once.
+    /// Called once when the user, the timeout or a hook ends the run. Returns how long the guest
+    /// may take to end by itself; `None` ends it at once.
     fn on_stop_request(&self) -> Option<Duration> {
         None
     }
@@ -94,6 +94,7 @@ pub struct Descheduled {
     pub published_ns: u64,
     /// When the interval ended, just before `preempted` is cleared.
     pub to_ns: u64,
-    /// The part of the interval that was added to steal (ns). The rest, after `schedule`, is run delay.
+    /// The part of the interval that was added to steal (ns). The rest, after `schedule`, is run
+    /// delay.
     pub descheduled_ns: u64,
 }

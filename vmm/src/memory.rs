@@ -89,7 +89,8 @@ impl Ram {
                 userspace_addr: MmapRegion::as_ptr(region) as u64,
             };
             // SAFETY: `region` is mapped for `memory_size` bytes, and a clone of `self` keeps it
-            // mapped. `Machine`, the only owner of a VM, holds such a clone, and closes the VM first.
+            // mapped. `Machine`, the only owner of a VM, holds such a clone, and closes the VM
+            // first.
             let set = unsafe { vm.set_user_memory_region(memslot) };
             set.map_err(VmmError::cannot(format!(
                 "add guest memory at {gpa:#x} to the virtual machine (try a smaller --memory)"

@@ -196,8 +196,8 @@ impl Guest {
         self.note.as_ref()
     }
 
-    /// Returns whether COM1 is connected to a terminal. Then Ctrl-C goes to the guest, and the escape
-    /// key Ctrl-A x ends the run.
+    /// Returns whether COM1 is connected to a terminal. Then Ctrl-C goes to the guest, and the
+    /// escape key Ctrl-A x ends the run.
     pub fn has_terminal(&self) -> bool {
         self.has_terminal
     }
@@ -207,11 +207,12 @@ impl Guest {
         self.clock
     }
 
-    /// Waits until the vCPU threads have attached, for at most 5 s. Returns the handles
-    /// of those that have, in vCPU order.
+    /// Waits until the vCPU threads have attached, for at most 5 s. Returns the handles of those
+    /// that have, in vCPU order.
     pub fn vcpu_handles(&self) -> Vec<Arc<VcpuHandle>> {
         let handles = || self.shared.control.handles();
-        // A thread that cannot prepare its vCPU never attaches. It sends its error to the event loop.
+        // A thread that cannot prepare its vCPU never attaches. It sends its error to the event
+        // loop.
         let began = Instant::now();
         while handles().len() < self.vm.vcpu_count() && began.elapsed() < ATTACH_LIMIT {
             thread::sleep(Duration::from_micros(100));

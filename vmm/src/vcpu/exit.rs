@@ -165,9 +165,9 @@ fn port_data(run: &mut kvm_run) -> PortData<'_> {
     let offset = usize::try_from(io.data_offset).unwrap_or(0);
     // SAFETY: the kernel places the data at `data_offset` in the mapping that begins with `run`.
     let data = unsafe { std::ptr::from_mut(run).cast::<u8>().add(offset) };
-    // SAFETY: the kernel has stored `size * count` bytes there, inside the mapping, which lives as long
-    // as the vCPU that `run` is borrowed from. The bytes lie behind `struct kvm_run`, and `run` is
-    // borrowed exclusively, so no other reference to them exists.
+    // SAFETY: the kernel has stored `size * count` bytes there, inside the mapping, which lives as
+    // long as the vCPU that `run` is borrowed from. The bytes lie behind `struct kvm_run`, and
+    // `run` is borrowed exclusively, so no other reference to them exists.
     let data = unsafe { slice::from_raw_parts_mut(data, len) };
     PortData { port: io.port, width, data }
 }
@@ -180,14 +180,15 @@ fn mmio_data(run: &mut kvm_run) -> &mut [u8] {
 }
 
 fn msr_data(run: &mut kvm_run) -> MsrData<'_> {
-    // SAFETY: the exit reason was KVM_EXIT_X86_RDMSR or _WRMSR, so `msr` is the member that the kernel wrote.
+    // SAFETY: the exit reason was KVM_EXIT_X86_RDMSR or _WRMSR, so `msr` is the member that the
+    // kernel wrote.
     let msr = unsafe { &mut run.__bindgen_anon_1.msr };
     MsrData { index: msr.index, value: &mut msr.data, error: &mut msr.error }
 }
 
 fn internal_error(run: &mut kvm_run) -> CrashReason {
-    // SAFETY: the exit reason was KVM_EXIT_INTERNAL_ERROR, so `internal` is the member that the kernel wrote; its
-    // words are plain integers.
+    // SAFETY: the exit reason was KVM_EXIT_INTERNAL_ERROR, so `internal` is the member that the
+    // kernel wrote; its words are plain integers.
     let error = unsafe { run.__bindgen_anon_1.internal };
     // For suberror 1 the data holds flags, then a length byte and the instruction (`struct
     // emulation_failure` in `linux/kvm.h`).

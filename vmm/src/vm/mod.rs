@@ -58,8 +58,8 @@ impl Vm {
         &self.machine
     }
 
-    /// Pauses the machine, and returns when every vCPU is paused. The guest's clocks go on; the time
-    /// is not steal.
+    /// Pauses the machine, and returns when every vCPU is paused. The guest's clocks go on; the
+    /// time is not steal.
     ///
     /// # Errors
     /// [`AlreadyPaused`].

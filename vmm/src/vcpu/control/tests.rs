@@ -39,8 +39,8 @@ fn vcpu_thread(
     control.detach(vcpu);
 }
 
-/// Makes six threads call `stop_all` `times` times each, while the caller runs `beside`. Returns how
-/// often a thread was inside the guest while another one was exclusive.
+/// Makes six threads call `stop_all` `times` times each, while the caller runs `beside`. Returns
+/// how often a thread was inside the guest while another one was exclusive.
 fn stop_all_from_every_thread(times: usize, beside: impl FnOnce(&VcpuControl, &AtomicUsize)) -> usize {
     const THREADS: usize = 6;
     let (control, inside, done) = (VcpuControl::new(), AtomicUsize::new(0), AtomicUsize::new(0));

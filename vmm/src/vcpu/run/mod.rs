@@ -1,11 +1,12 @@
 //! The run loop of a vCPU thread.
 //!
 //! ```text
-//! Running ----  stop_all  ---> Stopped      another vCPU thread is exclusive
-//! Running ---- deschedule ---> Descheduled  a policy keeps this vCPU off the CPU
-//! Running ----   pause    ---> Paused       the whole guest is paused
-//! Stopped, Descheduled, Paused ---> Running
-//! Running, Descheduled, Paused ---> Finished
+//! Running ---- stop_all ------> Stopped       another vCPU thread is exclusive
+//! Running ---- deschedule ----> Descheduled   a policy keeps this vCPU off the CPU
+//! Running ---- pause ---------> Paused        the whole guest is paused
+//! Running ---- finish --------> Finished      the run is over, or the guest ended
+//!
+//! Stopped, Descheduled, Paused ----> Running  reads its next request there
 //! ```
 //!
 //! [`VcpuControl`](super::control::VcpuControl) makes the requests. A thread is inside the guest
@@ -143,20 +144,8 @@ impl<'p> Vcpu<'p> {
         let mut state = State::Running;
         loop {
             state = match state {
-                State::Running => match self.shared.control.request(&self.handle) {
-                    VcpuRequest::Run => match self.run_emulation()? {
-                        Emulated::Handled => State::Running,
-                        Emulated::Ended(exit) => State::Finished(exit), // Running --- guest ends ---> Finished
-                    },
-                    VcpuRequest::Stop => State::Stopped, // Running ---- stop_all ----> Stopped
-                    VcpuRequest::Deschedule => State::Descheduled, // Running --- deschedule ---> Descheduled
-                    VcpuRequest::Pause => State::Paused, // Running ----- pause -----> Paused
-                    VcpuRequest::Finish => State::Finished(VcpuExit::Stopped), // Running ---- finish ----> Finished
-                },
-                State::Stopped => {
-                    self.shared.control.wait_exclusive();
-                    State::Running // Stopped ---- stop_all returns ----> Running
-                }
+                State::Running => self.running()?,
+                State::Stopped => self.stopped(),
                 State::Descheduled => self.descheduled()?,
                 State::Paused => self.paused()?,
                 State::Finished(exit) => return Ok(exit),
@@ -164,10 +153,37 @@ impl<'p> Vcpu<'p> {
         }
     }
 
-    /// Keeps the vCPU from running until it is scheduled. The time is steal, and `preempted` is set.
+    /// Enters the guest once, unless the control requests otherwise.
+    fn running(&mut self) -> Result<State, VmmError> {
+        Ok(match self.shared.control.request(&self.handle) {
+            VcpuRequest::Run => match self.run_emulation()? {
+                Emulated::Handled => State::Running,
+                // Running ---- guest ends ----> Finished
+                Emulated::Ended(exit) => State::Finished(exit),
+            },
+            // Running ---- stop_all ----> Stopped
+            VcpuRequest::Stop => State::Stopped,
+            // Running ---- deschedule ----> Descheduled
+            VcpuRequest::Deschedule => State::Descheduled,
+            // Running ---- pause ----> Paused
+            VcpuRequest::Pause => State::Paused,
+            // Running ---- finish ----> Finished
+            VcpuRequest::Finish => State::Finished(VcpuExit::Stopped),
+        })
+    }
+
+    /// Waits while another vCPU thread is exclusive.
+    fn stopped(&mut self) -> State {
+        self.shared.control.wait_exclusive();
+        // Stopped ---- stop_all returns ----> Running
+        State::Running
+    }
+
+    /// Waits until the vCPU is scheduled. The time is steal, and `preempted` is set.
     fn descheduled(&mut self) -> Result<State, VmmError> {
         if let Some(exit) = self.complete_exit()? {
-            return Ok(State::Finished(exit)); // Descheduled ---- guest ends ----> Finished
+            // Descheduled ---- guest ends ----> Finished
+            return Ok(State::Finished(exit));
         }
         let from_ns = clock::monotonic_ns();
         self.steal_time.deschedule();
@@ -179,13 +195,15 @@ impl<'p> Vcpu<'p> {
         let to_ns = clock::monotonic_ns();
         let interval = Descheduled { requested_ns, from_ns, published_ns, to_ns, descheduled_ns };
         self.shared.hooks.on_vcpu_event(self.id, &self.handle, VcpuEvent::Descheduled(interval));
-        Ok(State::Running) // Descheduled ---- schedule, pause or finish ----> Running
+        // Descheduled ---- schedule, pause or finish ----> Running
+        Ok(State::Running)
     }
 
     /// Pauses the vCPU and runs commands until the guest resumes. The time is not steal.
     fn paused(&mut self) -> Result<State, VmmError> {
         if let Some(exit) = self.complete_exit()? {
-            return Ok(State::Finished(exit)); // Paused ---- guest ends ----> Finished
+            // Paused ---- guest ends ----> Finished
+            return Ok(State::Finished(exit));
         }
         self.steal_time.pause();
         let account = ThreadStats::read(own_tid()).unwrap_or_default();
@@ -202,14 +220,15 @@ impl<'p> Vcpu<'p> {
                     }
                     self.run_command(command);
                 }
-                // No sender is left that could resume it: Paused ---- finish ----> Finished
+                // No sender is left to resume it. Paused ---- finish ----> Finished
                 Err(mpsc::RecvError) => return Ok(State::Finished(VcpuExit::Stopped)),
             }
         }
         self.shared.control.end_pause();
         self.steal_time.resume().map_err(VmmError::publishing(self.id))?;
         self.report_pause_to_guest()?;
-        Ok(State::Running) // Paused ---- resume or finish ----> Running
+        // Paused ---- resume or finish ----> Running
+        Ok(State::Running)
     }
 
     /// Discards run delay accrued while paused: it is not steal.
