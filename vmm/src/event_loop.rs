@@ -61,7 +61,7 @@ impl EventLoop {
     /// [`VmmError::Host`] if the process is out of file descriptors.
     pub fn new(timeout: Option<Duration>, console: Option<Console>) -> Result<Self, VmmError> {
         let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(VmmError::cannot("create an eventfd"))?;
-        let (sender, inbox) = mpsc::channel();
+        let (sender, messages) = mpsc::channel();
         let mut timer = TimerFd::new().map_err(VmmError::cannot("create a timer"))?;
         // timerfd_settime(2) disarms the timer for a value of 0.
         if let Some(timeout) = timeout {
@@ -74,7 +74,7 @@ impl EventLoop {
             SignalFd::with_flags(&signals(), flags).map_err(VmmError::cannot("create a signalfd"))?;
         let wake_copy = wake.try_clone().map_err(VmmError::cannot("copy an eventfd"))?;
         let pending = VecDeque::new();
-        let sources = Sources { wake: wake_copy, inbox, signals, timer, console, pending, refused: None };
+        let sources = Sources { wake: wake_copy, messages, signals, timer, console, pending, refused: None };
         let mut manager = EventManager::new().map_err(VmmError::cannot("create an epoll instance"))?;
         let id = manager.add_subscriber(sources);
         match manager
@@ -130,7 +130,7 @@ impl EventLoop {
 /// The sources of events, and the events not returned yet.
 struct Sources {
     wake: EventFd,
-    inbox: mpsc::Receiver<Message>,
+    messages: mpsc::Receiver<Message>,
     signals: SignalFd,
     timer: TimerFd,
     console: Option<Console>,
@@ -149,7 +149,7 @@ impl MutEventSubscriber for Sources {
         } else if fd == self.wake.as_raw_fd() {
             // Reset the counter before reading messages: a later message wakes the loop again.
             let _: io::Result<u64> = self.wake.read();
-            self.pending.extend(self.inbox.try_iter().map(Event::Vcpu));
+            self.pending.extend(self.messages.try_iter().map(Event::Vcpu));
         } else if fd == self.signals.as_raw_fd() {
             while let Ok(Some(_)) = self.signals.read_signal() {
                 self.pending.push_back(Event::Interrupted);

@@ -5,7 +5,7 @@ use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
 use protocol::payload::note::Note;
 
-use super::{BOOT_PARAMS, Entry, GDT, PAGE_TABLES, STACK_TOP, START_INFO};
+use super::low_memory::{BOOT_PARAMS, GDT, PAGE_TABLES, STACK_TOP, START_INFO};
 
 const CR0_PE: u64 = 1;
 const CR0_ET: u64 = 1 << 4;
@@ -27,6 +27,18 @@ const TASK: u16 = 0x20;
 /// The descriptors of the selectors above, in the order of the descriptor table.
 pub(super) const DESCRIPTORS: [u64; 5] =
     [0, 0x00cf_9b00_0000_ffff, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067];
+
+/// How the vCPUs start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Every vCPU enters at the note's entry in long mode, as [`protocol::payload::note`] defines.
+    Direct(Note),
+    /// The boot vCPU enters at this GPA in 32-bit protected mode, and starts the others.
+    Pvh(u32),
+    /// The boot vCPU enters at this GPA in long mode, by the 64-bit boot protocol of Linux, and
+    /// starts the others.
+    Long(u64),
+}
 
 /// Sets the registers of `vcpu` for `entry`.
 ///

@@ -12,7 +12,7 @@ use steal_time::filter::filter_msr;
 use steal_time::publisher::{PublisherChoice, PublisherKind};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::GuestConfig;
+use super::config::GuestConfig;
 use crate::boot::Entry;
 use crate::error::VmmError;
 use crate::loader::Image;

@@ -16,7 +16,7 @@ use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_st
 use protocol::payload::machine::{HIGH_RAM_START, LOW_RAM_END};
 use vm_memory::GuestAddress;
 
-use crate::boot::{BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_MAX, MEMORY_MAP, MODULES, START_INFO};
+use crate::boot::low_memory::{BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_MAX, MEMORY_MAP, MODULES, START_INFO};
 use crate::memory::Ram;
 
 /// `XEN_HVM_START_MAGIC_VALUE`.

@@ -8,7 +8,8 @@ use protocol::payload::machine::HIGH_RAM_START;
 use protocol::payload::note::{ABI_VERSION, Note};
 use protocol::payload::report::Report;
 
-use crate::boot::{self, COMMAND_LINE_MAX, Entry};
+use crate::boot::Entry;
+use crate::boot::low_memory::{AREA, COMMAND_LINE_MAX};
 use crate::memory::{PAGE, Ram};
 
 /// Placement of an image in guest memory.
@@ -73,8 +74,8 @@ impl Layout {
                 let cure = suggest_memory(*end, mib);
                 return Err(format!("{} lies outside the {mib} MiB of guest memory{cure}", segment()));
             }
-            if overlap(range, &boot::AREA) {
-                let Range { start, end } = boot::AREA;
+            if overlap(range, &AREA) {
+                let Range { start, end } = AREA;
                 return Err(format!("{} overlaps the boot structures at {start:#x}..{end:#x}", segment()));
             }
         }

@@ -25,7 +25,8 @@ use protocol::payload::machine::HIGH_RAM_START;
 use protocol::payload::note::Note;
 use protocol::payload::params::Start;
 
-use crate::boot::{self, COMMAND_LINE, Entry};
+use crate::boot::low_memory::COMMAND_LINE;
+use crate::boot::{self, Entry};
 use crate::error::VmmError;
 use crate::memory::Ram;
 

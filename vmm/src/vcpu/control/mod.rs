@@ -28,7 +28,6 @@ use protocol::VcpuId;
 use roster::{Location, Member, Roster};
 
 pub use handle::{CpuHandoff, VcpuHandle};
-pub use stop::AlreadyPaused;
 
 /// What a vCPU thread must do before it enters the guest again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +43,11 @@ pub enum VcpuRequest {
     /// End the thread.
     Finish,
 }
+
+/// The guest is paused already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("The guest is paused already")]
+pub struct AlreadyPaused;
 
 /// Requests to all vCPU threads, as bits of [`VcpuControl::requests`].
 const STOP: u8 = 1;

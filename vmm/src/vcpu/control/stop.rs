@@ -11,12 +11,7 @@ use host::kick::KickHandle;
 use steal_time::host_vm::AllStopped;
 
 use super::roster::{Location, Roster};
-use super::{FINISH, PAUSE, STOP, VcpuControl, VcpuHandle};
-
-/// The guest is paused already.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("The guest is paused already")]
-pub struct AlreadyPaused;
+use super::{AlreadyPaused, FINISH, PAUSE, STOP, VcpuControl, VcpuHandle};
 
 impl VcpuControl {
     /// Stops every other vCPU thread, calls `act`, and lets the threads go on.

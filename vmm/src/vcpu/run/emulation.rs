@@ -4,7 +4,7 @@ use devices::{Request, Written};
 use host::kick;
 use steal_time::vcpu::Access;
 
-use super::Vcpu;
+use super::{Emulated, Vcpu};
 use crate::error::VmmError;
 use crate::hooks::VcpuEvent;
 use crate::vcpu::exit::{self, CrashReason, Exit, PortData};
@@ -12,14 +12,6 @@ use crate::vcpu::{Crash, Registers, VcpuExit};
 
 /// What an address without memory reads.
 const OPEN_BUS: u8 = 0xff;
-
-/// The outcome of one entry.
-pub(super) enum Emulated {
-    /// The exit is handled. The vCPU can enter again.
-    Handled,
-    /// The guest ended, or crashed.
-    Ended(VcpuExit),
-}
 
 impl Vcpu<'_> {
     /// Enters the guest once and handles the exit.

@@ -31,7 +31,6 @@ use super::{EventSender, ExitCounts, Message, Shared, VcpuExit};
 use crate::error::VmmError;
 use crate::guest_clock::GuestClock;
 use crate::hooks::{Descheduled, VcpuEvent};
-use emulation::Emulated;
 
 /// A vCPU and what its thread owns.
 #[derive(Debug)]
@@ -91,6 +90,14 @@ enum State {
     Paused,
     /// The run is over.
     Finished(VcpuExit),
+}
+
+/// The outcome of one entry into the guest.
+enum Emulated {
+    /// The exit is handled. The vCPU can enter again.
+    Handled,
+    /// The guest ended, or crashed.
+    Ended(VcpuExit),
 }
 
 impl<'p> Vcpu<'p> {
