@@ -11,6 +11,7 @@
 //! | [`perf`] | each context switch of a thread, with its time; a timer interrupt on a CPU |
 //! | [`cpus`], [`thread`], [`placement`] | affinity, scheduling classes, placement of helpers |
 //! | [`clock`], [`timer`], [`ticker`] | timestamps, signals at a time, periodic threads |
+//! | [`sync`] | locks whose poisoning is ignored |
 //! | [`cpu_hog`] | load that competes for CPUs |
 //! | [`child`], [`tracefs`], [`facts`] | child processes, tracepoints, identity of the host |
 //!
@@ -37,6 +38,7 @@ pub mod kick;
 pub mod perf;
 pub mod placement;
 pub mod stats;
+pub mod sync;
 pub mod thread;
 pub mod ticker;
 pub mod timer;

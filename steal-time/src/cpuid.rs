@@ -1,16 +1,29 @@
 //! CPUID: announces steal time to the guest.
 //!
-//! Leaf 0x40000001 EAX has steal time (bit 5) exactly when the MSR exists. PV TLB flush (bit 9) and PV sched yield (bit 13)
-//! are never set. Under bit 9 a guest writes into `preempted` of a descheduled vCPU and relies on the host to flush its TLB
-//! before that vCPU runs again. `preempted` then carries correctness, not a hint, and only KVM can own it.
+//! Leaf 0x40000001 EAX has steal time (bit 5) exactly when the MSR exists. PV TLB flush (bit 9) and
+//! PV sched yield (bit 13) are never set. Under bit 9 a guest writes into `preempted` of a preempted
+//! vCPU, and relies on the host to flush its TLB before that vCPU runs again. `preempted` is then no
+//! longer a hint, and only KVM can own it.
 
-use kvm_bindings::CpuId;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::Kvm;
 use protocol::kvm::{CPUID_FEATURES, FEATURE_PV_SCHED_YIELD, FEATURE_PV_TLB_FLUSH, FEATURE_STEAL_TIME};
 
-/// Whether KVM's supported CPUID has steal time.
+use crate::error::StealTimeError;
+
+/// Returns whether `cpuid`, KVM's supported leaves, has steal time.
 pub fn has_steal_time(cpuid: &CpuId) -> bool {
     let mut leaves = cpuid.as_slice().iter();
     leaves.any(|leaf| leaf.function == CPUID_FEATURES && leaf.eax & FEATURE_STEAL_TIME != 0)
+}
+
+/// Reads KVM's supported leaves, and returns whether they have steal time.
+///
+/// # Errors
+/// [`StealTimeError::SupportedCpuid`] if `/dev/kvm` cannot be opened or refuses.
+pub(crate) fn kvm_has_steal_time() -> Result<bool, StealTimeError> {
+    let supported = Kvm::new().and_then(|kvm| kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES));
+    supported.map(|cpuid| has_steal_time(&cpuid)).map_err(StealTimeError::SupportedCpuid)
 }
 
 /// Sets the steal-time bit of `cpuid` if `is_offered`, and clears the bits that only KVM can back.
@@ -30,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steal_time_is_offered_exactly_when_asked_for() {
+    fn steal_time_is_offered_exactly_when_requested() {
         for (fill, is_offered) in [(0, false), (0, true), (u32::MAX, false), (u32::MAX, true)] {
             let leaf =
                 kvm_cpuid_entry2 { function: CPUID_FEATURES, eax: fill, ..kvm_cpuid_entry2::default() };

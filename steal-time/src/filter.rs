@@ -1,16 +1,19 @@
-//! The MSR filter: KVM implements the steal-time MSR itself, so it is told to hand this one index to userspace.
+//! The MSR filter. KVM implements the steal-time MSR itself, so a filter denies it this one index:
+//! each access exits to userspace.
 //!
 //! Source: `Documentation/virt/kvm/api.rst`, `KVM_CAP_X86_USER_SPACE_MSR` and `KVM_X86_SET_MSR_FILTER`.
 
 use kvm_ioctls::{Cap, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use protocol::kvm::MSR_STEAL_TIME;
 
-use crate::publisher::StealTimeError;
+use crate::error::StealTimeError;
 
-/// Makes KVM exit to userspace on each access to the steal-time MSR. Call it before the first vCPU runs.
+/// Makes KVM exit to userspace on each access to the steal-time MSR. Called before the first
+/// vCPU runs.
 ///
 /// # Errors
-/// [`StealTimeError`] if KVM lacks the capability (Linux 5.10) or refuses the filter. Nothing is filtered then.
+/// [`StealTimeError`] if KVM lacks the capability (Linux 5.10) or refuses the filter. Nothing is
+/// filtered then.
 pub fn filter_msr(vm: &VmFd) -> Result<(), StealTimeError> {
     if !vm.check_extension(Cap::X86UserSpaceMsr) {
         return Err(StealTimeError::MsrFilterMissing("KVM_CAP_X86_USER_SPACE_MSR"));
@@ -24,7 +27,7 @@ pub fn filter_msr(vm: &VmFd) -> Result<(), StealTimeError> {
     };
     exits.args[0] = u64::from(MsrExitReason::Filter.bits());
     vm.enable_cap(&exits).map_err(StealTimeError::MsrFilter)?;
-    // A bit of 0 denies; all else is allowed.
+    // A bit of 0 denies; every other index is allowed
     let denied = MsrFilterRange {
         flags: MsrFilterRangeFlags::READ | MsrFilterRangeFlags::WRITE,
         base: MSR_STEAL_TIME,

@@ -1,15 +1,17 @@
-//! Steal time, saved and restored.
+//! Saved steal time: what a snapshot must hold beside guest memory.
 //!
-//! The MSR's value is ours to save. Steal itself lies in guest memory, and travels with it; but guest memory may have
-//! been taken earlier than the MSR, and steal must never go back: so it is saved, too, and raised where it is less.
+//! The MSR's value is the library's to save. Steal lies in guest memory and is saved with it. But
+//! guest memory may be older than the MSR (live migration), and steal must never decrease. So steal
+//! is saved too, and restoring raises a record that has less.
 //!
-//! What does not travel is the run delay of the vCPU's thread. A vCPU that goes on, on another thread, has what that one
-//! waits for from then on. Time for which the guest is paused is not steal: its threads sleep, and what they wait for a CPU
-//! to run commands is forgotten.
+//! The run delay of a vCPU thread is not saved. A restored vCPU continues with the run delay of its
+//! new thread. Time in which the guest is paused is not steal.
 
 use protocol::VcpuId;
 use protocol::kvm::Registration;
 use serde::{Deserialize, Serialize};
+
+use crate::error::StealTimeError;
 
 /// Version of the saved form.
 pub const VERSION: u32 = 1;
@@ -17,75 +19,44 @@ pub const VERSION: u32 = 1;
 /// The steal time of all vCPUs of a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedStealTime {
-    /// [`VERSION`].
+    /// The version of this form: [`VERSION`].
     pub version: u32,
-    /// By vCPU, from the boot vCPU on.
+    /// Each vCPU, from the boot vCPU on.
     pub vcpus: Vec<SavedVcpu>,
-    /// Guest pages (GPA) that were written without KVM's dirty log telling of it: whoever saves guest memory by that log
-    /// must save these all the same.
+    /// Guest pages (GPA) whose writes KVM's dirty log misses. A snapshot that follows the log must
+    /// treat them as dirty.
     pub unlogged_pages: Vec<u64>,
 }
 
 /// The steal time of one vCPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SavedVcpu {
-    /// The MSR; 0 where it does not exist.
+    /// The value of the MSR; 0 if the MSR does not exist.
     pub msr: u64,
-    /// Steal that the guest has been told (ns); 0 where it has no record.
+    /// Steal in the record (ns); 0 without a record.
     pub steal_ns: u64,
 }
 
-/// What was saved cannot be restored here.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum SavedError {
-    /// Saved by another version of this program.
-    #[error("Saved steal time has version {0}, and this monitor reads version {VERSION}")]
-    Version(u32),
-    /// Of another guest.
-    #[error("Saved steal time is of {saved} vCPUs, and this guest has {here}")]
-    Vcpus {
-        /// In what was saved.
-        saved: usize,
-        /// In the guest.
-        here: usize,
-    },
-    /// No guest could have written that.
-    #[error("Saved steal time of vCPU {vcpu} has MSR value {msr:#x}, whose reserved bits are set")]
-    Reserved {
-        /// Whose.
-        vcpu: VcpuId,
-        /// The value.
-        msr: u64,
-    },
-    /// It was published, and is not here.
-    #[error(
-        "Saved steal time of vCPU {vcpu} has MSR value {msr:#x}, and nobody publishes here (try --publisher auto)"
-    )]
-    NobodyPublishes {
-        /// Whose.
-        vcpu: VcpuId,
-        /// The value.
-        msr: u64,
-    },
-}
-
 impl SavedStealTime {
-    /// Whether it can be restored into a guest of `vcpus` vCPUs whose MSR exists, or does not.
+    /// Checks that this can be restored into a guest with `vcpus` vCPUs. `exists` is whether that
+    /// guest has the MSR.
     ///
     /// # Errors
-    /// [`SavedError`].
-    pub fn check(&self, vcpus: usize, exists: bool) -> Result<(), SavedError> {
+    /// [`StealTimeError::SavedVersion`], [`SavedVcpus`](StealTimeError::SavedVcpus),
+    /// [`SavedReserved`](StealTimeError::SavedReserved) or
+    /// [`SavedUnpublished`](StealTimeError::SavedUnpublished).
+    pub fn check(&self, vcpus: usize, exists: bool) -> Result<(), StealTimeError> {
         if self.version != VERSION {
-            return Err(SavedError::Version(self.version));
+            return Err(StealTimeError::SavedVersion(self.version));
         }
         if self.vcpus.len() != vcpus {
-            return Err(SavedError::Vcpus { saved: self.vcpus.len(), here: vcpus });
+            return Err(StealTimeError::SavedVcpus { saved: self.vcpus.len(), here: vcpus });
         }
         for (vcpu, SavedVcpu { msr, .. }) in VcpuId::first(vcpus).zip(&self.vcpus) {
             match Registration::from_msr(*msr) {
-                Err(_) => return Err(SavedError::Reserved { vcpu, msr: *msr }),
+                Err(_) => return Err(StealTimeError::SavedReserved { vcpu, msr: *msr }),
                 Ok(Registration::At { .. }) if !exists => {
-                    return Err(SavedError::NobodyPublishes { vcpu, msr: *msr });
+                    return Err(StealTimeError::SavedUnpublished { vcpu, msr: *msr });
                 }
                 Ok(_) => {}
             }
@@ -104,22 +75,26 @@ mod tests {
     }
 
     #[test]
-    fn what_was_saved_is_read_back_from_a_document() {
+    fn saved_form_survives_serialization() {
         let saved = saved(&[0x1041, 0]);
         let text = serde_json::to_string(&saved).unwrap();
         assert_eq!(serde_json::from_str::<SavedStealTime>(&text).unwrap(), saved);
     }
 
     #[test]
-    fn other_versions_guests_and_values_that_no_guest_wrote_are_refused() {
-        assert_eq!(saved(&[0x1041, 0]).check(2, true), Ok(()));
-        assert_eq!(saved(&[0x1040, 0]).check(2, false), Ok(()));
-        assert_eq!(saved(&[0]).check(2, true), Err(SavedError::Vcpus { saved: 1, here: 2 }));
-        let vcpu = VcpuId::new(1).unwrap();
-        assert_eq!(saved(&[0, 0x1043]).check(2, true), Err(SavedError::Reserved { vcpu, msr: 0x1043 }));
-        let nobody = SavedError::NobodyPublishes { vcpu, msr: 0x1041 };
-        assert_eq!(saved(&[0, 0x1041]).check(2, false), Err(nobody));
-        let other = SavedStealTime { version: 9, ..saved(&[0]) };
-        assert_eq!(other.check(1, true), Err(SavedError::Version(9)));
+    fn other_versions_other_guests_and_impossible_values_are_refused() {
+        use StealTimeError::{SavedReserved, SavedUnpublished, SavedVcpus, SavedVersion};
+
+        let one = VcpuId::new(1).unwrap();
+        assert!(saved(&[0x1041, 0]).check(2, true).is_ok());
+        assert!(saved(&[0x1040, 0]).check(2, false).is_ok());
+        let refused = saved(&[0]).check(2, true);
+        assert!(matches!(refused, Err(SavedVcpus { saved: 1, here: 2 })), "{refused:?}");
+        let refused = saved(&[0, 0x1043]).check(2, true);
+        assert!(matches!(refused, Err(SavedReserved { vcpu, msr: 0x1043 }) if vcpu == one), "{refused:?}");
+        let refused = saved(&[0, 0x1041]).check(2, false);
+        assert!(matches!(refused, Err(SavedUnpublished { vcpu, msr: 0x1041 }) if vcpu == one), "{refused:?}");
+        let refused = SavedStealTime { version: 9, ..saved(&[0]) }.check(1, true);
+        assert!(matches!(refused, Err(SavedVersion(9))), "{refused:?}");
     }
 }

@@ -18,35 +18,43 @@ use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
 use protocol::kvm::{MSR_STEAL_TIME, Registration};
 
-use super::host_vm::HostVm;
-use super::kvm_msr;
-use super::saved::SavedVcpu;
+use crate::error::StealTimeError;
+use crate::host_vm::HostVm;
+use crate::kvm_msr;
 use crate::publisher::record::GuestRecord;
-use crate::publisher::{Counts, MsrOwner, Publication, StealTimeError};
+use crate::publisher::{Counts, MsrOwner, Publication};
+use crate::saved::SavedVcpu;
 
-/// What becomes of a guest's access.
+/// The result of a guest's access to an MSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access<T> {
-    /// It completes, with this.
+    /// The access completes, with this value.
     Done(T),
-    /// It raises #GP.
+    /// The access raises #GP.
     Fault,
 }
 
-/// One vCPU's steal time. Lives on the vCPU's thread.
+impl<T> Access<T> {
+    /// Returns the value for the `error` field of KVM's exit: 1 makes the access raise #GP.
+    pub fn error(&self) -> u8 {
+        u8::from(matches!(self, Self::Fault))
+    }
+}
+
+/// The steal time of one vCPU, owned by the vCPU's thread. Dropping it detaches the thread.
 #[derive(Debug)]
 pub struct VcpuStealTime<'p> {
     vcpu: VcpuId,
     owner: MsrOwner,
     vm: Arc<dyn HostVm>,
     msr: u64,
-    /// `None` unless the monitor owns the MSR.
+    /// `None` unless the library emulates the MSR.
     publication: Option<Box<dyn Publication + 'p>>,
 }
 
 impl<'p> VcpuStealTime<'p> {
-    /// The MSR after reset is 0. Without a publication, the monitor does not emulate it.
-    pub(super) fn new(
+    /// Creates the steal time of a vCPU after reset: the MSR is 0.
+    pub(crate) fn new(
         vcpu: VcpuId,
         owner: MsrOwner,
         vm: Arc<dyn HostVm>,
@@ -55,7 +63,7 @@ impl<'p> VcpuStealTime<'p> {
         Self { vcpu, owner, vm, msr: 0, publication }
     }
 
-    /// Emulates RDMSR of `index`.
+    /// Emulates RDMSR of `index` (`KVM_EXIT_X86_RDMSR`).
     pub fn rdmsr(&mut self, index: u32) -> Access<u64> {
         self.detect_init();
         match self.publication {
@@ -64,7 +72,8 @@ impl<'p> VcpuStealTime<'p> {
         }
     }
 
-    /// Emulates WRMSR of `value` to `index`. The vCPU is outside the guest.
+    /// Emulates WRMSR of `value` to `index` (`KVM_EXIT_X86_WRMSR`). The first record on a guest page
+    /// stops all vCPUs for a moment.
     ///
     /// # Errors
     /// [`StealTimeError`] if the host refuses what registration needs. Publication is off then.
@@ -72,7 +81,7 @@ impl<'p> VcpuStealTime<'p> {
         if index == MSR_STEAL_TIME { self.register(value, 0) } else { Ok(Access::Fault) }
     }
 
-    /// Writes `value` to the MSR. The new record's steal is at least `least_ns`.
+    /// Writes `value` to the MSR. Steal in the new record is at least `least_ns`.
     fn register(&mut self, value: u64, least_ns: u64) -> Result<Access<()>, StealTimeError> {
         self.detect_init();
         let Some(publication) = &mut self.publication else { return Ok(Access::Fault) };
@@ -87,7 +96,7 @@ impl<'p> VcpuStealTime<'p> {
         Ok(Access::Done(()))
     }
 
-    /// Detects INIT and clears `preempted`. Call it last before each `KVM_RUN`.
+    /// Detects INIT and clears `preempted`. Called last before each `KVM_RUN`.
     pub fn before_entry(&mut self) {
         self.detect_init();
         if let Some(publication) = &mut self.publication {
@@ -103,9 +112,11 @@ impl<'p> VcpuStealTime<'p> {
         }
     }
 
-    /// Discards the run delay that the vCPU thread accrued since [`pause`](Self::pause): it is not steal.
+    /// Discards the run delay that the vCPU thread accrued since [`pause`](Self::pause): it is not
+    /// steal.
     ///
-    /// `run_delay_ns` is the thread's run delay so far. Returns the discarded time (ns); 0 unless the monitor publishes.
+    /// `run_delay_ns` is the thread's run delay so far. Returns the discarded time (ns); 0 without a
+    /// publisher.
     pub fn discard_run_delay(&mut self, run_delay_ns: u64) -> u64 {
         self.publication.as_mut().map_or(0, |publication| publication.discard_run_delay(run_delay_ns))
     }
@@ -122,7 +133,7 @@ impl<'p> VcpuStealTime<'p> {
     pub fn deschedule(&mut self) {
         self.detect_init();
         if let Some(publication) = &mut self.publication {
-            publication.park();
+            publication.deschedule();
         }
     }
 
@@ -131,7 +142,7 @@ impl<'p> VcpuStealTime<'p> {
     /// # Errors
     /// [`StealTimeError`] if the host refuses. Publication is off then.
     pub fn schedule(&mut self, descheduled_ns: u64) -> Result<(), StealTimeError> {
-        self.publication.as_mut().map_or(Ok(()), |publication| publication.unpark(descheduled_ns))
+        self.publication.as_mut().map_or(Ok(()), |publication| publication.schedule(descheduled_ns))
     }
 
     /// Returns what the publisher counted for this vCPU; `None` if no publisher counts.
@@ -139,12 +150,12 @@ impl<'p> VcpuStealTime<'p> {
         self.publication.as_ref().map(|publication| publication.counts())
     }
 
-    /// Returns the MSR as the guest would read it; `None` where the access would fault.
+    /// Returns the MSR as the guest would read it; `None` if the access would fault.
     pub fn msr(&self, fd: &VcpuFd) -> Option<u64> {
         match self.owner {
             MsrOwner::Monitor => self.publication.as_ref().map(|_| self.msr),
             MsrOwner::Kernel => kvm_msr::read(fd, MSR_STEAL_TIME),
-            MsrOwner::Nobody => None,
+            MsrOwner::Absent => None,
         }
     }
 
@@ -156,25 +167,26 @@ impl<'p> VcpuStealTime<'p> {
         }
     }
 
-    /// Returns what a snapshot must hold of this vCPU. Call it while paused.
+    /// Returns what a snapshot must hold of this vCPU. Called while paused.
     pub fn save(&self, fd: &VcpuFd) -> SavedVcpu {
         let steal_ns = self.record(fd).map_or(0, |record| record.steal_ns());
         SavedVcpu { msr: self.msr(fd).unwrap_or(0), steal_ns }
     }
 
-    /// Restores `saved`, whose MSR value is one that a guest may write. Call it while paused.
+    /// Restores `saved`, which [`SavedStealTime::check`](crate::SavedStealTime::check) has checked.
+    /// Called while paused.
     ///
     /// # Errors
     /// [`StealTimeError`] if the host refuses what registration needs, or KVM refuses the value.
     pub fn restore(&mut self, fd: &VcpuFd, saved: SavedVcpu) -> Result<(), StealTimeError> {
         let SavedVcpu { msr, steal_ns } = saved;
         match self.owner {
-            MsrOwner::Nobody => {}
+            MsrOwner::Absent => {}
             MsrOwner::Monitor => {
                 self.register(msr, steal_ns)?;
             }
             MsrOwner::Kernel => {
-                // KVM adds to what it finds, and writes nothing before the next entry; until then the monitor may.
+                // KVM adds to the record that it finds, and writes nothing before the next entry
                 if !kvm_msr::write(fd, MSR_STEAL_TIME, msr) {
                     return Err(StealTimeError::Restore { vcpu: self.vcpu, msr });
                 }
@@ -202,11 +214,11 @@ mod tests {
     use super::*;
     use crate::host_vm::tests::Memory;
 
-    /// Notes what it is asked, and is sent INIT when told so.
+    /// Logs the calls of `publish` (an address) and `withdraw` (`None`). The flag simulates INIT.
     #[derive(Debug, Default, Clone)]
-    struct Notes(Arc<Mutex<Vec<Option<u64>>>>, Arc<AtomicBool>);
+    struct Calls(Arc<Mutex<Vec<Option<u64>>>>, Arc<AtomicBool>);
 
-    impl Publication for Notes {
+    impl Publication for Calls {
         fn publish(&mut self, gpa: u64, _least_ns: u64) -> Result<(), StealTimeError> {
             self.0.lock().unwrap().push(Some(gpa));
             Ok(())
@@ -220,9 +232,9 @@ mod tests {
             self.1.swap(false, Ordering::Relaxed)
         }
 
-        fn park(&mut self) {}
+        fn deschedule(&mut self) {}
 
-        fn unpark(&mut self, _parked_ns: u64) -> Result<(), StealTimeError> {
+        fn schedule(&mut self, _descheduled_ns: u64) -> Result<(), StealTimeError> {
             Ok(())
         }
 
@@ -247,44 +259,44 @@ mod tests {
         VcpuStealTime::new(VcpuId::BOOT, MsrOwner::Monitor, Memory::mib(1), publication)
     }
 
-    fn msr() -> (VcpuStealTime<'static>, Notes) {
-        let notes = Notes::default();
-        (new(Some(Box::new(notes.clone()))), notes)
+    fn msr() -> (VcpuStealTime<'static>, Calls) {
+        let calls = Calls::default();
+        (new(Some(Box::new(calls.clone()))), calls)
     }
 
     #[test]
     fn written_value_reads_back_and_moves_publication() {
-        let (mut msr, notes) = msr();
+        let (mut msr, calls) = msr();
         assert_eq!(msr.rdmsr(MSR_STEAL_TIME), Access::Done(0));
         for value in [0x1041, 0x2081, 0x2080] {
             assert_eq!(msr.wrmsr(MSR_STEAL_TIME, value).unwrap(), Access::Done(()));
             assert_eq!(msr.rdmsr(MSR_STEAL_TIME), Access::Done(value));
         }
-        assert_eq!(*notes.0.lock().unwrap(), [None, Some(0x1040), None, Some(0x2080), None]);
+        assert_eq!(*calls.0.lock().unwrap(), [None, Some(0x1040), None, Some(0x2080), None]);
     }
 
     #[test]
     fn reserved_bit_faults_and_changes_nothing() {
-        let (mut msr, notes) = msr();
+        let (mut msr, calls) = msr();
         assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x1041).unwrap(), Access::Done(()));
-        let before = notes.0.lock().unwrap().len();
+        let before = calls.0.lock().unwrap().len();
         assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x3f).unwrap(), Access::Fault);
         assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x1002).unwrap(), Access::Fault);
         assert_eq!(msr.rdmsr(MSR_STEAL_TIME), Access::Done(0x1041));
-        assert_eq!(notes.0.lock().unwrap().len(), before);
+        assert_eq!(calls.0.lock().unwrap().len(), before);
     }
 
     #[test]
     fn init_clears_the_value_before_it_is_read_written_or_the_guest_entered() {
-        let (mut msr, notes) = msr();
+        let (mut msr, calls) = msr();
         assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x1041).unwrap(), Access::Done(()));
-        notes.1.store(true, Ordering::Relaxed);
+        calls.1.store(true, Ordering::Relaxed);
         assert_eq!(msr.rdmsr(MSR_STEAL_TIME), Access::Done(0));
         assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x2041).unwrap(), Access::Done(()));
-        notes.1.store(true, Ordering::Relaxed);
+        calls.1.store(true, Ordering::Relaxed);
         msr.before_entry();
         assert_eq!(msr.msr, 0);
-        notes.1.store(true, Ordering::Relaxed);
+        calls.1.store(true, Ordering::Relaxed);
         assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x3041).unwrap(), Access::Done(()));
         assert_eq!(msr.msr, 0x3041);
     }

@@ -1,4 +1,4 @@
-//! Steal time of one virtual machine: the library's door.
+//! Steal time of one virtual machine.
 
 use std::sync::Arc;
 
@@ -6,14 +6,16 @@ use kvm_bindings::CpuId;
 use kvm_ioctls::VmFd;
 use protocol::VcpuId;
 
-use super::host_vm::HostVm;
-use super::saved::{SavedStealTime, SavedVcpu, VERSION};
-use super::vcpu::VcpuStealTime;
-use super::{cpuid, filter};
-use crate::publisher::{MsrOwner, Publisher, PublisherChoice, PublisherKind, StealTimeError};
+use crate::error::StealTimeError;
+use crate::host_vm::HostVm;
+use crate::publisher::{MsrOwner, Publisher, PublisherChoice, PublisherKind};
+use crate::saved::{SavedStealTime, SavedVcpu, VERSION};
+use crate::vcpu::VcpuStealTime;
+use crate::{cpuid, filter};
 use host::cpus::Cpus;
 
-/// Paravirtual steal time for one VM: CPUID 0x40000001 EAX bit 5, MSR 0x4b564d03, and one record per vCPU.
+/// Paravirtual steal time for one VM: CPUID 0x40000001 EAX bit 5, MSR 0x4b564d03, and one record
+/// per vCPU.
 #[derive(Clone, Debug)]
 pub struct StealTime {
     publisher: Arc<dyn Publisher>,
@@ -21,30 +23,29 @@ pub struct StealTime {
 }
 
 impl StealTime {
-    /// Settles on a publisher for `vcpus` vCPUs of `vm`, whose threads use the host CPUs `cpus`.
+    /// Creates the steal time of `vm`, with the publisher that `choice` and the host settle on.
     ///
-    /// `kernel_can` is whether KVM's supported CPUID has steal time ([`cpuid::has_steal_time`]). A monitor that wants to load
-    /// the BPF program while it builds the VM uses [`PublisherChoice::begin_loading`] and [`StealTime::with_publisher`].
+    /// The vCPU threads use the host CPUs that the calling thread may use now. A monitor whose
+    /// threads use others, or that loads the BPF program while it builds the VM, calls
+    /// [`PublisherChoice::begin_loading`] and [`with_publisher`](Self::with_publisher).
     ///
     /// # Errors
-    /// [`StealTimeError`] if the host refuses a publisher that was asked for by name.
-    pub fn new(
-        choice: PublisherChoice,
-        vcpus: usize,
-        cpus: &Cpus,
-        kernel_can: bool,
-        vm: Arc<dyn HostVm>,
-    ) -> Result<Self, StealTimeError> {
-        let selection = choice.begin_loading(vcpus).finish().settle(kernel_can)?;
-        Ok(Self::with_publisher(selection.publisher(Arc::clone(&vm), cpus)?, vm))
+    /// [`StealTimeError`] if the host refuses a publisher that is chosen by name.
+    pub fn new(choice: PublisherChoice, vm: Arc<dyn HostVm>) -> Result<Self, StealTimeError> {
+        let is_kernel = choice == PublisherChoice::Only(PublisherKind::Kernel);
+        let kernel_can = is_kernel && cpuid::kvm_has_steal_time()?;
+        let selection = choice.load(vm.max_vcpus()).settle(kernel_can)?;
+        let publisher = selection.publisher(Arc::clone(&vm), &Cpus::allowed()?)?;
+        Ok(Self::with_publisher(publisher, vm))
     }
 
-    /// Uses a publisher that was made elsewhere.
+    /// Creates the steal time of `vm`, with a publisher that the caller made.
     pub fn with_publisher(publisher: Arc<dyn Publisher>, vm: Arc<dyn HostVm>) -> Self {
         Self { publisher, vm }
     }
 
-    /// Makes KVM hand the MSR to userspace, unless KVM itself is to own it. Call it before the first vCPU runs.
+    /// Makes KVM pass accesses to the MSR to userspace, unless KVM owns it. Called before the first
+    /// vCPU runs.
     ///
     /// # Errors
     /// [`StealTimeError`] if KVM lacks the capability (Linux 5.10) or refuses.
@@ -54,7 +55,7 @@ impl StealTime {
 
     /// Announces steal time in `cpuid`, KVM's supported leaves, exactly if the MSR exists.
     pub fn add_cpuid(&self, cpuid: &mut CpuId) {
-        cpuid::set_steal_time(cpuid, self.owner() != MsrOwner::Nobody);
+        cpuid::set_steal_time(cpuid, self.owner() != MsrOwner::Absent);
     }
 
     /// Attaches the calling thread as the thread of `vcpu`, until the result is dropped.
@@ -66,7 +67,7 @@ impl StealTime {
         Ok(VcpuStealTime::new(vcpu, self.owner(), Arc::clone(&self.vm), publication))
     }
 
-    /// Combines what [`VcpuStealTime::save`] returned for each vCPU, from the boot vCPU on.
+    /// Combines the results of [`VcpuStealTime::save`], in vCPU order.
     pub fn saved(&self, vcpus: Vec<SavedVcpu>) -> SavedStealTime {
         SavedStealTime { version: VERSION, vcpus, unlogged_pages: self.publisher.unlogged_pages() }
     }
@@ -76,7 +77,7 @@ impl StealTime {
         self.publisher.kind()
     }
 
-    /// Returns the component that answers the guest's accesses to the MSR.
+    /// Returns the owner of the MSR: it completes the guest's accesses.
     pub fn owner(&self) -> MsrOwner {
         self.kind().msr_owner()
     }

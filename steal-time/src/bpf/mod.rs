@@ -11,7 +11,7 @@
 //! On a kernel without BTF the classic program (`steal_time_classic.bpf.c`) takes its place, and
 //! publishes `preempted` alone.
 //!
-//! PublisherLoading goes through bpf(2) directly, and takes 1.6 ms. A general loader parses all of the
+//! Loading goes through bpf(2) directly, and takes 1.6 ms. A general loader parses all of the
 //! kernel's BTF twice, which takes 24 to 40 ms.
 //!
 //! | file | task |

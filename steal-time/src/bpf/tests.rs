@@ -227,21 +227,23 @@ fn rejection_by_the_verifier_carries_the_end_of_its_log() {
 }
 
 #[test]
-fn publishers_that_errors_suggest_exist() {
+fn errors_that_another_publisher_avoids_name_it_and_no_option() {
     let refused = || io::Error::from_raw_os_error(libc::EPERM);
     let errors = [
-        BpfError::no_kernel_btf(refused()),
-        BpfError::kernel_btf("no task_struct".into()),
-        BpfError::relocation("no map".into()),
-        BpfError::no_thread_pidfd(refused()),
-        BpfError::no_tracefs(refused()),
-        BpfError::tracepoint_format("prev_pid"),
-        BpfError::from_kernel("load the BPF program")(refused()),
-        BpfError::Verifier { program: "switch".into(), log: String::new(), source: refused() },
+        (BpfError::no_kernel_btf(refused()), PublisherKind::BpfClassic),
+        (BpfError::kernel_btf("no task_struct".into()), PublisherKind::BpfClassic),
+        (BpfError::relocation("no map".into()), PublisherKind::Kernel),
+        (BpfError::no_thread_pidfd(refused()), PublisherKind::BpfClassic),
+        (BpfError::no_tracefs(refused()), PublisherKind::Perf),
+        (BpfError::tracepoint_format("prev_pid"), PublisherKind::Perf),
+        (BpfError::from_kernel("load the BPF program")(refused()), PublisherKind::Perf),
+        (
+            BpfError::Verifier { program: "switch".into(), log: String::new(), source: refused() },
+            PublisherKind::Kernel,
+        ),
     ];
-    for message in errors.map(|error| error.to_string()) {
-        let suggested = message.split("--publisher ").nth(1).expect("a cure is named");
-        let name: String = suggested.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
-        assert!(PublisherKind::ALL.iter().any(|kind| kind.to_string() == name), "{name:?}: {message}");
+    for (error, instead) in errors {
+        assert_eq!(error.alternative(), Some(instead), "{error}");
+        assert!(!error.to_string().contains("--"), "a library's caller has no options: {error}");
     }
 }

@@ -1,12 +1,16 @@
-//! The publishers `bpf` and `bpf-classic`: the program writes in the context switch, the vCPU's thread does the rest.
+//! The publishers `bpf` and `bpf-classic`: a BPF program writes in the context switch.
 //!
-//! What the thread does, always outside the guest and about its own record only:
+//! The vCPU's thread does the rest, always outside the guest, and on its own record only:
 //!
-//! - registration: finds the record's place, makes the first update, then hands the record over by one store;
-//! - withdrawal: one store, in program order with the thread's own switches, after which nothing is written;
-//! - before each entry: a byte that is still set is cleared. It is the last of three layers: the switch-in clears
-//!   it, a timer's interrupt clears it where a switch-in went untraced, and so does this. Where the program is the classic
-//!   one, this is also where the thread tells its steal; a timer makes it leave the guest for that.
+//! - **publish**: maps a page over the record's, updates the record once, then hands it to the
+//!   program by one store;
+//! - **withdraw**: one store, in program order with the thread's own switches; the program writes
+//!   nothing after it;
+//! - **before entry**: clears `preempted` if it is still set. This is the last of three layers: the
+//!   switch-in clears it; so does a timer interrupt, if the switch-in was not traced.
+//!
+//! With the classic program, the thread also adds run delay to steal before entry. The program
+//! kicks it out of the guest for that.
 
 use std::ffi::c_int;
 use std::io;
@@ -16,31 +20,39 @@ use std::time::Duration;
 use protocol::VcpuId;
 
 use super::overlay::Overlay;
-use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherKind, StealTimeError};
+use super::{Counts, INIT_IS_MISSED, Publication, Publisher, PublisherKind};
 use crate::bpf::{self, AttachedThread, Program, RecordAddr};
+use crate::error::StealTimeError;
 use crate::host_vm::HostVm;
 use host::cpus::Cpus;
 use host::perf::CpuClock;
 use host::stats::{self, RunDelay};
 
-/// Publishes by BPF for one VM.
+/// A switch-in that was not traced is detected within this time.
+const HEAL_PERIOD: Duration = Duration::from_micros(900);
+
+const STEAL_IS_LATE: &str = "steal is written by the vCPU's thread, up to 1 ms after `preempted` is cleared (publisher bpf \
+                             writes both at once; it needs CONFIG_DEBUG_INFO_BTF and Linux 6.9)";
+
+/// The publisher of one VM that uses a BPF program.
 #[derive(Debug)]
 pub struct BpfPublisher {
     program: Arc<Program>,
     overlay: Overlay,
-    /// What makes the program look at whoever runs.
+    /// Timer interrupts that make the program check the vCPU that runs.
     clock: io::Result<CpuClock>,
     kick_signal: Option<c_int>,
-    /// Each so many-th switch-in is overlooked, on purpose; 0: none.
+    /// The program ignores each `lose_every`-th switch-in, to inject a fault; 0: none.
     lose_every: u64,
 }
 
 impl BpfPublisher {
-    /// Publishes into records in `vm`'s memory, for vCPU threads that use `cpus`. Of the switch-ins each `lose_every`-th
-    /// is overlooked, on purpose; 0 for none.
+    /// Creates a publisher of records in `vm`'s memory, for vCPU threads that use `cpus`.
+    ///
+    /// The program ignores each `lose_every`-th switch-in, to inject a fault; 0 for none.
     ///
     /// # Errors
-    /// [`StealTimeError::NoKickSignal`] for a program that needs one.
+    /// [`StealTimeError::NoKickSignal`] for a program that needs a signal.
     pub fn new(
         program: Arc<Program>,
         vm: Arc<dyn HostVm>,
@@ -52,15 +64,9 @@ impl BpfPublisher {
             (_, signal) => signal,
         };
         let overlay = Overlay::new(vm, Arc::clone(&program));
-        Ok(Self { program, overlay, clock: CpuClock::start(cpus, LONGEST_LIE), kick_signal, lose_every })
+        Ok(Self { program, overlay, clock: CpuClock::start(cpus, HEAL_PERIOD), kick_signal, lose_every })
     }
 }
-
-/// A switch-in that was overlooked is found out after so long at most.
-const LONGEST_LIE: Duration = Duration::from_micros(900);
-
-const STEAL_IS_LATE: &str = "steal is told by the vCPU's thread, up to a millisecond after the byte says that the vCPU runs \
-                             again (a kernel with CONFIG_DEBUG_INFO_BTF, and Linux 6.9, get --publisher bpf)";
 
 impl Publisher for BpfPublisher {
     fn kind(&self) -> PublisherKind {
@@ -82,8 +88,8 @@ impl Publisher for BpfPublisher {
             own_run_delay,
             overlay: &self.overlay,
             cleared_at_entry: 0,
-            parks: 0,
-            site: None,
+            deschedules: 0,
+            addr: None,
             is_paused: false,
             inits: 0,
         })))
@@ -101,41 +107,42 @@ impl Publisher for BpfPublisher {
         let mut limits = Vec::new();
         if let Err(error) = &self.clock {
             limits.push(format!(
-                "no timer of its own looks whether a switch-in was overlooked, only the host's tick ({error}; grant \
-                 CAP_PERFMON)"
+                "a switch-in that is not traced is detected by the host's tick only, not by a timer of its own ({error}; \
+                 grant CAP_PERFMON)"
             ));
         }
         if self.program.is_classic() {
             limits.push(STEAL_IS_LATE.to_owned());
         }
         if !self.program.detects_init() {
-            limits.push(INIT_GOES_UNNOTICED.to_owned());
+            limits.push(INIT_IS_MISSED.to_owned());
         }
         if self.lose_every > 0 {
-            limits.push(format!("it overlooks one switch-in in {}, on purpose", self.lose_every));
+            limits.push(format!("it ignores one switch-in in {}, as requested", self.lose_every));
         }
         limits
     }
 }
 
-/// One vCPU's publication. Lives on the vCPU's thread.
+/// The publication of one vCPU, owned by its thread.
 #[derive(Debug)]
 struct BpfPublication<'p> {
     attached: AttachedThread<'p>,
-    /// What the thread tells its steal by, where the program does not.
+    /// The thread's run delay, if the thread writes steal; `None` if the program does.
     own_run_delay: Option<RunDelay>,
     overlay: &'p Overlay,
     cleared_at_entry: u64,
-    parks: u64,
-    site: Option<RecordAddr>,
-    /// The program is not to write.
+    deschedules: u64,
+    addr: Option<RecordAddr>,
+    /// Whether the program may not write.
     is_paused: bool,
-    /// INITs that were noticed.
+    /// INITs that were detected so far.
     inits: u64,
 }
 
 impl BpfPublication<'_> {
-    /// Takes all run delay of this thread so far for published, and gives what of it was not.
+    /// Marks all run delay of this thread so far as contained in steal. Returns the part that was
+    /// not (ns).
     fn account(&self) -> Result<u64, StealTimeError> {
         let run_delay_ns = match &self.own_run_delay {
             Some(run_delay) => run_delay.read_ns(),
@@ -145,10 +152,10 @@ impl BpfPublication<'_> {
         Ok(self.attached.account(run_delay_ns))
     }
 
-    /// Adds to the record what its steal lacks, and clears the byte.
-    fn tell_steal(&self, site: RecordAddr, least_ns: u64) -> Result<(), StealTimeError> {
+    /// Adds unpublished time to the record's steal, and clears `preempted`.
+    fn update(&self, addr: RecordAddr, least_ns: u64) -> Result<(), StealTimeError> {
         let unpublished_ns = self.account()?;
-        if let Some(record) = self.overlay.record(site) {
+        if let Some(record) = self.overlay.record(addr) {
             record.update(least_ns, unpublished_ns);
         }
         Ok(())
@@ -157,21 +164,21 @@ impl BpfPublication<'_> {
 
 impl Publication for BpfPublication<'_> {
     fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), StealTimeError> {
-        let Some(site) = self.overlay.take(gpa)? else { return Ok(()) };
-        self.site = Some(site);
-        // Steal counts from the vCPU's first moment on, whether it was published or not, as KVM's does. A switch
-        // between this reading and the hand-over is not lost: the program continues from what is accounted here.
-        self.tell_steal(site, least_ns)?;
+        let Some(addr) = self.overlay.take(gpa)? else { return Ok(()) };
+        self.addr = Some(addr);
+        // As under KVM, steal counts from the vCPU's creation on, published or not. A switch between
+        // this update and `publish` is not lost: the program continues from what is accounted here
+        self.update(addr, least_ns)?;
         if !self.is_paused {
-            self.attached.publish(site);
+            self.attached.publish(addr);
         }
         Ok(())
     }
 
     fn withdraw(&mut self) {
         self.attached.withdraw();
-        if let Some(site) = self.site.take() {
-            self.overlay.give_back(site);
+        if let Some(addr) = self.addr.take() {
+            self.overlay.give_back(addr);
         }
     }
 
@@ -185,14 +192,14 @@ impl Publication for BpfPublication<'_> {
         is_new
     }
 
-    fn park(&mut self) {
-        self.parks += 1;
+    fn deschedule(&mut self) {
+        self.deschedules += 1;
         self.attached.deschedule();
     }
 
-    fn unpark(&mut self, parked_ns: u64) -> Result<(), StealTimeError> {
-        self.attached.slot().add_descheduled_ns(parked_ns);
-        // The switch that brought the thread here knew nothing of it, so it is told as after a rest.
+    fn schedule(&mut self, descheduled_ns: u64) -> Result<(), StealTimeError> {
+        self.attached.slot().add_descheduled_ns(descheduled_ns);
+        // The thread's last switch-in came before this time was added, so publish it as after a pause
         self.attached.withdraw();
         self.resume()
     }
@@ -208,29 +215,29 @@ impl Publication for BpfPublication<'_> {
 
     fn resume(&mut self) -> Result<(), StealTimeError> {
         self.is_paused = false;
-        if let Some(site) = self.site {
-            self.tell_steal(site, 0)?;
-            self.attached.publish(site);
+        if let Some(addr) = self.addr {
+            self.update(addr, 0)?;
+            self.attached.publish(addr);
         }
         Ok(())
     }
 
     fn before_entry(&mut self) {
         self.cleared_at_entry += u64::from(self.attached.clear_preempted());
-        // Asked first: as long as it is to tell, it is kicked out of the guest again and again.
+        // `take_sched_in` comes before `addr`: until it is taken, the program kicks the thread again
         if self.own_run_delay.is_some()
             && self.attached.slot().take_sched_in()
-            && let Some(site) = self.site
+            && let Some(addr) = self.addr
             && !self.is_paused
         {
-            // A thread that cannot read its own run delay any more tells what it has told so far.
-            let _ = self.tell_steal(site, 0);
+            // If the run delay cannot be read, steal keeps its value
+            let _ = self.update(addr, 0);
         }
     }
 
     fn counts(&self) -> Counts {
-        let Self { cleared_at_entry, parks, .. } = *self;
-        Counts { program: self.attached.counts(), cleared_at_entry, lost: 0, parks }
+        let Self { cleared_at_entry, deschedules, .. } = *self;
+        Counts { program: self.attached.counts(), cleared_at_entry, lost: 0, deschedules }
     }
 }
 

@@ -1,27 +1,30 @@
-//! Choosing a publisher: what was asked for, what the host allows, and what is used in the end.
+//! The choice of a publisher: what the user chooses, what the host allows, and what is used.
+//!
+//! Loading a BPF program is slow (1.6 ms) and needs no VM, so a monitor may load while it builds its
+//! VM: [`PublisherChoice::begin_loading`], [`PublisherLoading::finish`], [`Loaded::settle`],
+//! [`Selection::publisher`].
 
 use std::fmt;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use super::{
-    BpfPublisher, MonitorPublisher, NullPublisher, PerfPublisher, Publisher, PublisherKind, StealTimeError,
-};
+use super::{BpfPublisher, MonitorPublisher, NullPublisher, PerfPublisher, Publisher, PublisherKind};
 use crate::bpf::{BpfError, Program};
+use crate::error::StealTimeError;
 use crate::host_vm::HostVm;
 use host::cpus::Cpus;
 use host::error_chain;
 use host::perf::{PerfError, SwitchLog};
 use host::thread::own_tid;
 
-/// What the user asks for.
+/// The user's choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PublisherChoice {
-    /// The best that the host allows.
+    /// The most accurate publisher that the host allows.
     #[default]
     Auto,
-    /// This one, or none.
+    /// This publisher, or an error.
     Only(PublisherKind),
 }
 
@@ -34,16 +37,16 @@ impl fmt::Display for PublisherChoice {
     }
 }
 
-/// The slow half of a choice, under way beside the making of the VM.
+/// Loading of a BPF program in progress.
 #[derive(Debug)]
 pub enum PublisherLoading {
-    /// On a thread of its own.
+    /// A thread loads it.
     Thread(JoinHandle<Loaded>),
-    /// There was nothing to load, or no thread to be had.
+    /// Nothing was to load, or no thread could be started.
     Done(Loaded),
 }
 
-/// The slow half of a choice: whether a BPF program could be loaded.
+/// The result of loading: a program, or the reasons why there is none.
 #[derive(Debug)]
 pub struct Loaded {
     choice: PublisherChoice,
@@ -52,11 +55,11 @@ pub struct Loaded {
     at: Instant,
 }
 
-/// What the host refuses, and why.
+/// A publisher that the host refuses, and the reason.
 type Refusal = (PublisherKind, BpfError);
 
 impl PublisherChoice {
-    /// Begins to load what this choice may need, for `vcpus` vCPUs.
+    /// Starts to load what this choice may need, for up to `vcpus` vCPUs.
     pub fn begin_loading(self, vcpus: usize) -> PublisherLoading {
         let load = move || self.load(vcpus);
         let thread = self.wants_bpf().then(|| thread::Builder::new().spawn(load));
@@ -66,20 +69,22 @@ impl PublisherChoice {
         }
     }
 
-    fn load(self, vcpus: usize) -> Loaded {
+    /// Loads what this choice may need, for up to `vcpus` vCPUs.
+    pub(crate) fn load(self, vcpus: usize) -> Loaded {
         let (mut program, mut refused) = (None, Vec::new());
-        // A page element for each vCPU: however the guest spreads its records, no more pages than that hold one.
+        // One page per vCPU suffices: a vCPU has one record, which lies on one page
         if matches!(self, Self::Auto | Self::Only(PublisherKind::Bpf)) {
             match Program::load(vcpus, vcpus) {
                 Ok(loaded) => program = Some(loaded),
                 Err(error) => refused.push((PublisherKind::Bpf, error)),
             }
         }
-        let is_worth_it = match self {
+        // Without permission the classic program would be refused too
+        let tries_classic = match self {
             Self::Auto => refused.iter().any(|(_, error)| !matches!(error, BpfError::NotPermitted { .. })),
             Self::Only(kind) => kind == PublisherKind::BpfClassic,
         };
-        if is_worth_it {
+        if tries_classic {
             match Program::load_classic(vcpus, vcpus) {
                 Ok(loaded) => program = Some(loaded),
                 Err(error) => refused.push((PublisherKind::BpfClassic, error)),
@@ -94,7 +99,7 @@ impl PublisherChoice {
 }
 
 impl PublisherLoading {
-    /// Waits until it is over.
+    /// Waits for the result.
     pub fn finish(self) -> Loaded {
         match self {
             Self::Thread(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
@@ -103,7 +108,7 @@ impl PublisherLoading {
     }
 }
 
-/// A choice that is made.
+/// The publisher that a choice and the host settled on.
 #[derive(Debug)]
 pub struct Selection {
     kind: PublisherKind,
@@ -112,23 +117,25 @@ pub struct Selection {
 }
 
 impl Loaded {
-    /// When loading was over.
+    /// Returns when loading ended.
     pub fn at(&self) -> Instant {
         self.at
     }
 
-    /// Makes the choice; `kernel_can` says whether KVM has steal time of its own. The automatic choice walks down: `bpf`,
-    /// `bpf-classic`, `perf`, `park`. It never takes KVM's own publisher, whose byte may be anything.
+    /// Settles on a publisher. `kernel_can` is whether KVM has steal time of its own.
+    ///
+    /// [`PublisherChoice::Auto`] takes the first of `bpf`, `bpf-classic`, `perf` and `monitor` that
+    /// the host allows. It never takes `kernel`: some KVM backends never set `preempted`.
     ///
     /// # Errors
-    /// [`StealTimeError`] when what was asked for, by name, cannot be had.
+    /// [`StealTimeError`] if the host refuses a publisher that is chosen by name.
     pub fn settle(self, kernel_can: bool) -> Result<Selection, StealTimeError> {
         let is_auto = self.choice == PublisherChoice::Auto;
         if let Some(program) = self.program {
             let why = match is_auto {
-                true if self.refused.is_empty() => "the best there is, and this host allows it".to_owned(),
+                true if self.refused.is_empty() => "the most accurate, and this host allows it".to_owned(),
                 true => why_not(&self.refused),
-                false => ASKED_FOR.to_owned(),
+                false => REQUESTED.to_owned(),
             };
             return Ok(Selection { kind: program.kind(), program: Some(Arc::new(program)), why });
         }
@@ -148,18 +155,19 @@ impl Loaded {
         if kind == PublisherKind::Perf {
             probe_perf()?;
         }
-        Ok(Selection { kind, program: None, why: ASKED_FOR.to_owned() })
+        Ok(Selection { kind, program: None, why: REQUESTED.to_owned() })
     }
 }
 
-const ASKED_FOR: &str = "asked for";
+/// The reason for a publisher that is chosen by name.
+const REQUESTED: &str = "requested";
 
-/// Whether perf may record a thread's switches here.
+/// Checks that perf may record a thread's switches here.
 fn probe_perf() -> Result<(), PerfError> {
     SwitchLog::of_thread(own_tid(), 1).map(drop)
 }
 
-/// For the user: what was refused, and why.
+/// Returns what was refused, and the reasons, for the user.
 fn why_not(refused: &[Refusal]) -> String {
     let each = refused.iter().map(|(kind, error)| format!("not {kind}: {}", error_chain::one_line(error)));
     each.collect::<Vec<_>>().join("; ")
@@ -177,25 +185,25 @@ impl Selection {
         }
     }
 
-    /// Which publisher it is.
+    /// Returns the kind of the publisher.
     pub fn kind(&self) -> PublisherKind {
         self.kind
     }
 
-    /// Why this one.
+    /// Returns the reason for this publisher, for the user.
     pub fn why(&self) -> &str {
         &self.why
     }
 
-    /// The BPF program, if that is what publishes.
+    /// Returns the BPF program, if the publisher uses one.
     pub fn program(&self) -> Option<&Arc<Program>> {
         self.program.as_ref()
     }
 
-    /// Makes the publisher for `vm`, whose vCPU threads use `cpus`.
+    /// Creates the publisher for `vm`, whose vCPU threads use `cpus`.
     ///
     /// # Errors
-    /// The host's refusal of what it needs.
+    /// [`StealTimeError`] if the host refuses.
     pub fn publisher(&self, vm: Arc<dyn HostVm>, cpus: &Cpus) -> Result<Arc<dyn Publisher>, StealTimeError> {
         Ok(match (&self.program, self.kind) {
             (Some(program), _) => Arc::new(BpfPublisher::new(Arc::clone(program), vm, cpus, 0)?),

@@ -1,8 +1,8 @@
-//! The `park` publisher: it tells what this monitor does itself, and nothing else.
+//! The `monitor` publisher: publishes only what the monitor itself does.
 //!
-//! It needs nothing but KVM. When a policy keeps a vCPU from running, the byte says so; when the host preempts its thread,
-//! nobody knows. Steal counts both, and is told when the vCPU next leaves the guest and enters it again, which a poller sees
-//! to.
+//! It needs nothing but KVM. `preempted` is set while the monitor has the vCPU descheduled. A
+//! preemption by the host sets no byte. Steal contains both, and is updated before the next entry
+//! into the guest; a poller makes the vCPU leave the guest for that.
 
 use std::sync::Arc;
 
@@ -11,10 +11,11 @@ use protocol::VcpuId;
 use super::pages::UnloggedPages;
 use super::poller::{self, Poller};
 use super::thread_record::ThreadRecord;
-use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherKind, StealTimeError};
+use super::{Counts, INIT_IS_MISSED, Publication, Publisher, PublisherKind};
+use crate::error::StealTimeError;
 use crate::host_vm::HostVm;
 
-/// Publishes the monitor's own parks for one VM.
+/// The `monitor` publisher of one VM.
 #[derive(Debug)]
 pub struct MonitorPublisher {
     vm: Arc<dyn HostVm>,
@@ -23,7 +24,7 @@ pub struct MonitorPublisher {
 }
 
 impl MonitorPublisher {
-    /// Publishes into records in `vm`'s memory.
+    /// Creates a publisher of records in `vm`'s memory, and starts its poller.
     ///
     /// # Errors
     /// [`StealTimeError::NoKickSignal`].
@@ -43,23 +44,28 @@ impl Publisher for MonitorPublisher {
     }
 
     fn limits(&self) -> Vec<String> {
-        let what = "preemption by the host is not seen: the byte tells of what this monitor does itself";
-        let late = format!("steal is told up to {} ms late", poller::PERIOD.as_millis());
-        vec![what.to_owned(), late, INIT_GOES_UNNOTICED.to_owned()]
+        let what = "preemption by the host is missed: `preempted` follows what this monitor does itself";
+        let late = format!("steal is up to {} ms late", poller::PERIOD.as_millis());
+        vec![what.to_owned(), late, INIT_IS_MISSED.to_owned()]
     }
 
     fn attach(&self, _vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, StealTimeError> {
         let own = ThreadRecord::new(Arc::clone(&self.vm))?;
         self.poller.poll_this_thread()?;
-        Ok(Some(Box::new(MonitorPublication { own, parks: 0, pages: &self.pages, poller: &self.poller })))
+        Ok(Some(Box::new(MonitorPublication {
+            own,
+            deschedules: 0,
+            pages: &self.pages,
+            poller: &self.poller,
+        })))
     }
 }
 
-/// One vCPU's publication. Lives on the vCPU's thread.
+/// The publication of one vCPU, owned by its thread.
 #[derive(Debug)]
 struct MonitorPublication<'p> {
     own: ThreadRecord,
-    parks: u64,
+    deschedules: u64,
     pages: &'p UnloggedPages,
     poller: &'p Poller,
 }
@@ -78,13 +84,13 @@ impl Publication for MonitorPublication<'_> {
         false
     }
 
-    fn park(&mut self) {
-        self.parks += 1;
-        self.own.park();
+    fn deschedule(&mut self) {
+        self.deschedules += 1;
+        self.own.deschedule();
     }
 
-    fn unpark(&mut self, parked_ns: u64) -> Result<(), StealTimeError> {
-        self.own.unpark(parked_ns)
+    fn schedule(&mut self, descheduled_ns: u64) -> Result<(), StealTimeError> {
+        self.own.schedule(descheduled_ns)
     }
 
     fn pause(&mut self) {
@@ -100,12 +106,13 @@ impl Publication for MonitorPublication<'_> {
     }
 
     fn before_entry(&mut self) {
-        // A thread that cannot read its own run delay any more tells what it has told so far.
+        // If the run delay cannot be read, steal keeps its value
         let _ = self.own.update();
     }
 
     fn counts(&self) -> Counts {
-        Counts { parks: self.parks, cleared_at_entry: self.own.cleared_at_entry(), ..Counts::default() }
+        let (deschedules, cleared_at_entry) = (self.deschedules, self.own.cleared_at_entry());
+        Counts { cleared_at_entry, deschedules, ..Counts::default() }
     }
 }
 

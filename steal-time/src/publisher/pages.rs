@@ -1,22 +1,23 @@
-//! Guest pages that the monitor writes itself: KVM's dirty log does not tell of them.
+//! Guest pages that the host writes and KVM's dirty log misses.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use crate::host_vm::PAGE;
+use host::sync::lock;
 
-/// A set of guest pages.
+/// A set of guest pages that KVM's dirty log misses.
 #[derive(Debug, Default)]
 pub struct UnloggedPages(Mutex<BTreeSet<u64>>);
 
 impl UnloggedPages {
-    /// The page of `gpa` is written from now on, or was.
+    /// Adds the page of `gpa`.
     pub fn note(&self, gpa: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(gpa & !(PAGE - 1));
+        lock(&self.0).insert(gpa & !(PAGE - 1));
     }
 
-    /// All of them (GPA).
+    /// Returns the addresses of all pages (GPA), in ascending order.
     pub fn all(&self) -> Vec<u64> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+        lock(&self.0).iter().copied().collect()
     }
 }

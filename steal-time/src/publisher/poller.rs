@@ -1,75 +1,69 @@
-//! The poller: makes vCPU threads tell the steal that they have not told.
+//! The poller: makes vCPU threads publish their run delay when no event does.
 //!
-//! Where nothing tells a monitor of switches, a vCPU's thread learns of what it has lost only outside the guest, and a guest
-//! that spins stays inside. So a thread of ours looks at all accounts now and then, and kicks those that have grown.
+//! A publisher without switch events learns of run delay only when the vCPU's thread is outside the
+//! guest, and a spinning guest does not leave it. The poller reads the run delay of all vCPU threads
+//! periodically, and kicks those whose run delay has grown.
 
 use std::ffi::c_int;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use libc::pid_t;
 
-use super::StealTimeError;
+use crate::error::StealTimeError;
 use host::kick;
 use host::stats::RunDelay;
+use host::sync::lock;
 use host::thread::own_tid;
 use host::ticker::Ticker;
 
-/// Between two looks: steal is late by so much.
+/// The polling period. Steal is late by this much at most, plus the kick.
 pub(super) const PERIOD: Duration = Duration::from_millis(10);
 
-/// See the module.
+/// A thread that polls vCPU threads. Dropping it stops the thread.
 #[derive(Debug)]
 pub(super) struct Poller {
-    threads: Arc<Mutex<Vec<Polled>>>,
+    threads: Arc<Mutex<Vec<PolledThread>>>,
     signal: c_int,
     _ticker: Option<Ticker>,
 }
 
 #[derive(Debug)]
-struct Polled {
+struct PolledThread {
     tid: pid_t,
     signal: c_int,
     run_delay: RunDelay,
-    seen_ns: u64,
+    last_ns: u64,
 }
 
 impl Poller {
-    /// Begins: threads get `signal`. Where there is no thread to be had nobody is polled.
+    /// Starts the poller, which kicks by `signal`. If no thread can be started, nothing is polled.
     pub(super) fn start(signal: c_int) -> Self {
-        let threads = Arc::new(Mutex::new(Vec::<Polled>::new()));
-        let all = Arc::clone(&threads);
-        let tick = move || {
-            for polled in &mut *all.lock().unwrap_or_else(PoisonError::into_inner) {
-                polled.look();
-            }
-        };
+        let threads = Arc::new(Mutex::new(Vec::<PolledThread>::new()));
+        let polled = Arc::clone(&threads);
+        let tick = move || lock(&polled).iter_mut().for_each(PolledThread::poll);
         Self { threads, signal, _ticker: Ticker::start("poller", PERIOD, || {}, tick).ok() }
     }
 
-    /// Reminds the calling thread, until it is [`forgotten`](Self::forget_this_thread).
+    /// Polls the calling thread until [`forget_this_thread`](Self::forget_this_thread).
     pub(super) fn poll_this_thread(&self) -> Result<(), StealTimeError> {
         let tid = own_tid();
         let run_delay = RunDelay::of_thread(tid).map_err(StealTimeError::RunDelay)?;
-        self.lock().push(Polled { tid, signal: self.signal, run_delay, seen_ns: 0 });
+        lock(&self.threads).push(PolledThread { tid, signal: self.signal, run_delay, last_ns: 0 });
         Ok(())
     }
 
-    /// When this returns the calling thread is not kicked any more.
+    /// Stops polling the calling thread. On return it is no longer kicked.
     pub(super) fn forget_this_thread(&self) {
-        let me = own_tid();
-        self.lock().retain(|polled| polled.tid != me);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Polled>> {
-        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+        let own = own_tid();
+        lock(&self.threads).retain(|polled| polled.tid != own);
     }
 }
 
-impl Polled {
-    fn look(&mut self) {
-        let run_delay_ns = self.run_delay.read_ns().unwrap_or(self.seen_ns);
-        if std::mem::replace(&mut self.seen_ns, run_delay_ns) != run_delay_ns {
+impl PolledThread {
+    fn poll(&mut self) {
+        let run_delay_ns = self.run_delay.read_ns().unwrap_or(self.last_ns);
+        if std::mem::replace(&mut self.last_ns, run_delay_ns) != run_delay_ns {
             kick::signal_thread(self.tid, self.signal);
         }
     }

@@ -1,13 +1,14 @@
-//! The record, as the monitor writes it: single atomic words in a page that guest and BPF program share.
+//! The record, as the monitor writes it: atomic fields in a page that guest and BPF program share.
 //!
-//! Order of an update (KVM's `record_steal_time`): version odd, steal, version even, then the byte. x86 keeps stores
-//! in order, so what is said here with `Release` costs nothing but the compiler's freedom. A reader on another vCPU
-//! may see the byte late, never a torn steal.
+//! The order of an update is KVM's (`record_steal_time`): version odd, steal, version even, then
+//! `preempted`. x86 keeps stores in order, so `Release` binds only the compiler here. A reader on
+//! another vCPU may read `preempted` late, but never a torn steal.
 //!
-//! One writer at a time: while the BPF program publishes, it alone writes version and steal, and the vCPU's thread
-//! stores single bytes. The thread makes a whole update only before it hands the record to the program.
+//! Version and steal have one writer at a time. While the BPF program publishes, it alone writes
+//! them, and the vCPU's thread stores single bytes. The thread updates the whole record only before
+//! it hands it to the program.
 
-#![expect(unsafe_code, reason = "sees a record in a page of bytes, or of guest memory")]
+#![expect(unsafe_code, reason = "views a record in a page of bytes, or of guest memory")]
 
 use std::ops::Deref;
 use std::ptr::NonNull;
@@ -18,36 +19,38 @@ use protocol::kvm::{PREEMPTED, StealTime};
 
 use crate::host_vm::{HostVm, PAGE, PAGE_SIZE};
 
-/// Bytes in a record.
+/// Size of a record (bytes).
 pub const RECORD_SIZE: usize = size_of::<StealTime>();
 
-/// A record in memory that others write too.
+/// A steal-time record in memory that guest, program and KVM also write.
 #[derive(Debug)]
 #[repr(transparent)]
 pub struct Record(StealTime);
 
 impl Record {
-    /// The record at `offset` of a page of the record map; `None` where none can lie.
-    #[expect(clippy::cast_ptr_alignment, reason = "it is looked at before it is used")]
+    /// Returns the record at `offset` of a page of the page map; `None` if it does not fit there, or is
+    /// misaligned.
+    #[expect(clippy::cast_ptr_alignment, reason = "alignment is checked before use")]
     pub fn in_page(page: &[AtomicU8; PAGE_SIZE], offset: usize) -> Option<&Self> {
         let place = page.get(offset..offset.checked_add(size_of::<Self>())?)?.as_ptr().cast::<Self>();
         if !place.is_aligned() {
             return None;
         }
-        // SAFETY: 64 bytes of the page begin there, aligned; they are borrowed as long as the page, and any bytes are
-        // a record, whose fields are atomics, as the page's bytes are.
+        // SAFETY: 64 aligned bytes of the page begin there, and are borrowed as long as the page. Any
+        // bytes are a valid record, whose fields are atomics, as the page's bytes are.
         Some(unsafe { &*place })
     }
 
-    /// Raises steal to `least_ns` if it is less, adds `more_ns`, and clears the byte. The caller is the only writer.
+    /// Raises steal to `least_ns` if it is less, adds `more_ns`, and clears `preempted`. The caller is
+    /// the only writer.
     ///
-    /// A guest that left the version odd finds it even afterwards, as under KVM.
+    /// A version that the guest left odd is even afterwards, as under KVM.
     pub fn update(&self, least_ns: u64, more_ns: u64) {
         self.raise_steal(least_ns, more_ns);
         self.0.preempted.store(0, Ordering::Release);
     }
 
-    /// Adds `more_ns` to steal, and leaves the byte as it is. The caller is the only writer.
+    /// Adds `more_ns` to steal, and does not touch `preempted`. The caller is the only writer.
     pub fn add_steal(&self, more_ns: u64) {
         self.raise_steal(0, more_ns);
     }
@@ -61,12 +64,12 @@ impl Record {
         self.0.version.store(odd.wrapping_add(1), Ordering::Release);
     }
 
-    /// Steal (ns) as it is; whole where nobody writes.
+    /// Returns steal (ns). It may be torn while another thread writes it.
     pub fn steal_ns(&self) -> u64 {
         self.0.steal.load(Ordering::Acquire)
     }
 
-    /// Steal (ns), whole, if nobody was just writing it.
+    /// Returns steal (ns), or `None` if it was being written.
     pub fn try_steal_ns(&self) -> Option<u64> {
         let version = self.0.version.load(Ordering::Acquire);
         let steal = self.0.steal.load(Ordering::Acquire);
@@ -74,24 +77,24 @@ impl Record {
         is_whole.then_some(steal)
     }
 
-    /// All of it; as it is at one moment where nobody writes.
+    /// Returns all bytes. They may be torn while another thread writes the record.
     pub fn bytes(&self) -> [u8; RECORD_SIZE] {
         self.0.bytes()
     }
 
-    /// Sets the byte.
+    /// Sets `preempted`.
     pub fn set_preempted(&self) {
         self.0.preempted.store(PREEMPTED, Ordering::Release);
     }
 
-    /// The byte.
+    /// Returns `preempted`.
     pub fn preempted(&self) -> u8 {
         self.0.preempted.load(Ordering::Acquire)
     }
 
-    /// Clears the byte if it is set, and says whether it was.
+    /// Clears `preempted` if it is set. Returns whether it was.
     pub fn clear_preempted(&self) -> bool {
-        // Read first: the line stays shared with the vCPUs that watch it.
+        // Load first: the cache line stays shared with the vCPUs that poll it
         let was_set = self.0.preempted.load(Ordering::Relaxed) != 0;
         if was_set {
             self.0.preempted.store(0, Ordering::Release);
@@ -100,7 +103,7 @@ impl Record {
     }
 }
 
-/// A record where it lies in guest memory, whoever writes it there.
+/// A record in guest memory, at its registered address.
 #[derive(Debug)]
 pub struct GuestRecord {
     record: NonNull<Record>,
@@ -110,11 +113,11 @@ pub struct GuestRecord {
 // SAFETY: guest memory belongs to the process, not to a thread, and `_vm` keeps it mapped.
 unsafe impl Send for GuestRecord {}
 
-// SAFETY: it lends out a record, which consists of atomics.
+// SAFETY: it dereferences to a record, whose fields are atomics.
 unsafe impl Sync for GuestRecord {}
 
 impl GuestRecord {
-    /// The record at `gpa` of `vm`'s memory; `None` if `gpa` is misaligned or outside RAM.
+    /// Returns the record at `gpa` of `vm`'s memory; `None` if `gpa` is misaligned or outside RAM.
     pub fn at(vm: &Arc<dyn HostVm>, gpa: u64) -> Option<Self> {
         if !gpa.is_multiple_of(RECORD_SIZE as u64) {
             return None;
@@ -131,8 +134,8 @@ impl Deref for GuestRecord {
     type Target = Record;
 
     fn deref(&self) -> &Record {
-        // SAFETY: 64 aligned bytes of RAM, which `_vm` keeps mapped; any bytes are a record, whose fields are atomics, as
-        // which guest, program and KVM write them.
+        // SAFETY: these are 64 aligned bytes of RAM, which `_vm` keeps mapped. Any bytes are a valid
+        // record. Its fields are atomics, and guest, program and KVM write them by whole words.
         unsafe { self.record.as_ref() }
     }
 }
@@ -161,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn update_adds_to_the_guest_s_own_steal_and_clears_the_byte() {
+    fn update_adds_to_the_steal_in_the_record_and_clears_preempted() {
         let record = record(1000, 4, 1);
         record.update(0, 50);
         assert_eq!(parts(&record), (1050, 6, 0));
@@ -185,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn steal_that_was_more_once_is_raised_and_never_lowered() {
+    fn steal_is_raised_to_the_least_value_and_never_lowered() {
         let record = record(1000, 4, 1);
         record.update(5000, 7);
         assert_eq!(parts(&record), (5007, 6, 0));
@@ -194,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn record_in_guest_memory_is_found_where_it_can_lie() {
+    fn record_in_guest_memory_is_found_where_it_fits() {
         let vm: Arc<dyn HostVm> = Memory::mib(1);
         let record = GuestRecord::at(&vm, 0xf_ffc0).expect("the last 64 bytes");
         record.update(0, 9);
@@ -205,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn clearing_touches_only_the_byte() {
+    fn clearing_preempted_touches_no_other_field() {
         let record = record(5, 8, 1);
         assert!(record.clear_preempted());
         assert!(!record.clear_preempted());

@@ -1,51 +1,54 @@
-//! A record whose version and steal the vCPU's own thread writes, between two stays in the guest.
+//! A record whose version and steal the vCPU's own thread writes, between two runs of the guest.
 //!
-//! So it is without BPF: nobody else knows the thread's run delay at the moment when it is final, and nobody else can
-//! write two words that belong together without being interrupted by the vCPU. Whoever learns of switches may set and
-//! clear the byte from elsewhere ([`ThreadRecord::shared`]); what belongs to the vCPU's thread is told here.
+//! Without BPF only that thread knows its final run delay, and only it can write both words without
+//! interleaving with its own vCPU. Other threads that observe switches store single bytes: they set
+//! and clear `preempted` ([`ThreadRecord::shared`]).
 
 use std::sync::Arc;
 
-use super::StealTimeError;
 use super::record::GuestRecord;
+use crate::error::StealTimeError;
 use crate::host_vm::HostVm;
 use host::stats::RunDelay;
 
-/// See the module. Lives on the vCPU's thread.
+/// The record of one vCPU, owned by its thread.
 #[derive(Debug)]
 pub(super) struct ThreadRecord {
     vm: Arc<dyn HostVm>,
     run_delay: RunDelay,
     record: Option<Arc<GuestRecord>>,
-    /// Nothing is to be written.
+    /// Whether nothing may be written.
     is_paused: bool,
-    /// Time for which the vCPU was kept from running, all told (ns).
-    parked_ns: u64,
-    /// Run delay and time parked that steal holds already (ns).
+    /// Total time in which the monitor had the vCPU descheduled (ns).
+    descheduled_ns: u64,
+    /// Run delay and descheduled time that steal contains (ns).
     accounted_ns: u64,
     cleared_at_entry: u64,
 }
 
 impl ThreadRecord {
-    /// For the vCPU of the calling thread, whose records lie in `vm`'s memory. It has none yet.
+    /// Creates it for the vCPU of the calling thread, without a record. Records lie in `vm`'s
+    /// memory.
     pub(super) fn new(vm: Arc<dyn HostVm>) -> Result<Self, StealTimeError> {
         Ok(Self {
             vm,
             run_delay: RunDelay::of_this_thread().map_err(StealTimeError::RunDelay)?,
             record: None,
             is_paused: false,
-            parked_ns: 0,
+            descheduled_ns: 0,
             accounted_ns: 0,
             cleared_at_entry: 0,
         })
     }
 
-    /// The record, for others who may store its byte; `None` while nothing is to be written.
+    /// Returns the record, for other threads that store `preempted`; `None` while nothing may be
+    /// written.
     pub(super) fn shared(&self) -> Option<Arc<GuestRecord>> {
         self.record.clone().filter(|_| !self.is_paused)
     }
 
-    /// From now on it is the one at `gpa`, which is updated once; its steal is `least_ns` at least.
+    /// Sets the record to the one at `gpa`, and updates it once. Its steal is then at least
+    /// `least_ns`.
     pub(super) fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), StealTimeError> {
         let Some(record) = GuestRecord::at(&self.vm, gpa) else { return Ok(()) };
         let unpublished_ns = self.account()?;
@@ -54,43 +57,43 @@ impl ThreadRecord {
         Ok(())
     }
 
-    /// There is none any more.
+    /// Drops the record.
     pub(super) fn withdraw(&mut self) {
         self.record = None;
     }
 
-    /// The guest is about to be entered: steal is all that there is to tell, and the byte is clear.
+    /// Adds new run delay to steal, and clears `preempted`. Called before entry.
     pub(super) fn update(&mut self) -> Result<(), StealTimeError> {
         let unpublished_ns = self.account()?;
         if let Some(record) = self.shared() {
             if unpublished_ns > 0 {
                 record.update(0, unpublished_ns);
             }
-            self.clear_byte();
+            self.clear_preempted();
         }
         Ok(())
     }
 
-    /// Clears a byte that says preempted of a vCPU that runs.
-    pub(super) fn clear_byte(&mut self) {
+    /// Clears `preempted`. Called before entry.
+    pub(super) fn clear_preempted(&mut self) {
         let is_set = self.record.as_ref().is_some_and(|record| !self.is_paused && record.clear_preempted());
         self.cleared_at_entry += u64::from(is_set);
     }
 
-    /// The vCPU is kept from running.
-    pub(super) fn park(&mut self) {
+    /// Sets `preempted`: the monitor has descheduled the vCPU.
+    pub(super) fn deschedule(&mut self) {
         if let Some(record) = &self.record {
             record.set_preempted();
         }
     }
 
-    /// It may run again, and was kept from it for `parked_ns`.
-    pub(super) fn unpark(&mut self, parked_ns: u64) -> Result<(), StealTimeError> {
-        self.parked_ns += parked_ns;
+    /// Adds `descheduled_ns` and new run delay to steal, and clears `preempted`.
+    pub(super) fn schedule(&mut self, descheduled_ns: u64) -> Result<(), StealTimeError> {
+        self.descheduled_ns += descheduled_ns;
         self.resume()
     }
 
-    /// Nothing is written until [`rise`](Self::resume), and the byte is clear.
+    /// Clears `preempted`, and writes nothing until [`resume`](Self::resume).
     pub(super) fn pause(&mut self) {
         if let Some(record) = &self.record {
             record.clear_preempted();
@@ -98,13 +101,13 @@ impl ThreadRecord {
         self.is_paused = true;
     }
 
-    /// See [`super::Publication::discard_run_delay`].
+    /// Discards the run delay since [`pause`](Self::pause). Returns the discarded time (ns).
     pub(super) fn discard_run_delay(&mut self, run_delay_ns: u64) -> u64 {
-        let total = run_delay_ns + self.parked_ns;
+        let total = run_delay_ns + self.descheduled_ns;
         total.saturating_sub(std::mem::replace(&mut self.accounted_ns, total))
     }
 
-    /// It is written again, and updated once.
+    /// Updates the record once. It may be written again.
     pub(super) fn resume(&mut self) -> Result<(), StealTimeError> {
         self.is_paused = false;
         let unpublished_ns = self.account()?;
@@ -114,12 +117,13 @@ impl ThreadRecord {
         Ok(())
     }
 
-    /// Times it was about to enter the guest with the byte set.
+    /// Returns the number of entries that found `preempted` set.
     pub(super) fn cleared_at_entry(&self) -> u64 {
         self.cleared_at_entry
     }
 
-    /// Takes all run delay and time parked so far for told, and gives what was not.
+    /// Marks all run delay and descheduled time so far as contained in steal. Returns the part that
+    /// was not (ns).
     fn account(&mut self) -> Result<u64, StealTimeError> {
         let run_delay_ns = self.run_delay.read_ns().map_err(StealTimeError::RunDelay)?;
         Ok(self.discard_run_delay(run_delay_ns))

@@ -34,7 +34,8 @@ use protocol::VcpuId;
 
 use super::pages::UnloggedPages;
 use super::thread_record::ThreadRecord;
-use super::{Counts, INIT_GOES_UNNOTICED, Publication, Publisher, PublisherKind, StealTimeError, bpf};
+use super::{Counts, INIT_IS_MISSED, Publication, Publisher, PublisherKind, bpf};
+use crate::error::StealTimeError;
 use crate::host_vm::HostVm;
 use host::cpus::Cpus;
 pub use observer::Observer;
@@ -93,7 +94,7 @@ impl Publisher for PerfPublisher {
     fn limits(&self) -> Vec<String> {
         let late =
             "`preempted` follows the switch by some 25 to 40 us, so a shorter preemption is not seen in time";
-        [late, INIT_GOES_UNNOTICED].map(str::to_owned).into_iter().chain(self.observer.limits()).collect()
+        [late, INIT_IS_MISSED].map(str::to_owned).into_iter().chain(self.observer.limits()).collect()
     }
 }
 
@@ -122,14 +123,14 @@ impl Publication for PerfPublication<'_> {
         false
     }
 
-    fn park(&mut self) {
+    fn deschedule(&mut self) {
         // Until then no other thread may clear `preempted`
         self.reader.set_record(None);
-        self.own.park();
+        self.own.deschedule();
     }
 
-    fn unpark(&mut self, parked_ns: u64) -> Result<(), StealTimeError> {
-        self.own.unpark(parked_ns)?;
+    fn schedule(&mut self, descheduled_ns: u64) -> Result<(), StealTimeError> {
+        self.own.schedule(descheduled_ns)?;
         self.reader.set_record(self.own.shared());
         Ok(())
     }
@@ -155,7 +156,7 @@ impl Publication for PerfPublication<'_> {
             let _ = self.own.update();
             self.publisher.readers.observe_others(&self.reader);
         } else {
-            self.own.clear_byte();
+            self.own.clear_preempted();
         }
     }
 

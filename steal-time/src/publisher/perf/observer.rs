@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
@@ -19,6 +19,7 @@ use super::switch_reader::SwitchReader;
 use host::cpus::Cpus;
 use host::perf::PerfError;
 use host::placement::{Placement, place_beside};
+use host::sync::lock;
 
 fn failed(what: &'static str) -> impl FnOnce(io::Error) -> PerfError {
     move |source| PerfError::Failed { what, needs: "a free file descriptor or thread", source }
@@ -78,8 +79,8 @@ impl Observer {
                  RLIMIT_RTPRIO)"
             }
             Placement::SharedBatch => {
-                "the observer has no spare CPU, so preemption by other tasks is seen late, by time slices (leave it one by \
-                 --cpus)"
+                "the observer has no spare CPU, so preemption by other tasks is seen late, by time slices (leave it \
+                 one)"
             }
         };
         Some(limit.to_owned())
@@ -100,8 +101,7 @@ impl Observer {
     }
 
     fn send(&self, command: Command) -> io::Result<()> {
-        let commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        commands.send(command).map_err(io::Error::other)?;
+        lock(&self.commands).send(command).map_err(io::Error::other)?;
         self.wake.write(1)
     }
 }

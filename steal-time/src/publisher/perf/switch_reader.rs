@@ -3,13 +3,14 @@
 use std::ffi::c_int;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 use protocol::VcpuId;
 
 use crate::publisher::record::GuestRecord;
 use crate::publisher::{Counts, bpf};
 use host::perf::{PerfError, SwitchKind, SwitchLog};
+use host::sync::{lock, read, write};
 use host::thread::own_tid;
 
 /// The switch log of one vCPU thread, shared by that thread and all threads that read the log.
@@ -43,7 +44,7 @@ impl SwitchReader {
     /// Sets the record whose `preempted` other threads store; `None` for none. On return the old
     /// one is no longer written.
     pub(super) fn set_record(&self, record: Option<Arc<GuestRecord>>) {
-        self.lock().record = record;
+        lock(&self.state).record = record;
     }
 
     /// Returns whether the thread was switched since the last call. The thread itself calls it, and
@@ -69,11 +70,7 @@ impl SwitchReader {
 
     /// Returns the counts of switches and of lost records.
     pub(super) fn counts(&self) -> Counts {
-        Counts { program: self.lock().counts, lost: self.log.lost(), ..Counts::default() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, ReaderState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        Counts { program: lock(&self.state).counts, lost: self.log.lost(), ..Counts::default() }
     }
 }
 
@@ -108,22 +105,21 @@ pub(super) struct SwitchReaders(RwLock<Vec<Arc<SwitchReader>>>);
 
 impl SwitchReaders {
     pub(super) fn add(&self, reader: Arc<SwitchReader>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).push(reader);
+        write(&self.0).push(reader);
     }
 
     pub(super) fn remove(&self, reader: &Arc<SwitchReader>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).retain(|other| !Arc::ptr_eq(other, reader));
+        write(&self.0).retain(|other| !Arc::ptr_eq(other, reader));
     }
 
     /// Returns the reader of `vcpu`.
     pub(super) fn of(&self, vcpu: VcpuId) -> Option<Arc<SwitchReader>> {
-        let readers = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        readers.iter().find(|reader| reader.vcpu == vcpu).cloned()
+        read(&self.0).iter().find(|reader| reader.vcpu == vcpu).cloned()
     }
 
     /// Drains the logs of all readers but `own`.
     pub(super) fn observe_others(&self, own: &Arc<SwitchReader>) {
-        let readers = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let readers = read(&self.0);
         for reader in readers.iter().filter(|other| !Arc::ptr_eq(other, own)) {
             reader.observe();
         }
