@@ -44,7 +44,7 @@ impl Policy for Host {
         }
         for (vcpu, view) in state.vcpus.iter().enumerate() {
             if self.is_pinned {
-                out.push(Decision::CpuHandoff { vcpu, cpu: view.home });
+                out.push(Decision::Migrate { vcpu, cpu: view.home });
             }
             if self.nice != 0 || self.slice != 0 {
                 out.push(Decision::Tune { vcpu, nice: self.nice, slice: self.slice });

@@ -211,7 +211,7 @@ pub enum Decision {
         vcpu: Vcpu,
     },
     /// Makes `cpu` the home of `vcpu`.
-    CpuHandoff {
+    Migrate {
         /// The vCPU.
         vcpu: Vcpu,
         /// Its new home.

@@ -197,13 +197,13 @@ impl Schedule {
                         changes.push(Change::Unthrottle(vcpu));
                     }
                 }
-                Decision::CpuHandoff { vcpu, cpu } => {
+                Decision::Migrate { vcpu, cpu } => {
                     let view = self.state.vcpus.get_mut(vcpu).ok_or(Refusal::Impossible)?;
                     if cpu >= assigned.len() {
                         return Err(Refusal::Impossible);
                     }
                     view.home = cpu;
-                    changes.push(Change::CpuHandoff(vcpu, cpu));
+                    changes.push(Change::Migrate(vcpu, cpu));
                 }
                 Decision::Tune { vcpu, nice, slice } => {
                     if vcpu >= throttled.len() {

@@ -34,6 +34,16 @@ pub enum Assignment {
     Vcpu(Vcpu),
 }
 
+impl Assignment {
+    /// The assigned vCPU, if any.
+    pub fn vcpu(self) -> Option<Vcpu> {
+        match self {
+            Self::Vcpu(vcpu) => Some(vcpu),
+            Self::Host | Self::Idle => None,
+        }
+    }
+}
+
 /// State of a vCPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VcpuView {
@@ -74,15 +84,22 @@ pub struct GuestHints {
 impl SchedState {
     /// The vCPU assigned to `cpu`.
     pub fn on(&self, cpu: Cpu) -> Option<Vcpu> {
-        match self.cpus.get(cpu)?.assignment {
-            Assignment::Vcpu(vcpu) => Some(vcpu),
-            Assignment::Host | Assignment::Idle => None,
-        }
+        self.cpus.get(cpu)?.assignment.vcpu()
     }
 
     /// The CPU to which `vcpu` is assigned.
     pub fn cpu_of(&self, vcpu: Vcpu) -> Option<Cpu> {
         (0..self.cpus.len()).find(|cpu| self.on(*cpu) == Some(vcpu))
+    }
+
+    /// Whether `vcpu` exists and is assigned to no CPU.
+    pub fn is_unassigned(&self, vcpu: Vcpu) -> bool {
+        self.vcpus.get(vcpu).is_some_and(|vcpu| !vcpu.is_gone) && self.cpu_of(vcpu).is_none()
+    }
+
+    /// Whether the host's scheduler chooses on `cpu`.
+    pub fn is_host_scheduled(&self, cpu: Cpu) -> bool {
+        self.cpus.get(cpu).is_none_or(|cpu| cpu.assignment == Assignment::Host)
     }
 
     /// Whether `vcpu` is eligible to run: it exists and is not throttled.

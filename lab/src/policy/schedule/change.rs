@@ -34,7 +34,7 @@ pub enum Change {
     /// A vCPU is no longer throttled.
     Unthrottle(Vcpu),
     /// A vCPU has a new home.
-    CpuHandoff(Vcpu, Cpu),
+    Migrate(Vcpu, Cpu),
     /// A vCPU has a new nice value and a new slice (ns).
     Tune(Vcpu, i8, Ns),
 }

@@ -39,7 +39,7 @@ fn decisions_apply_together_or_not_at_all() {
         (run(2, 3, 4 * MS), Refusal::Impossible),
         (run(1, 4, 4 * MS), Refusal::Impossible),
         (Decision::Throttle { vcpu: 4 }, Refusal::Impossible),
-        (Decision::CpuHandoff { vcpu: 0, cpu: 2 }, Refusal::Impossible),
+        (Decision::Migrate { vcpu: 0, cpu: 2 }, Refusal::Impossible),
         (Decision::Boost { cpu: 1, vcpu: 2, until: 4 * MS }, Refusal::Contradictory),
     ] {
         assert_eq!(apply(&mut schedule(), &[good, bad]), Err(refusal), "{bad:?}");
