@@ -1,62 +1,57 @@
-//! The copying thread: what the publisher inside has written, into the guest's records, with faults.
+//! The copying thread: copies shadow records to the guest's records, with faults.
 
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::plan::{FaultCounts, Plan};
+use super::FaultInjectionError;
+use super::plan::{FaultCounts, FaultPlan};
 use host::clock;
 use host::cpus::Cpus;
 use host::placement::place_beside;
 use host::ticker::Ticker;
 use steal_time::publisher::record::GuestRecord;
 
-/// Between two copies. Shorter ones would take a whole CPU.
+/// Interval between two copies. A shorter one would take a whole CPU.
 pub const PERIOD: Duration = Duration::from_micros(20);
 
-/// The copying thread cannot be started.
-#[derive(Debug, thiserror::Error)]
-#[error("Cannot start the thread that makes a publisher faulty")]
-pub struct CopierError(#[source] io::Error);
-
-/// The way of one vCPU's record, from the publisher inside to the guest.
+/// The route of one vCPU's record, from its shadow to the guest.
 #[derive(Debug)]
 pub(super) struct Route {
     shadow: GuestRecord,
-    way: Mutex<Way>,
+    state: Mutex<RouteState>,
 }
 
 #[derive(Debug)]
-struct Way {
-    plan: Plan,
+struct RouteState {
+    plan: FaultPlan,
     guest: Option<GuestRecord>,
     is_paused: bool,
-    /// Of the inner record's steal, what the guest has been told (ns).
-    told_ns: u64,
+    /// The part of the shadow record's steal that was copied (ns).
+    copied_ns: u64,
 }
 
 impl Route {
-    pub(super) fn new(shadow: GuestRecord, plan: Plan) -> Self {
-        Self { shadow, way: Mutex::new(Way { plan, guest: None, is_paused: false, told_ns: 0 }) }
+    pub(super) fn new(shadow: GuestRecord, plan: FaultPlan) -> Self {
+        Self { shadow, state: Mutex::new(RouteState { plan, guest: None, is_paused: false, copied_ns: 0 }) }
     }
 
-    /// From now on it leads to `record`, which is updated once; its steal is `least_ns` at least.
-    pub(super) fn lead_to(&self, record: GuestRecord, least_ns: u64) {
-        let mut way = self.lock();
-        record.update(least_ns, way.untold(&self.shadow));
-        way.guest = Some(record);
+    /// Starts to copy to `record`, and updates it once. Its steal is at least `least_ns`.
+    pub(super) fn set_target(&self, record: GuestRecord, least_ns: u64) {
+        let mut state = self.lock();
+        record.update(least_ns, state.take_new_steal(&self.shadow));
+        state.guest = Some(record);
     }
 
-    /// It leads nowhere: when this returns no record of the guest's is written.
-    pub(super) fn lead_nowhere(&self) {
+    /// Stops copying. When this returns, no record of the guest is written.
+    pub(super) fn clear_target(&self) {
         self.lock().guest = None;
     }
 
-    /// Nothing is written until [`rise`](Self::resume), and the byte is clear.
+    /// Clears `preempted`, and writes nothing until [`resume`](Self::resume).
     pub(super) fn pause(&self) {
-        let mut way = self.lock();
-        way.is_paused = true;
-        if let Some(guest) = &way.guest {
+        let mut state = self.lock();
+        state.is_paused = true;
+        if let Some(guest) = &state.guest {
             guest.clear_preempted();
         }
     }
@@ -71,39 +66,40 @@ impl Route {
     }
 
     fn copy(&self, now_ns: u64) {
-        let mut way = self.lock();
-        if way.is_paused {
+        let mut state = self.lock();
+        if state.is_paused {
             return;
         }
-        let says = way.plan.says(now_ns, self.shadow.preempted() != 0);
-        let untold_ns = way.untold(&self.shadow);
-        let Some(guest) = &way.guest else { return };
-        if untold_ns > 0 {
-            guest.add_steal(untold_ns);
+        let preempted = state.plan.preempted(now_ns, self.shadow.preempted() != 0);
+        let new_steal_ns = state.take_new_steal(&self.shadow);
+        let Some(guest) = &state.guest else { return };
+        if new_steal_ns > 0 {
+            guest.add_steal(new_steal_ns);
         }
-        match (guest.preempted() != 0, says) {
+        match (guest.preempted() != 0, preempted) {
             (false, true) => guest.set_preempted(),
             (true, false) => drop(guest.clear_preempted()),
             _ => {}
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Way> {
-        self.way.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, RouteState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Way {
-    /// Takes all steal of the inner record for told, and gives what was not. While it is being written there is none.
-    fn untold(&mut self, shadow: &GuestRecord) -> u64 {
+impl RouteState {
+    /// Returns the steal that was not copied yet (ns), and counts it as copied; 0 while the shadow
+    /// record is being written.
+    fn take_new_steal(&mut self, shadow: &GuestRecord) -> u64 {
         match shadow.try_steal_ns() {
-            Some(steal) => steal.wrapping_sub(std::mem::replace(&mut self.told_ns, steal)),
+            Some(steal) => steal.wrapping_sub(std::mem::replace(&mut self.copied_ns, steal)),
             None => 0,
         }
     }
 }
 
-/// See the module. Dropping it ends the thread.
+/// The copying thread. Dropping it ends the thread.
 #[derive(Debug)]
 pub(super) struct Copier {
     routes: Arc<Mutex<Vec<Arc<Route>>>>,
@@ -111,29 +107,33 @@ pub(super) struct Copier {
 }
 
 impl Copier {
-    /// Beside vCPUs that use `vcpu_cpus`.
-    pub(super) fn start(vcpu_cpus: &Cpus) -> Result<Self, CopierError> {
+    /// Starts the thread, beside vCPUs that run on `vcpu_cpus`.
+    ///
+    /// # Errors
+    /// [`FaultInjectionError::Thread`].
+    pub(super) fn start(vcpu_cpus: &Cpus) -> Result<Self, FaultInjectionError> {
         let routes = Arc::new(Mutex::new(Vec::<Arc<Route>>::new()));
-        let (mine, cpus) = (Arc::clone(&routes), vcpu_cpus.clone());
-        // Wherever it stands it does its work; the copy may be later.
+        let (shared, cpus) = (Arc::clone(&routes), vcpu_cpus.clone());
+        // On a shared CPU the copies are later.
         let begin = move || {
             let _ = place_beside(&cpus, 2);
         };
         let tick = move || {
             let now_ns = clock::monotonic_ns();
-            for route in &*mine.lock().unwrap_or_else(PoisonError::into_inner) {
+            for route in &*shared.lock().unwrap_or_else(PoisonError::into_inner) {
                 route.copy(now_ns);
             }
         };
-        let ticker = Ticker::start("copier", PERIOD, begin, tick).map_err(CopierError)?;
+        let ticker = Ticker::start("copier", PERIOD, begin, tick).map_err(FaultInjectionError::Thread)?;
         Ok(Self { routes, _ticker: ticker })
     }
 
+    /// Starts to copy `route`.
     pub(super) fn add(&self, route: Arc<Route>) {
         self.lock().push(route);
     }
 
-    /// When this returns it is not copied any more.
+    /// Stops copying `route`, before it returns.
     pub(super) fn remove(&self, route: &Arc<Route>) {
         self.lock().retain(|other| !Arc::ptr_eq(other, route));
     }

@@ -1,58 +1,53 @@
-//! Faults, as users write them: `drop=0.1,false_hz=20,delay_us=500,stick,lose_every=10,seed=7`.
+//! Faults in the user's notation: `drop=0.1,false_hz=20,delay_us=500,stick,lose_every=10,seed=7`.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
 
-/// What a faulty publisher does wrong.
+use super::FaultInjectionError;
+
+/// The faults of a publisher.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Faults {
-    /// Of the times that the byte should be set, the share in which it is not.
+    /// Share of the sets of `preempted` that are dropped (0 to 1).
     pub drop: f64,
-    /// Times in a second that it is set for no reason.
+    /// Rate at which `preempted` is set without a preemption (Hz).
     pub false_hz: f64,
-    /// How much later than it should it is set (us).
+    /// Delay of each set of `preempted` (us).
     pub delay_us: u32,
-    /// Once set, it is never cleared.
+    /// Whether `preempted` is never cleared.
     pub stick: bool,
-    /// Of the switch-ins the BPF program overlooks each so many-th, as some hosts make it; 0: none.
+    /// The BPF program ignores every `lose_every`th switch-in, as some hosts lose them; 0 for none.
     pub lose_every: u64,
-    /// By which it is decided what goes wrong when.
+    /// Seed of the random faults.
     pub seed: u64,
 }
 
-/// What was written makes no fault.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} is no fault (write drop=SHARE, false_hz=RATE, delay_us=TIME, stick, lose_every=N, seed=N, separated by commas)"
-)]
-pub struct FaultsError(String);
+/// Highest rate of false sets (Hz). At higher rates they would overlap.
+const MAX_FALSE_HZ: f64 = 1_000.0;
 
-/// More than this often nothing can be told apart any more.
-const MOST_HZ: f64 = 1_000.0;
-
-/// A second.
-const LONGEST_DELAY_US: u32 = 1_000_000;
+/// Longest delay (us).
+const MAX_DELAY_US: u32 = 1_000_000;
 
 impl FromStr for Faults {
-    type Err = FaultsError;
+    type Err = FaultInjectionError;
 
-    fn from_str(text: &str) -> Result<Self, FaultsError> {
+    fn from_str(text: &str) -> Result<Self, FaultInjectionError> {
         let mut faults = Self { seed: 1, ..Self::default() };
         for word in text.split(',') {
-            let bad = || FaultsError(word.to_owned());
+            let bad = || FaultInjectionError::Syntax(word.to_owned());
             let (key, value) = word.trim().split_once('=').unwrap_or((word.trim(), ""));
-            let number = |most: f64| {
+            let number = |max: f64| {
                 let number: f64 = value.parse().map_err(|_| bad())?;
-                if (0.0..=most).contains(&number) { Ok(number) } else { Err(bad()) }
+                if (0.0..=max).contains(&number) { Ok(number) } else { Err(bad()) }
             };
             match key {
                 "drop" => faults.drop = number(1.0)?,
-                "false_hz" => faults.false_hz = number(MOST_HZ)?,
+                "false_hz" => faults.false_hz = number(MAX_FALSE_HZ)?,
                 "delay_us" => {
                     let delay: u32 = value.parse().map_err(|_| bad())?;
-                    faults.delay_us = if delay <= LONGEST_DELAY_US { delay } else { return Err(bad()) };
+                    faults.delay_us = if delay <= MAX_DELAY_US { delay } else { return Err(bad()) };
                 }
                 "stick" if value.is_empty() => faults.stick = true,
                 "lose_every" => faults.lose_every = value.parse().map_err(|_| bad())?,
@@ -65,8 +60,8 @@ impl FromStr for Faults {
 }
 
 impl Faults {
-    /// Whether any of these is made between publisher and guest, by the copier.
-    pub(super) fn takes_a_copier(&self) -> bool {
+    /// Whether the copier must make any of these faults.
+    pub(super) fn needs_copier(&self) -> bool {
         self.drop > 0.0 || self.false_hz > 0.0 || self.delay_us > 0 || self.stick
     }
 }
@@ -104,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn faults_read_back_as_they_were_written() {
+    fn faults_parse_what_they_print() {
         for text in [
             "drop=0.1,seed=1",
             "false_hz=20,delay_us=500,seed=7",
@@ -116,11 +111,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_fault_is_refused_by_its_name() {
+    fn text_that_is_not_a_fault_is_refused_by_name() {
         for text in
             ["", "drop", "drop=2", "drop=-0.1", "drop=NaN", "false_hz=inf", "stick=1", "delay_us=1e9", "lie"]
         {
-            assert_eq!(text.parse::<Faults>(), Err(FaultsError(text.to_owned())), "{text}");
+            let refused = text.parse::<Faults>();
+            assert!(matches!(refused, Err(FaultInjectionError::Syntax(word)) if word == text), "{text}");
         }
     }
 }

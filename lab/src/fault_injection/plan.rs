@@ -1,33 +1,33 @@
-//! The plan of one vCPU's faults: what the guest's byte says, given what it should say.
+//! The plan of one vCPU's faults: the value of the guest's `preempted`, given the correct one.
 //!
-//! It knows no thread and no clock: it is told the time. What goes wrong is decided by the seed alone, set by set, so a run
-//! with the same seed drops the same ones.
+//! It has no thread and no clock. The seed alone decides each fault, so two runs with the same seed
+//! drop the same sets.
 
 use fastrand::Rng;
 use protocol::VcpuId;
 
 use super::Faults;
 
-/// How long a byte that was set for no reason stays so, if nothing else happens (ns).
+/// Length of a false set, if no preemption ends it (ns).
 pub(super) const FALSE_NS: u64 = 500_000;
 
-/// What went wrong, how often.
+/// Number of injected faults.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct FaultCounts {
-    /// Times that the byte should have been set.
+    /// Sets of `preempted` by the real publisher.
     pub sets: u64,
-    /// Of these, not set.
+    /// Of these, dropped.
     pub dropped: u64,
-    /// Of these, set late.
+    /// Of these, delayed.
     pub delayed: u64,
-    /// Times that it was set for no reason.
+    /// Sets without a preemption.
     pub falsely_set: u64,
-    /// Times that it should have been cleared, and was not.
+    /// Clears that were dropped.
     pub stuck: u64,
 }
 
 impl FaultCounts {
-    /// What was added since `earlier`.
+    /// The faults since `earlier`.
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
         Self {
@@ -40,66 +40,69 @@ impl FaultCounts {
     }
 }
 
-/// See the module.
+/// The plan of one vCPU's faults.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub(super) struct FaultPlan {
     faults: Faults,
-    /// Which sets are dropped.
+    /// Decides which sets are dropped.
     drops: Rng,
-    /// When it lies.
-    lies: Rng,
-    should: bool,
-    says: bool,
-    /// When a delayed set is due.
+    /// Decides when false sets occur.
+    false_sets: Rng,
+    /// The correct value.
+    correct: bool,
+    /// The guest's value.
+    published: bool,
+    /// When a delayed set is due (ns).
     due: Option<u64>,
-    /// When it next lies, and until when it now does.
-    next_lie: Option<u64>,
-    lies_until: Option<u64>,
+    /// When the next false set is due (ns).
+    next_false: Option<u64>,
+    /// When the current false set ends (ns).
+    false_until: Option<u64>,
     counts: FaultCounts,
 }
 
-impl Plan {
+impl FaultPlan {
     pub(super) fn new(faults: Faults, vcpu: VcpuId) -> Self {
         let stream = |number: u64| Rng::with_seed(faults.seed ^ (2 * vcpu.index() as u64 + number) << 48);
         Self {
             faults,
             drops: stream(1),
-            lies: stream(2),
-            should: false,
-            says: false,
+            false_sets: stream(2),
+            correct: false,
+            published: false,
             due: None,
-            next_lie: None,
-            lies_until: None,
+            next_false: None,
+            false_until: None,
             counts: FaultCounts::default(),
         }
     }
 
-    /// What the byte is to say at `now` (ns), when it should say `should`.
-    pub(super) fn says(&mut self, now: u64, should: bool) -> bool {
-        match (self.should, should) {
+    /// Returns the guest's value at `now` (ns), given the correct one.
+    pub(super) fn preempted(&mut self, now: u64, correct: bool) -> bool {
+        match (self.correct, correct) {
             (false, true) => self.begin(now),
             (true, false) => self.end(),
             _ => {}
         }
-        self.should = should;
+        self.correct = correct;
         if self.due.is_some_and(|due| due <= now) {
             self.due = None;
-            self.says = true;
+            self.published = true;
         }
-        self.lie(now);
-        self.says
+        self.set_falsely(now);
+        self.published
     }
 
     fn begin(&mut self, now: u64) {
         self.counts.sets += 1;
-        self.lies_until = None;
+        self.false_until = None;
         if self.drops.f64() < self.faults.drop {
             self.counts.dropped += 1;
         } else if self.faults.delay_us > 0 {
             self.counts.delayed += 1;
             self.due = Some(now + 1_000 * u64::from(self.faults.delay_us));
         } else {
-            self.says = true;
+            self.published = true;
         }
     }
 
@@ -109,41 +112,41 @@ impl Plan {
     }
 
     fn clear(&mut self) {
-        if self.faults.stick && self.says {
+        if self.faults.stick && self.published {
             self.counts.stuck += 1;
         } else {
-            self.says = false;
+            self.published = false;
         }
     }
 
-    fn lie(&mut self, now: u64) {
+    fn set_falsely(&mut self, now: u64) {
         if self.faults.false_hz <= 0.0 {
             return;
         }
-        if self.lies_until.is_some_and(|until| until <= now) {
-            self.lies_until = None;
+        if self.false_until.is_some_and(|until| until <= now) {
+            self.false_until = None;
             self.clear();
         }
-        let next = match self.next_lie {
+        let next = match self.next_false {
             Some(next) => next,
-            None => self.plan_lie(now),
+            None => self.plan_false_set(now),
         };
         if next <= now {
-            if !self.should && !self.says {
+            if !self.correct && !self.published {
                 self.counts.falsely_set += 1;
-                self.says = true;
-                self.lies_until = Some(now + FALSE_NS);
+                self.published = true;
+                self.false_until = Some(now + FALSE_NS);
             }
-            self.plan_lie(now);
+            self.plan_false_set(now);
         }
     }
 
-    /// The times between two lies are those of a Poisson process.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few seconds, in ns")]
-    fn plan_lie(&mut self, now: u64) -> u64 {
-        let between = -(1.0 - self.lies.f64()).ln() / self.faults.false_hz;
+    /// Plans the next false set: a Poisson process, with a dead time after each set.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few seconds in ns")]
+    fn plan_false_set(&mut self, now: u64) -> u64 {
+        let between = -(1.0 - self.false_sets.f64()).ln() / self.faults.false_hz;
         let next = now + FALSE_NS + (between * 1e9) as u64;
-        self.next_lie = Some(next);
+        self.next_false = Some(next);
         next
     }
 
@@ -156,53 +159,55 @@ impl Plan {
 mod tests {
     use super::*;
 
-    /// A byte that should be set in every other millisecond, looked at each 10 us, for a second.
+    /// Samples a byte that is set in every other millisecond, each 10 us for a second.
     fn play(faults: &str) -> (FaultCounts, Vec<bool>) {
-        let mut plan = Plan::new(faults.parse().unwrap(), VcpuId::BOOT);
-        let says = (0..100_000_u64).map(|look| plan.says(look * 10_000, look / 100 % 2 == 1)).collect();
-        (plan.counts(), says)
+        let mut plan = FaultPlan::new(faults.parse().unwrap(), VcpuId::BOOT);
+        let values =
+            (0..100_000_u64).map(|sample| plan.preempted(sample * 10_000, sample / 100 % 2 == 1)).collect();
+        (plan.counts(), values)
     }
 
     #[test]
-    fn without_faults_it_says_what_it_should() {
-        let (counts, says) = play("seed=1");
+    fn plan_without_faults_publishes_the_correct_value() {
+        let (counts, values) = play("seed=1");
         assert_eq!(counts, FaultCounts { sets: 500, ..FaultCounts::default() });
-        assert!(says.iter().enumerate().all(|(look, says)| *says == (look / 100 % 2 == 1)));
+        assert!(values.iter().enumerate().all(|(sample, value)| *value == (sample / 100 % 2 == 1)));
     }
 
     #[test]
-    fn share_of_sets_is_dropped_the_same_ones_for_the_same_seed() {
-        let (counts, says) = play("drop=0.2,seed=5");
+    fn share_of_sets_is_dropped_and_the_same_for_the_same_seed() {
+        let (counts, values) = play("drop=0.2,seed=5");
         assert!((70..130).contains(&counts.dropped), "{counts:?}");
-        let set = says.chunks(200).filter(|period| period.iter().any(|says| *says)).count() as u64;
+        let set = values.chunks(200).filter(|period| period.iter().any(|value| *value)).count() as u64;
         assert_eq!(set, counts.sets - counts.dropped);
-        assert_eq!(play("drop=0.2,seed=5").1, says);
-        assert_ne!(play("drop=0.2,seed=6").1, says);
+        assert_eq!(play("drop=0.2,seed=5").1, values);
+        assert_ne!(play("drop=0.2,seed=6").1, values);
     }
 
     #[test]
-    fn delayed_set_comes_so_much_later_or_not_at_all() {
-        let (counts, says) = play("delay_us=300");
+    fn delayed_set_is_late_by_its_delay_or_missing() {
+        let (counts, values) = play("delay_us=300");
         assert_eq!((counts.delayed, counts.sets), (500, 500));
-        assert!(says.chunks(200).all(|period| period.iter().position(|says| *says) == Some(130)));
+        assert!(values.chunks(200).all(|period| period.iter().position(|value| *value) == Some(130)));
         assert!(!play("delay_us=1500").1.contains(&true));
     }
 
     #[test]
-    fn lies_come_at_their_rate_and_last_half_a_millisecond() {
-        let mut plan = Plan::new("false_hz=100".parse().unwrap(), VcpuId::BOOT);
-        let says: Vec<bool> = (0..1_000_000_u64).map(|look| plan.says(look * 10_000, false)).collect();
-        let begun = says.windows(2).filter(|pair| !pair[0] && pair[1]).count() as u64;
+    fn false_sets_occur_at_their_rate_and_last_half_a_millisecond() {
+        let mut plan = FaultPlan::new("false_hz=100".parse().unwrap(), VcpuId::BOOT);
+        let values: Vec<bool> =
+            (0..1_000_000_u64).map(|sample| plan.preempted(sample * 10_000, false)).collect();
+        let begun = values.windows(2).filter(|pair| !pair[0] && pair[1]).count() as u64;
         assert_eq!(begun, plan.counts().falsely_set);
         assert!((850..1050).contains(&begun), "{begun}");
-        let set = says.iter().filter(|says| **says).count() as u64;
+        let set = values.iter().filter(|value| **value).count() as u64;
         assert!(set.abs_diff(begun * FALSE_NS / 10_000) <= begun, "{set}");
     }
 
     #[test]
-    fn byte_that_sticks_is_never_clear_again() {
-        let (counts, says) = play("stick");
-        assert!(says[100..].iter().all(|says| *says));
+    fn byte_that_sticks_is_never_cleared() {
+        let (counts, values) = play("stick");
+        assert!(values[100..].iter().all(|value| *value));
         assert_eq!(counts.stuck, 499);
     }
 }
