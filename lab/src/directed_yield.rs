@@ -1,11 +1,11 @@
-//! Offers: a vCPU that waits for another lets it have its CPU for a moment.
+//! Directed yield: a vCPU that waits for another one donates its CPU for a moment.
 //!
-//! The kernel has a call for that, `yield_to`, but only for itself: KVM makes it when a vCPU spins too long. From outside there
-//! is only the scheduler's class. So the one waited for is put before all of the fair class, the waiting thread sleeps, and
-//! then takes the favour back. While it sleeps it is of a higher class still, or it would not get back to do so. The favour is
-//! bounded by the sleep: `MOMENT`, some dozens of sections.
+//! The kernel's `yield_to` serves only KVM, which calls it when a vCPU spins too long. Userspace
+//! has only scheduling classes. So the target becomes a real-time thread, the waiter sleeps, and
+//! then demotes the target again. The waiter takes a higher class meanwhile, or it could not wake
+//! up to do so. The sleep bounds the donation: 50 us, some dozens of critical sections.
 //!
-//! Without the right to change classes, the waiting thread yields, and the scheduler does what it likes.
+//! Without the privilege the waiter calls `sched_yield`, and the host's scheduler decides.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -17,61 +17,65 @@ use protocol::VcpuId;
 use host::thread::{Class, set_class, set_own_class};
 use vmm::vcpu::control::VcpuControl;
 
-/// How long the favour lasts.
-const MOMENT: Duration = Duration::from_micros(50);
+/// Length of a donation.
+const DONATION: Duration = Duration::from_micros(50);
 
-const FAVOURED: Class = Class::Fifo(1);
-const FAVOURING: Class = Class::Fifo(2);
+const TARGET: Class = Class::Fifo(1);
+const WAITER: Class = Class::Fifo(2);
 
-/// The offers of a guest's vCPUs: one at a time.
+/// The directed yields of a guest's vCPUs, one at a time.
 ///
-/// Two at once could take each other's favour back: the one that was favoured is then left before all others for good, while the
-/// one that was to end that is no longer of the class that lets it.
+/// Two at once could revoke each other's classes: a target would stay real-time for good, because
+/// its waiter lost the class in which it wakes up.
 #[derive(Debug, Default)]
 pub struct DirectedYield {
-    is_out: AtomicBool,
-    /// Somebody else sees to who runs.
-    is_over: AtomicBool,
+    /// A donation is in progress.
+    is_busy: AtomicBool,
+    /// A scheduler owns the classes of the vCPU threads.
+    is_disabled: AtomicBool,
 }
 
 impl DirectedYield {
-    /// No offer is made any more: classes are somebody else's to give.
+    /// Disables directed yield: a scheduler owns the classes of the vCPU threads from now on.
     pub fn disable(&self) {
-        self.is_over.store(true, Ordering::Relaxed);
+        self.is_disabled.store(true, Ordering::Relaxed);
     }
 
-    /// Lets the thread of `vcpu` run in place of the calling vCPU thread for a moment. `false` where another offer is out, that
-    /// takes rights that this process lacks, or there is no such vCPU: then the calling thread has only yielded.
+    /// Lets the thread of `vcpu` run in place of the calling vCPU thread for a moment; returns
+    /// whether it did.
+    ///
+    /// Otherwise the calling thread has called `sched_yield`: another donation is in progress, the
+    /// host refuses real-time classes, or the vCPU does not exist. A disabled one does nothing.
     pub fn run(&self, vcpu: VcpuId, control: &VcpuControl) -> bool {
-        if self.is_over.load(Ordering::Relaxed) {
+        if self.is_disabled.load(Ordering::Relaxed) {
             return false;
         }
-        let is_free = !self.is_out.swap(true, Ordering::Acquire);
-        let is_taken = is_free && control.tid(vcpu).is_some_and(favour);
+        let is_free = !self.is_busy.swap(true, Ordering::Acquire);
+        let has_run = is_free && control.tid(vcpu).is_some_and(donate_to);
         if is_free {
-            self.is_out.store(false, Ordering::Release);
+            self.is_busy.store(false, Ordering::Release);
         }
-        if !is_taken {
+        if !has_run {
             thread::yield_now();
         }
-        is_taken
+        has_run
     }
 }
 
-/// Favours thread `tid` for a moment, in which the calling one sleeps.
-fn favour(tid: pid_t) -> bool {
-    if set_own_class(FAVOURING).is_err() {
+/// Raises thread `tid` while the calling thread sleeps; returns whether the host allowed it.
+fn donate_to(tid: pid_t) -> bool {
+    if set_own_class(WAITER).is_err() {
         return false;
     }
-    let is_favoured = set_class(tid, FAVOURED).is_ok();
-    if is_favoured {
-        thread::sleep(MOMENT);
-        // It may have ended meanwhile.
+    let is_raised = set_class(tid, TARGET).is_ok();
+    if is_raised {
+        thread::sleep(DONATION);
+        // Fails only for a thread that has exited.
         let _ = set_class(tid, Class::Fair);
     }
-    // A thread may always do without what it has.
+    // Dropping to SCHED_OTHER needs no privilege.
     let _ = set_own_class(Class::Fair);
-    is_favoured
+    is_raised
 }
 
 #[cfg(test)]
@@ -80,32 +84,32 @@ mod tests {
 
     use super::*;
 
-    /// Two vCPUs that offer their CPUs to each other, or to a third, would end each other's favour.
+    /// Two vCPUs that yield to each other, or to a third one, would demote each other's target.
     #[test]
-    fn offer_is_refused_while_another_is_out_and_taken_again_afterwards() {
-        let (control, offers) = (VcpuControl::new(), DirectedYield::default());
+    fn yield_is_refused_while_another_is_in_progress_and_allowed_afterwards() {
+        let (control, yields) = (VcpuControl::new(), DirectedYield::default());
         let vcpu = VcpuId::BOOT;
-        let (here, there) = mpsc::channel();
+        let (entered, has_entered) = mpsc::channel();
         let (done, is_done) = mpsc::channel::<()>();
         thread::scope(|scope| {
             let control = &control;
             scope.spawn(move || {
                 control.enter(vcpu);
-                here.send(()).unwrap();
+                entered.send(()).unwrap();
                 let _ = is_done.recv();
                 control.leave(vcpu);
             });
-            there.recv().unwrap();
-            offers.is_out.store(true, Ordering::Relaxed);
-            assert!(!offers.run(vcpu, control), "one is out");
-            offers.is_out.store(false, Ordering::Relaxed);
-            let may = set_own_class(FAVOURING).is_ok();
+            has_entered.recv().unwrap();
+            yields.is_busy.store(true, Ordering::Relaxed);
+            assert!(!yields.run(vcpu, control), "one is in progress");
+            yields.is_busy.store(false, Ordering::Relaxed);
+            let is_allowed = set_own_class(WAITER).is_ok();
             set_own_class(Class::Fair).unwrap();
-            assert_eq!(offers.run(vcpu, control), may, "none is out, and that one is there");
-            assert!(!offers.is_out.load(Ordering::Relaxed));
-            let nobody = VcpuId::new(1).unwrap();
-            assert!(!offers.run(nobody, control));
-            assert!(!offers.is_out.load(Ordering::Relaxed));
+            assert_eq!(yields.run(vcpu, control), is_allowed, "none is in progress, and the vCPU exists");
+            assert!(!yields.is_busy.load(Ordering::Relaxed));
+            let missing = VcpuId::new(1).unwrap();
+            assert!(!yields.run(missing, control));
+            assert!(!yields.is_busy.load(Ordering::Relaxed));
             drop(done);
         });
     }

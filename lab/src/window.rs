@@ -1,7 +1,8 @@
-//! Measuring from the host: what its scheduler has counted, between two moments of a run.
+//! Windows: what the host's scheduler counted between two moments of a run.
 //!
-//! The guest says when its window opens and closes; the thread of the vCPU that says it takes a [`Snapshot`] then, and
-//! lets the guest go on. The two sides' windows differ by as long as it took for that vCPU to notice.
+//! The guest reports when its window opens and closes. The thread of the reporting vCPU takes a
+//! [`Snapshot`] before the guest continues. The windows of guest and host differ by the time until
+//! that vCPU saw the change.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +12,13 @@ use host::cpus::Cpus;
 use host::stats::{CpuStats, ThreadStats};
 use vmm::vcpu::control::VcpuControl;
 
-/// More than this much of a CPU used by others, or taken by an outer hypervisor, and a point is disturbed.
-const DISTURBANCE: f64 = 0.06;
+/// Share of a CPU that other tasks, or an outer hypervisor, may use in an undisturbed window.
+const TOLERANCE: f64 = 0.06;
 
-/// So much time may be a matter of counting: the kernel counts in ticks of 10 ms, each CPU for itself.
-const COUNTING: Duration = Duration::from_millis(25);
+/// Error of the kernel's counters, which count in ticks of 10 ms for each CPU.
+const COUNTER_ERROR: Duration = Duration::from_millis(25);
 
-/// The accounts at one moment.
+/// The host's counters at one moment.
 #[derive(Debug)]
 pub struct Snapshot {
     at: Instant,
@@ -26,10 +27,10 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Reads the accounts of the vCPU threads that are at `gate`, and of the CPUs they may use.
+    /// Reads the counters of the vCPU threads of `control`, and of the CPUs that they may use.
     pub fn take(control: &VcpuControl, cpus: &Cpus) -> Self {
         let at = Instant::now();
-        // An account that cannot be read belongs to a thread that has just ended, or to a host without /proc.
+        // Fails for a thread that has just exited, and on a host without /proc.
         let machine = CpuStats::read(cpus).unwrap_or_default();
         let read = |vcpu, tid| (vcpu, ThreadStats::read(tid).unwrap_or_default());
         let vcpus = control.threads().into_iter().map(|(vcpu, thread)| read(vcpu, thread.tid())).collect();
@@ -37,18 +38,18 @@ impl Snapshot {
     }
 }
 
-/// The two ends of a window, as far as they were told, in whichever order: each by the vCPU that noticed it first, which
-/// the host may take off its CPU before it has told.
+/// The ends of a window. Each is reported by the vCPU that sees it first. The host may preempt that
+/// vCPU before its report, so they arrive in any order.
 #[derive(Debug, Default)]
 pub struct Ends {
-    /// When it opened.
+    /// The snapshot at which it opened.
     pub opened: Option<Snapshot>,
-    /// When it closed.
+    /// The snapshot at which it closed.
     pub closed: Option<Snapshot>,
 }
 
 impl Ends {
-    /// The window between them, if both were told.
+    /// The window between them; `None` unless both were reported.
     pub fn window(&self) -> Option<Window> {
         Some(Window::between(self.opened.as_ref()?, self.closed.as_ref()?))
     }
@@ -59,14 +60,14 @@ impl Ends {
 pub struct Window {
     /// Its length.
     pub length: Duration,
-    /// What the CPUs did.
+    /// Use of the CPUs.
     pub machine: CpuStats,
-    /// What each vCPU thread did.
+    /// Statistics of each vCPU thread.
     pub vcpus: Vec<(VcpuId, ThreadStats)>,
 }
 
 impl Window {
-    /// From `opened` to `closed`. A vCPU that is not in both is left out.
+    /// The window from `opened` to `closed`, without vCPUs that are not in both.
     pub fn between(opened: &Snapshot, closed: &Snapshot) -> Self {
         let vcpus = closed.vcpus.iter().filter_map(|(vcpu, account)| {
             let (_, before) = opened.vcpus.iter().find(|(id, _)| id == vcpu)?;
@@ -79,19 +80,19 @@ impl Window {
         }
     }
 
-    /// CPUs' worth of time that other processes used.
+    /// Number of CPUs that other processes used, on average.
     pub fn other_tasks(&self) -> f64 {
         self.machine.other_tasks().as_secs_f64() / self.length.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 
-    /// CPUs' worth of time that an outer hypervisor took.
+    /// Number of CPUs that an outer hypervisor took, on average.
     pub fn stolen(&self) -> f64 {
         self.machine.stolen.as_secs_f64() / self.length.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 
-    /// Whether the point is disturbed. It looks at CPU time only, never at the result.
+    /// Whether others disturbed the window. Judges by CPU time, never by the result.
     pub fn is_disturbed(&self) -> bool {
-        let tolerated = self.length.mul_f64(DISTURBANCE).max(COUNTING);
+        let tolerated = self.length.mul_f64(TOLERANCE).max(COUNTER_ERROR);
         self.machine.other_tasks() > tolerated || self.machine.stolen > tolerated
     }
 }
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn window_has_both_ends_in_whichever_order_they_are_told() {
+    fn window_needs_both_ends_in_any_order() {
         let began = Instant::now();
         let mut ends = Ends::default();
         assert!(ends.window().is_none());
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn window_is_disturbed_by_what_strangers_used_and_not_by_our_own_use() {
+    fn window_is_disturbed_by_other_tasks_and_not_by_own_threads() {
         let began = Instant::now();
         let between = |busy_ms, own_ms| {
             Window::between(

@@ -1,4 +1,4 @@
-//! Configuration of a guest of the lab: the monitor's, and what the payload is asked to do.
+//! Configuration of a guest of the lab: the monitor's configuration and the payload's workload.
 
 use std::time::Duration;
 
@@ -10,27 +10,29 @@ use host::cpus::Cpus;
 use steal_time::publisher::{PublisherChoice, PublisherKind};
 use vmm::guest::{GuestConfig, PayloadSource};
 
-/// A guest that the lab runs.
+/// Configuration of a guest of the lab.
 #[derive(Clone, Debug)]
 pub struct LabConfig {
-    /// What the monitor needs to know.
+    /// The monitor's configuration.
     pub guest: GuestConfig,
-    /// Parameters of the workload, from typed options. Only this project's payload takes them. They win over the same
-    /// parameters on `guest.cmdline`.
+    /// Parameters of the workload, from typed options. They win over the same parameters in
+    /// `guest.cmdline`. A payload of another project does not take them.
     pub options: String,
-    /// Parameters that switch hints on for a policy. The command line and the options win over them.
+    /// Parameters that make the payload publish hints for a policy. The command line and the
+    /// options win over them.
     pub hints: String,
     /// Faults to inject into publication.
     pub faults: Option<Faults>,
-    /// Whether the doorbell signals the scheduler, without an exit of the vCPU.
+    /// Whether the doorbell port signals the scheduler by an eventfd, without an exit to userspace.
     pub doorbell: bool,
 }
 
-/// Memory of a guest with the embedded payload (MiB): room for it, and for its 255 vCPUs' stacks.
+/// Memory of a guest with the embedded payload (MiB): room for the stacks of 255 vCPUs.
 const EMBEDDED_MIB: u64 = 32;
 
 impl LabConfig {
-    /// A guest of `vcpus` vCPUs on `cpus` with the embedded payload and workload `options`, for at most `timeout`.
+    /// A guest of `vcpus` vCPUs on `cpus` with the embedded payload and workload `options`, which
+    /// is ended after `timeout`.
     pub fn embedded(
         vcpus: usize,
         cpus: Cpus,
@@ -56,7 +58,7 @@ impl LabConfig {
         )
     }
 
-    /// A guest with workload `options`, without hints and faults.
+    /// A guest with workload `options`, without hints, faults and doorbell.
     pub fn new(guest: GuestConfig, options: String) -> Self {
         Self { guest, options, hints: String::new(), faults: None, doorbell: false }
     }

@@ -1,4 +1,4 @@
-//! What the lab does during a run: reads marks, records intervals, injects faults, schedules.
+//! The lab's run hooks: milestones, descheduled intervals, fault injection, scheduling.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -20,28 +20,29 @@ use steal_time::publisher::{Publisher, Selection, StealTimeError};
 use vmm::hooks::{Descheduled, LoadedGuest, RunHooks, VcpuEvent};
 use vmm::vcpu::control::{VcpuControl, VcpuHandle};
 
-/// How long the payload gets to close its window and to end, once it is asked to.
+/// Time for the payload to close its window and to end on request.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Marks that are read from one guest. A guest may write its milestone port for as long as it likes.
-const MAX_MARKS: u32 = 1 << 14;
+/// Maximum number of milestones that are read from a guest, which may write the port without end.
+const MAX_MILESTONES: u32 = 1 << 14;
 
-/// Intervals that are recorded per vCPU; the last ones win.
+/// Maximum number of intervals per vCPU; the oldest ones are dropped.
 const MAX_INTERVALS: usize = 1 << 14;
 
 /// A scheduler that decides which vCPUs of a guest run.
 pub trait GuestScheduler: fmt::Debug + Send + Sync {
-    /// The calling vCPU thread was kicked and is outside the guest. Its slice may be over; then it finds itself descheduled.
+    /// The calling vCPU thread was kicked and is outside the guest. If its slice is over, this
+    /// deschedules it.
     fn on_kick(&self, handle: &VcpuHandle);
 
-    /// The guest is to end early: all its vCPUs may run.
+    /// The guest is asked to end: all its vCPUs may run.
     fn release_all(&self);
 
     /// The guest ended; its vCPU threads are about to be joined.
     fn on_guest_end(&self);
 }
 
-/// The lab's part in the run of one guest.
+/// The lab's hooks of one guest.
 #[derive(Debug)]
 pub(super) struct LabHooks {
     cpus: Cpus,
@@ -51,18 +52,18 @@ pub(super) struct LabHooks {
     injector: OnceLock<Arc<FaultInjector>>,
     scheduler: OnceLock<Arc<dyn GuestScheduler>>,
     directed_yield: DirectedYield,
-    marks: Mutex<Marks>,
+    milestones: Mutex<Milestones>,
     vcpus: Vec<VcpuRecord>,
 }
 
 #[derive(Debug, Default)]
-struct Marks {
+struct Milestones {
     count: u32,
     all_up: Option<Instant>,
     ends: Ends,
 }
 
-/// What is recorded of one vCPU.
+/// The records of one vCPU.
 #[derive(Debug, Default)]
 struct VcpuRecord {
     directed_yields: AtomicU64,
@@ -79,7 +80,7 @@ impl LabHooks {
             injector: OnceLock::new(),
             scheduler: OnceLock::new(),
             directed_yield: DirectedYield::default(),
-            marks: Mutex::default(),
+            milestones: Mutex::default(),
             vcpus: (0..MAX_VCPUS).map(|_| VcpuRecord::default()).collect(),
         }
     }
@@ -89,10 +90,10 @@ impl LabHooks {
         self.report.get()
     }
 
-    /// Lets `scheduler` decide which vCPUs run. From now on no vCPU yields to another.
+    /// Attaches `scheduler`, which decides which vCPUs run. Disables directed yield.
     pub(super) fn attach_scheduler(&self, scheduler: Arc<dyn GuestScheduler>) {
         self.directed_yield.disable();
-        // The first one stays.
+        // A guest has one scheduler for its whole life.
         let _ = self.scheduler.set(scheduler);
     }
 
@@ -101,39 +102,39 @@ impl LabHooks {
         self.vcpus.get(vcpu.index()).map_or_else(Vec::new, |record| record.lock().iter().copied().collect())
     }
 
-    /// Doorbell writes of `vcpu` after which another vCPU ran in its place.
+    /// Number of doorbell writes of `vcpu` after which another vCPU ran in its place.
     pub(super) fn directed_yields(&self, vcpu: VcpuId) -> u64 {
         self.vcpus.get(vcpu.index()).map_or(0, |record| record.directed_yields.load(Ordering::Relaxed))
     }
 
-    /// The faults injected for `vcpu`; `None` if none are.
+    /// The faults injected for `vcpu`; `None` without fault injection.
     pub(super) fn fault_counts(&self, vcpu: VcpuId) -> Option<FaultCounts> {
         self.injector.get()?.counts(vcpu)
     }
 
     /// When all vCPUs were up.
     pub(super) fn all_up(&self) -> Option<Instant> {
-        self.lock_marks().all_up
+        self.lock_milestones().all_up
     }
 
     /// What the host counted while the guest's window was open.
     pub(super) fn window(&self) -> Option<Window> {
-        self.lock_marks().ends.window()
+        self.lock_milestones().ends.window()
     }
 
-    /// Reads a mark. The accounts are taken here and now: a moment later the guest may have ended.
-    fn mark(&self, code: u8) {
+    /// Handles a milestone. Takes the snapshot at once: the guest may end right after it.
+    fn on_milestone(&self, code: u8) {
         let at = Instant::now();
         let Some(milestone) = Milestone::from_code(code) else { return };
-        let (Some(control), mut marks) = (self.control.get(), self.lock_marks()) else { return };
-        if marks.count == MAX_MARKS {
+        let (Some(control), mut milestones) = (self.control.get(), self.lock_milestones()) else { return };
+        if milestones.count == MAX_MILESTONES {
             return;
         }
-        marks.count += 1;
+        milestones.count += 1;
         match milestone {
-            Milestone::AllUp => marks.all_up = Some(at),
-            Milestone::WindowOpens => marks.ends.opened = Some(Snapshot::take(control, &self.cpus)),
-            Milestone::WindowCloses => marks.ends.closed = Some(Snapshot::take(control, &self.cpus)),
+            Milestone::AllUp => milestones.all_up = Some(at),
+            Milestone::WindowOpens => milestones.ends.opened = Some(Snapshot::take(control, &self.cpus)),
+            Milestone::WindowCloses => milestones.ends.closed = Some(Snapshot::take(control, &self.cpus)),
         }
     }
 
@@ -145,8 +146,8 @@ impl LabHooks {
         }
     }
 
-    fn lock_marks(&self) -> MutexGuard<'_, Marks> {
-        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_milestones(&self) -> MutexGuard<'_, Milestones> {
+        self.milestones.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -181,7 +182,7 @@ impl RunHooks for LabHooks {
 
     fn on_exit(&self, vcpu: VcpuId, port: u16, data: &[u8]) -> bool {
         match (port, data) {
-            (MILESTONE_PORT, [code, ..]) => self.mark(*code),
+            (MILESTONE_PORT, [code, ..]) => self.on_milestone(*code),
             (DOORBELL_PORT, [target, ..]) => self.yield_to(vcpu, *target),
             _ => return false,
         }

@@ -1,6 +1,10 @@
-//! Guests of the lab: the monitor's guest, with a payload that is given a workload and reports what it measured.
+//! Guests of the lab: a guest of the monitor whose payload runs a workload and reports its results.
+//!
+//! [`LabGuest::start`] is the one way to start a guest, and [`run`] the short form for a guest that
+//! runs to its end. [`crate::session`] runs several guests, under a policy and beside a load.
 
 mod config;
+mod error;
 mod hooks;
 mod report_view;
 
@@ -27,44 +31,12 @@ use vmm::vcpu::run::VcpuStats;
 use vmm::vm::{Paused, Vm};
 
 pub use config::LabConfig;
+pub use error::RunError;
 pub use hooks::GuestScheduler;
 use hooks::LabHooks;
 pub use report_view::ReportView;
 
-/// A guest of the lab could not be run.
-#[derive(Debug, thiserror::Error)]
-pub enum LabGuestError {
-    /// The monitor could not run it.
-    #[error(transparent)]
-    Guest(#[from] GuestError),
-    /// The payload does not know a parameter.
-    #[error("{0}")]
-    Parameter(String),
-    /// Workload options for a payload that does not read them.
-    #[error("Options {0:?} are parameters of this project's payload, which this one is not (use --cmdline)")]
-    ForeignOptions(String),
-    /// No doorbell.
-    #[error("Cannot make the doorbell's eventfd (is the limit on open files reached?)")]
-    Doorbell(#[source] std::io::Error),
-}
-
-impl LabGuestError {
-    /// Whether the user asked for something that makes no sense, rather than the host refusing it.
-    pub fn is_usage(&self) -> bool {
-        match self {
-            Self::Guest(error) => error.is_usage(),
-            Self::Parameter(_) | Self::ForeignOptions(_) => true,
-            Self::Doorbell(_) => false,
-        }
-    }
-
-    /// Whether this host refuses the publisher that was asked for.
-    pub fn is_of_the_publisher(&self) -> bool {
-        matches!(self, Self::Guest(error) if error.is_of_the_publisher())
-    }
-}
-
-/// A guest under way.
+/// A running guest.
 #[derive(Debug)]
 pub struct LabGuest {
     guest: Guest,
@@ -73,12 +45,12 @@ pub struct LabGuest {
     doorbell: Option<Arc<EventFd>>,
 }
 
-/// A guest that has run.
+/// A guest that ended.
 #[derive(Debug)]
 pub struct LabRun {
-    /// What the monitor says of the run.
+    /// The monitor's outcome of the run.
     pub monitor: RunOutcome,
-    /// What the payload was asked to do; `None` for a payload of another project.
+    /// The payload's workload; `None` for a payload of another project.
     pub workload: Option<Workload>,
     /// The payload's report; `None` for a payload of another project.
     pub report: Option<ReportView>,
@@ -88,62 +60,62 @@ pub struct LabRun {
     pub vcpus: Vec<VcpuRun>,
 }
 
-/// One vCPU that has run.
+/// A vCPU of a guest that ended.
 #[derive(Clone, Debug)]
 pub struct VcpuRun {
     /// The vCPU.
     pub id: VcpuId,
     /// The monitor's statistics.
     pub stats: VcpuStats,
-    /// The intervals in which the monitor kept it from running, in order; of very many the last.
+    /// The last intervals for which the monitor descheduled it, in order.
     pub descheduled: Vec<Descheduled>,
-    /// Doorbell writes after which another vCPU ran in its place.
+    /// Number of its doorbell writes after which another vCPU ran in its place.
     pub directed_yields: u64,
-    /// Faults injected into its publication.
+    /// Faults injected into its publication; `None` without fault injection.
     pub faults: Option<FaultCounts>,
 }
 
-/// Runs a guest to its end. What it sends on COM1 goes to `console`.
+/// Runs a guest to its end. Its COM1 output goes to `console`.
 ///
 /// # Errors
-/// [`LabGuestError`]; nothing is left behind.
+/// [`RunError`]; all resources are released.
 pub fn run(
     config: &LabConfig,
     console: impl Write + Send + 'static,
     timings: Timings,
-) -> Result<LabRun, LabGuestError> {
+) -> Result<LabRun, RunError> {
     LabGuest::start(config, console, timings)?.wait()
 }
 
 impl LabGuest {
-    /// Starts a guest. What it sends on COM1 goes to `console`.
+    /// Starts a guest. Its COM1 output goes to `console`.
     ///
     /// # Errors
-    /// [`LabGuestError`]; nothing is left behind.
+    /// [`RunError`]; all resources are released.
     pub fn start(
         config: &LabConfig,
         console: impl Write + Send + 'static,
         timings: Timings,
-    ) -> Result<Self, LabGuestError> {
+    ) -> Result<Self, RunError> {
         let prepared = Prepared::new(config)?;
         let hooks = Arc::clone(&prepared.hooks) as Arc<dyn RunHooks>;
         let guest = Guest::start(&prepared.config, hooks, console, timings)?;
-        Ok(prepared.with(guest))
+        Ok(prepared.started(guest))
     }
 
-    /// Starts a guest whose vCPUs execute nothing until it is resumed.
+    /// Starts a guest whose vCPUs are paused before their first instruction.
     ///
     /// # Errors
-    /// [`LabGuestError`]; nothing is left behind.
+    /// [`RunError`]; all resources are released.
     pub fn start_paused(
         config: &LabConfig,
         console: impl Write + Send + 'static,
         timings: Timings,
-    ) -> Result<(Self, Paused), LabGuestError> {
+    ) -> Result<(Self, Paused), RunError> {
         let prepared = Prepared::new(config)?;
         let hooks = Arc::clone(&prepared.hooks) as Arc<dyn RunHooks>;
         let (guest, paused) = Guest::start_paused(&prepared.config, hooks, console, timings)?;
-        Ok((prepared.with(guest), paused))
+        Ok((prepared.started(guest), paused))
     }
 
     /// The machine, which can be paused, inspected, saved and restored.
@@ -151,12 +123,12 @@ impl LabGuest {
         self.guest.vm()
     }
 
-    /// Whether the guest has the user's terminal.
+    /// Whether standard input, a terminal, is connected to the guest's COM1.
     pub fn has_terminal(&self) -> bool {
         self.guest.has_terminal()
     }
 
-    /// The publisher that writes the records.
+    /// The publisher of its steal-time records.
     pub fn publisher(&self) -> PublisherKind {
         self.guest.publisher()
     }
@@ -166,42 +138,43 @@ impl LabGuest {
         self.hooks.report()
     }
 
-    /// The intervals in which `vcpu` was descheduled so far, in order.
+    /// The intervals for which `vcpu` was descheduled so far, in order.
     pub fn descheduled(&self, vcpu: VcpuId) -> Vec<Descheduled> {
         self.hooks.descheduled(vcpu)
     }
 
-    /// The faults injected for `vcpu` so far; `None` if none are.
+    /// The faults injected for `vcpu` so far; `None` without fault injection.
     pub fn fault_counts(&self, vcpu: VcpuId) -> Option<FaultCounts> {
         self.hooks.fault_counts(vcpu)
     }
 
-    /// What a scheduler needs of the guest, once its vCPU threads have attached.
+    /// Returns the guest as a scheduler needs it. Its vCPU threads must have attached.
     ///
     /// # Errors
-    /// [`LabGuestError`] if the process is out of file descriptors.
-    pub fn to_be_scheduled(&self) -> Result<ScheduledGuest, LabGuestError> {
-        let bell = self.doorbell.as_ref().map(|bell| bell.try_clone()).transpose();
+    /// [`RunError`] if the host has no file descriptor left.
+    pub fn scheduled_guest(&self) -> Result<ScheduledGuest, RunError> {
+        let doorbell = self.doorbell.as_ref().map(|doorbell| doorbell.try_clone()).transpose();
         Ok(ScheduledGuest {
             handles: self.guest.vcpu_handles(),
             report: self.report().cloned(),
             clock: self.guest.clock(),
-            bell: bell.map_err(LabGuestError::Doorbell)?,
+            doorbell: doorbell.map_err(RunError::Doorbell)?,
             event_sender: self.guest.event_sender()?,
         })
     }
 
-    /// Lets `scheduler` decide which vCPUs run. From now on no vCPU yields to another.
+    /// Attaches `scheduler`, which decides which vCPUs run. Disables directed yield.
     pub fn attach_scheduler(&self, scheduler: Arc<dyn GuestScheduler>) {
         self.hooks.attach_scheduler(scheduler);
     }
 
-    /// Waits until all vCPUs of the payload are up, for at most `limit`.
+    /// Waits up to `limit` until all vCPUs of the payload are up.
     pub fn wait_until_up(&self, limit: Duration) {
         self.wait_for(Milestone::AllUp, limit);
     }
 
-    /// Waits until the payload's window opens, for at most `limit`; returns whether it has. A payload of another project has none.
+    /// Waits up to `limit` until the payload's window opens; returns whether it did. A payload of
+    /// another project has no window.
     pub fn wait_for_window(&self, limit: Duration) -> bool {
         self.wait_for(Milestone::WindowOpens, limit)
     }
@@ -216,7 +189,7 @@ impl LabGuest {
         is_reached()
     }
 
-    /// Asks the payload to close its window and to end.
+    /// Asks the payload to close its window and to end. Does not wait.
     pub fn close(&self) {
         if let Some(report) = self.report() {
             report.header.close_now.store(1, Ordering::Relaxed);
@@ -226,8 +199,8 @@ impl LabGuest {
     /// Waits until the guest ends.
     ///
     /// # Errors
-    /// [`LabGuestError`]; nothing is left behind.
-    pub fn wait(self) -> Result<LabRun, LabGuestError> {
+    /// [`RunError`]; all resources are released.
+    pub fn wait(self) -> Result<LabRun, RunError> {
         let Self { guest, hooks, workload, .. } = self;
         let mut monitor = guest.wait()?;
         let report = hooks.report().cloned();
@@ -251,7 +224,7 @@ impl LabGuest {
     }
 }
 
-/// All that a guest of the lab is started with.
+/// The monitor's configuration of a guest, and the lab's hooks.
 struct Prepared {
     config: vmm::guest::GuestConfig,
     hooks: Arc<LabHooks>,
@@ -260,19 +233,19 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(config: &LabConfig) -> Result<Self, LabGuestError> {
+    fn new(config: &LabConfig) -> Result<Self, RunError> {
         let mut guest = config.guest.clone();
         let is_ours = guest.payload.open().map_err(GuestError::from)?.note().is_some();
         let workload = is_ours.then(|| workload(config)).transpose()?;
         match &workload {
             Some(workload) => guest.cmdline = workload.to_string(),
             None if !config.options.is_empty() => {
-                return Err(LabGuestError::ForeignOptions(config.options.clone()));
+                return Err(RunError::ForeignOptions(config.options.clone()));
             }
             None => {}
         }
         let doorbell = config.doorbell.then(|| EventFd::new(libc::EFD_NONBLOCK).map(Arc::new)).transpose();
-        let doorbell = doorbell.map_err(LabGuestError::Doorbell)?;
+        let doorbell = doorbell.map_err(RunError::Doorbell)?;
         let events = doorbell.iter().map(Arc::clone);
         let port = protocol::payload::machine::DOORBELL_PORT;
         guest.port_events.extend(events.map(|event| PortEvent { port, event }));
@@ -280,16 +253,16 @@ impl Prepared {
         Ok(Self { config: guest, hooks, workload, doorbell })
     }
 
-    fn with(self, guest: Guest) -> LabGuest {
+    fn started(self, guest: Guest) -> LabGuest {
         LabGuest { guest, hooks: self.hooks, workload: self.workload, doorbell: self.doorbell }
     }
 }
 
-/// What the payload is asked to do. Of hints, command line and options the later one wins.
-fn workload(config: &LabConfig) -> Result<Workload, LabGuestError> {
+/// Parses the workload. Options win over the command line, and this over hints.
+fn workload(config: &LabConfig) -> Result<Workload, RunError> {
     let line = format!("{} {} {}", config.hints, config.guest.cmdline, config.options);
     let parsed = params::parse(&line).map(|(workload, _)| workload);
-    parsed.map_err(|error| LabGuestError::Parameter(error.to_string()))
+    parsed.map_err(|error| RunError::Parameter(error.to_string()))
 }
 
 fn first_instruction(report: &ReportView, clock: &GuestClock) -> Option<Instant> {

@@ -1,4 +1,4 @@
-//! The payload's report, read in guest memory while the guest writes it.
+//! The payload's report in guest memory, which the host reads while the guest writes.
 
 #![expect(unsafe_code, reason = "reads the report in place")]
 
@@ -17,15 +17,15 @@ pub struct ReportView {
     _ram: Ram,
 }
 
-// SAFETY: a `Report` holds nothing but atomics, which any thread may read while any other writes them, and `_ram` keeps the
-// memory mapped.
+// SAFETY: a `Report` consists of atomics, which any thread may access at any time, and `_ram` keeps
+// the memory mapped.
 unsafe impl Send for ReportView {}
 
-// SAFETY: as for `Send`: a shared reference gives access to atomics alone.
+// SAFETY: as for `Send`: a shared reference gives access to atomics only.
 unsafe impl Sync for ReportView {}
 
 impl ReportView {
-    /// The report at `gpa`; `None` if it is misaligned or not all in `ram`.
+    /// The report at `gpa`; `None` if it is misaligned or not entirely in `ram`.
     pub fn at(ram: &Ram, gpa: u64) -> Option<Self> {
         let report = ram.hva(gpa, size_of::<Report>(), align_of::<Report>())?;
         Some(Self { report: report.cast(), _ram: ram.clone() })
@@ -36,8 +36,8 @@ impl Deref for ReportView {
     type Target = Report;
 
     fn deref(&self) -> &Report {
-        // SAFETY: `ReportView::at` checked that the whole report is aligned and in RAM, which `_ram` keeps mapped. Any bytes are
-        // valid atomics, and the guest's writes are other agents' atomic writes.
+        // SAFETY: `ReportView::at` checked that the report is aligned and entirely in RAM, which
+        // `_ram` keeps mapped. Any bytes are valid atomics, and the guest writes them as atomics.
         unsafe { self.report.as_ref() }
     }
 }
