@@ -1,13 +1,14 @@
-//! Renderings of guests that were steered: what is printed of the plan and the fact.
+//! Text output of scheduled sessions.
 
 use std::fmt::{self, Display};
 
 use crate::render::Summary;
-use crate::results::{Quantiles, SchedFigures};
+use crate::results::{Observed, Quantiles, SchedFigures};
+use crate::sched::fidelity::GapCause;
 use crate::session::SessionResult;
 use crate::table::count;
 
-/// What guests under a policy printed on their own are worth.
+/// Displays the results of a session: each guest, the load, and scheduling.
 pub struct SessionSummary<'a>(pub &'a SessionResult);
 
 impl Display for SessionSummary<'_> {
@@ -20,22 +21,22 @@ impl Display for SessionSummary<'_> {
             write!(f, "{}", Summary(guest))?;
         }
         if let Some(load) = cpu_hog {
-            writeln!(f, "Beside it: {load}")?;
+            writeln!(f, "CPU hog: {load}")?;
         }
         match sched {
-            Some(sched) => write!(f, "{}", SteeringSummary(sched)),
+            Some(sched) => write!(f, "{}", SchedSummary(sched)),
             None => Ok(()),
         }
     }
 }
 
-/// So many gaps are shown one by one.
-const MOST_GAPS: usize = 6;
+/// Maximum number of gaps that are printed one by one.
+const MAX_GAPS: usize = 6;
 
-/// The plan and the fact.
-pub struct SteeringSummary<'a>(pub &'a SchedFigures);
+/// Displays the results of scheduling.
+pub struct SchedSummary<'a>(pub &'a SchedFigures);
 
-impl Display for SteeringSummary<'_> {
+impl Display for SchedSummary<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let s = self.0;
         writeln!(
@@ -50,97 +51,94 @@ impl Display for SteeringSummary<'_> {
             s.length_ns as f64 / 1e9,
             count(s.preemptions),
         )?;
-        if let Some(ended) = &s.ended {
-            writeln!(f, "Scheduling ended by itself: {ended}")?;
+        if let Some(reason) = &s.stop_reason {
+            writeln!(f, "Scheduling stopped: {reason}")?;
         }
         if s.decisions > 0 {
-            writeln!(f, "  decided late by      {}", Times(s.late))?;
+            writeln!(f, "  decision delay   {}", Times(s.decision_delay))?;
         }
-        if let Some(fact) = &s.fact {
-            if fact.on.count > 0 {
-                writeln!(f, "  decision to running  {}, {} missed", Times(fact.on), fact.missed)?;
-                writeln!(f, "  decision to stopped  {}", Times(fact.off))?;
-                writeln!(
-                    f,
-                    "  fidelity {:.3}: vCPUs ran for {:.3} of all CPU time, {:.3} was planned, {:.3} in turn",
-                    fact.fidelity, fact.ran, fact.planned, fact.in_turn
-                )?;
-            }
-            for gap in fact.gaps.iter().take(MOST_GAPS) {
-                writeln!(
-                    f,
-                    "  gap ({}) on CPU {} at {:.3} s: {:.1} ms, in {} piece{}, in which nobody ran who should have",
-                    gap.name,
-                    gap.cpu,
-                    gap.at_ns as f64 / 1e9,
-                    gap.length_ns as f64 / 1e6,
-                    gap.holes,
-                    if gap.holes == 1 { "" } else { "s" }
-                )?;
-            }
-            if fact.gaps.len() > MOST_GAPS {
-                let named = fact.gaps.iter().filter(|gap| gap.name == "fair server").count();
-                let all: u64 = fact.gaps.iter().map(|gap| gap.length_ns).sum();
-                writeln!(
-                    f,
-                    "  {} gaps in all, {named} of the fair server's, {:.1} ms together",
-                    fact.gaps.len(),
-                    all as f64 / 1e6
-                )?;
-            }
-            if fact.lost_switches > 0 {
-                writeln!(
-                    f,
-                    "  {} switches found no room: these figures are of the rest",
-                    fact.lost_switches
-                )?;
-            }
-        } else {
-            writeln!(
+        match &s.observed {
+            Some(observed) => write_observed(f, observed)?,
+            None => writeln!(
                 f,
-                "  what happened is not known: the host does not let perf tell (kernel.perf_event_paranoid)"
-            )?;
+                "  no record of what ran: the host refuses perf (see kernel.perf_event_paranoid)"
+            )?,
         }
-        if s.byte.count > 0 {
-            writeln!(f, "  order to byte        {}", Times(s.byte))?;
+        if s.preempted_delay.count > 0 {
+            writeln!(f, "  preempted delay  {}", Times(s.preempted_delay))?;
         }
-        let refused = [
-            ("too late", s.refused.late),
-            ("contradictory", s.refused.contradictory),
-            ("impossible", s.refused.impossible),
-            ("ticks unanswered", s.unanswered),
-            ("lost", s.lost_decisions),
-        ];
-        let refused: Vec<_> =
-            refused.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{} {what}", count(*n))).collect();
-        if !refused.is_empty() {
-            writeln!(f, "  refused: {}", refused.join(", "))?;
-        }
+        write_refused(f, s)?;
         if s.drift.dry_run > 0 {
             writeln!(
                 f,
-                "  as rehearsed: the first {} of {} decisions, apart by {}",
+                "  as in the dry run: the first {} of {} decisions, {} apart",
                 count(s.drift.same),
                 count(s.decisions),
-                Times(s.drift.apart)
+                Times(s.drift.difference)
             )?;
         }
         Ok(())
     }
 }
 
-/// Quantiles in us.
+fn write_observed(f: &mut fmt::Formatter<'_>, observed: &Observed) -> fmt::Result {
+    if observed.dispatch_delay.count > 0 {
+        writeln!(f, "  dispatch delay   {}, {} missed", Times(observed.dispatch_delay), observed.missed)?;
+        writeln!(f, "  stop delay       {}", Times(observed.stop_delay))?;
+        writeln!(
+            f,
+            "  fidelity {:.3}: vCPUs ran for {:.3} of all CPU time, {:.3} was planned, {:.3} on-plan",
+            observed.fidelity, observed.ran, observed.planned, observed.on_plan
+        )?;
+    }
+    for gap in observed.gaps.iter().take(MAX_GAPS) {
+        writeln!(
+            f,
+            "  gap ({}) on CPU {} at {:.3} s: {:.1} ms, in {} piece{}, in which no planned vCPU ran",
+            gap.cause,
+            gap.cpu,
+            gap.at_ns as f64 / 1e9,
+            gap.length_ns as f64 / 1e6,
+            gap.holes,
+            if gap.holes == 1 { "" } else { "s" }
+        )?;
+    }
+    if observed.gaps.len() > MAX_GAPS {
+        let fair_server = observed.gaps.iter().filter(|gap| gap.cause == GapCause::FairServer).count();
+        let length_ns: u64 = observed.gaps.iter().map(|gap| gap.length_ns).sum();
+        writeln!(
+            f,
+            "  {} gaps in all, {fair_server} of the fair server, {:.1} ms in sum",
+            observed.gaps.len(),
+            length_ns as f64 / 1e6
+        )?;
+    }
+    if observed.lost_switches > 0 {
+        writeln!(f, "  {} context switches lost: these figures lack them", observed.lost_switches)?;
+    }
+    Ok(())
+}
+
+fn write_refused(f: &mut fmt::Formatter<'_>, s: &SchedFigures) -> fmt::Result {
+    let counts = [
+        ("late", s.refused.late),
+        ("contradictory", s.refused.contradictory),
+        ("impossible", s.refused.impossible),
+        ("ticks unanswered", s.unanswered_ticks),
+        ("lost", s.lost_decisions),
+    ];
+    let counts = counts.iter().filter(|(_, n)| *n > 0).map(|(what, n)| format!("{} {what}", count(*n)));
+    let counts: Vec<_> = counts.collect();
+    if counts.is_empty() { Ok(()) } else { writeln!(f, "  refused: {}", counts.join(", ")) }
+}
+
+/// Displays quantiles in us.
 struct Times(Quantiles);
 
 impl Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let us = |ns: u64| ns as f64 / 1e3;
-        write!(
-            f,
-            "p50 {:.1} us, p99 {:.1}, most {:.1}",
-            us(self.0.p50_ns),
-            us(self.0.p99_ns),
-            us(self.0.most_ns)
-        )
+        let Quantiles { p50_ns, p99_ns, most_ns, .. } = self.0;
+        write!(f, "p50 {:.1} us, p99 {:.1}, max {:.1}", us(p50_ns), us(p99_ns), us(most_ns))
     }
 }

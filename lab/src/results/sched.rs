@@ -1,4 +1,4 @@
-//! What steering came to: the plan, the fact, and how far they agree.
+//! Results of scheduling: the plan, what the kernel recorded, and how closely they agree.
 
 use serde::Serialize;
 
@@ -8,179 +8,185 @@ use crate::policy::catalogue::PolicyChoice;
 use crate::policy::dry_run::dry_run;
 use crate::policy::{Needs, Vcpu};
 use crate::sched::SchedOutcome;
-use crate::sched::fidelity::{Fidelity, Gap, judge};
+use crate::sched::fidelity::{Fidelity, Gap, Plan};
+use crate::sched::log::{AssignmentChange, Refused};
 use crate::sched::mechanism::MechanismKind;
 use vmm::hooks::Descheduled;
 
-/// Scheduling, from its begin to its end.
+/// Results of scheduling, from its begin to its end.
 #[derive(Clone, Debug, Serialize)]
 pub struct SchedFigures {
-    /// The policy, as it was asked for.
+    /// The policy with its parameters, as the user wrote it.
     pub policy: String,
-    /// What it drew its randomness from.
+    /// Seed of the policy's random numbers.
     pub seed: u64,
-    /// What it wanted to be told.
+    /// The inputs that the policy needed.
     pub needs: Needs,
     /// The mechanism.
     pub mechanism: MechanismKind,
-    /// Why this one.
+    /// Why this mechanism was chosen.
     pub mechanism_why: String,
-    /// How the driver thread was scheduled.
+    /// The scheduling class of the driver thread.
     pub driver: &'static str,
-    /// How long it lasted (ns).
+    /// How long guests were scheduled (ns).
     pub length_ns: u64,
-    /// When it began (ns of the monotonic clock).
+    /// When scheduling began (ns, `CLOCK_MONOTONIC`).
     pub began_monotonic_ns: u64,
-    /// Why it ended by itself, if it did.
-    pub ended: Option<String>,
-    /// Times that the policy was asked.
-    pub asked: u64,
-    /// Times that another vCPU, or none, was chosen for a CPU.
+    /// Why scheduling stopped before the guests ended; `None` if it did not.
+    pub stop_reason: Option<String>,
+    /// Number of events delivered to the policy.
+    pub events: u64,
+    /// Number of changes of assignments.
     pub decisions: u64,
-    /// What was refused.
+    /// Refused decisions.
     pub refused: Refused,
-    /// Ticks without a usable answer.
-    pub unanswered: u64,
-    /// Events that the guests rang for, and hints.
-    pub rings: u64,
-    /// Decisions that found no room in the log.
+    /// Number of ticks without a valid decision for their CPU.
+    pub unanswered_ticks: u64,
+    /// Number of events that the guests caused: doorbells and changed hints.
+    pub guest_events: u64,
+    /// Number of decisions that the full log dropped.
     pub lost_decisions: u64,
-    /// From the moment that a decision was due to that at which it was made.
-    pub late: Quantiles,
-    /// From the order that a vCPU stop to its byte saying so, where this monitor writes it: with `park`.
-    pub byte: Quantiles,
-    /// Times that a vCPU was taken off its CPU by decision.
+    /// Time from the moment at which an event was due to the decision.
+    pub decision_delay: Quantiles,
+    /// Time from the request to deschedule a vCPU until its `preempted` was set by this monitor:
+    /// with `deschedule` only.
+    pub preempted_delay: Quantiles,
+    /// Number of times that a decision took a CPU from a vCPU.
     pub preemptions: u64,
-    /// What happened; `None` where the host does not tell.
-    pub fact: Option<Fact>,
-    /// How far it went as it would have gone undisturbed.
+    /// What the kernel recorded; `None` if the host refuses perf.
+    pub observed: Option<Observed>,
+    /// Comparison with a dry run.
     pub drift: Drift,
 }
 
-/// Decisions that were not taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Refused {
-    /// They came too late.
-    pub late: u64,
-    /// They contradicted themselves.
-    pub contradictory: u64,
-    /// They named what there is not.
-    pub impossible: u64,
-}
-
-/// What happened, by the kernel's own record.
+/// What the kernel recorded, compared with the plan.
 #[derive(Clone, Debug, Serialize)]
-pub struct Fact {
-    /// vCPU threads' CPU time, as a share of all CPU time.
+pub struct Observed {
+    /// CPU time of the vCPU threads, as a share of all CPU time.
     pub ran: f64,
     /// CPU time for which a vCPU was planned, as a share of all CPU time.
     pub planned: f64,
-    /// What they ran in their turns, as a share of all CPU time.
-    pub in_turn: f64,
-    /// What they ran in their turns, as a share of what they ran: the fidelity.
+    /// CPU time of the planned vCPU on the planned CPU, as a share of all CPU time.
+    pub on_plan: f64,
+    /// The same as a share of `ran`.
     pub fidelity: f64,
-    /// From a decision to the new vCPU's thread having the CPU.
-    pub on: Quantiles,
-    /// From a decision to the old one's having lost it.
-    pub off: Quantiles,
-    /// Decisions whose vCPU did not get the CPU before the next one.
+    /// Time from a decision until the new vCPU has the CPU.
+    pub dispatch_delay: Quantiles,
+    /// Time from a decision until the old vCPU has lost the CPU.
+    pub stop_delay: Quantiles,
+    /// Number of decisions whose vCPU did not get the CPU before the next decision.
     pub missed: u64,
-    /// Gaps of 20 ms and more that nobody had planned.
+    /// Unplanned gaps of 20 ms and more.
     pub gaps: Vec<Gap>,
-    /// Switches that found no room in the record.
+    /// Number of context switches that full buffers dropped.
     pub lost_switches: u64,
 }
 
-/// A live run beside a rehearsal of the same policy, with the same seed, a clock that is never late, and a guest that is silent.
+/// Comparison of a live run with a dry run of the same policy and seed, whose clock is never late
+/// and whose guests give no hints.
 #[derive(Clone, Debug, Serialize)]
 pub struct Drift {
-    /// Decisions that the rehearsal made in the same time.
+    /// Number of decisions in the dry run.
     pub dry_run: u64,
-    /// So many, from the first on, were the same live: on each CPU the same vCPUs in the same order.
+    /// Number of decisions up to the first difference: on each CPU, the same vCPUs in the same
+    /// order.
     pub same: u64,
-    /// Of those, how much earlier or later they came.
-    pub apart: Quantiles,
+    /// Of these, the difference of the times since the first decision.
+    pub difference: Quantiles,
 }
 
 impl SchedFigures {
-    /// What is left of sched, in figures. `holds` are those of all vCPUs.
-    pub fn new(remains: &SchedOutcome, holds: impl Iterator<Item = Descheduled>) -> Self {
-        let (begin, end, log) = (remains.began_ns, remains.ended_ns, &remains.log);
-        let byte = holds.filter(|held| held.requested_ns <= held.published_ns && held.requested_ns >= begin);
-        let [late, contradictory, impossible] = log.refused;
-        let judged = remains.on_cpu().map(|on_cpu| {
-            let are_first = remains.mechanism == MechanismKind::Class;
-            judge(&log.chosen, &on_cpu, &remains.cpus, (begin, end), are_first)
+    /// Computes the results of `outcome`; `descheduled` are the intervals of all vCPUs.
+    pub fn new(outcome: &SchedOutcome, descheduled: impl Iterator<Item = Descheduled>) -> Self {
+        let (begin, end, log) = (outcome.began_ns, outcome.ended_ns, &outcome.log);
+        let published = descheduled.filter(|interval| {
+            interval.requested_ns <= interval.published_ns && interval.requested_ns >= begin
         });
-        let lateness = log.chosen.iter().map(|one| one.decided_ns.saturating_sub(one.due_ns));
-        let all = (end.saturating_sub(begin) as f64) * remains.cpus.len() as f64;
+        let fidelity = outcome.on_cpu().map(|on_cpu| {
+            let plan = Plan {
+                assignments: &log.assignments,
+                cpus: &outcome.cpus,
+                period: begin..end,
+                is_realtime: outcome.mechanism == MechanismKind::Class,
+            };
+            Fidelity::new(&plan, &on_cpu)
+        });
+        let cpu_time = (end.saturating_sub(begin) as f64) * outcome.cpus.len() as f64;
         Self {
-            policy: remains.policy.clone(),
-            seed: remains.seed,
-            needs: remains.needs,
-            mechanism: remains.mechanism,
-            mechanism_why: remains.why.clone(),
-            driver: remains.driver,
+            policy: outcome.policy.clone(),
+            seed: outcome.seed,
+            needs: outcome.needs,
+            mechanism: outcome.mechanism,
+            mechanism_why: outcome.mechanism_why.clone(),
+            driver: outcome.driver,
             length_ns: end.saturating_sub(begin),
             began_monotonic_ns: begin,
-            ended: remains.end.as_ref().map(ToString::to_string),
-            asked: log.asked,
-            decisions: log.chosen.len() as u64 + log.lost,
-            refused: Refused { late, contradictory, impossible },
-            unanswered: log.unanswered,
-            rings: log.rings,
+            stop_reason: outcome.stop_reason.as_ref().map(ToString::to_string),
+            events: log.events,
+            decisions: log.assignments.len() as u64 + log.lost,
+            refused: log.refused,
+            unanswered_ticks: log.unanswered_ticks,
+            guest_events: log.guest_events,
             lost_decisions: log.lost,
-            late: Quantiles::of(lateness),
-            byte: Quantiles::of(byte.map(|held| held.published_ns - held.requested_ns)),
-            preemptions: preemptions(remains),
-            fact: judged.map(|judged| Fact::new(&judged, all, remains.lost_switches)),
-            drift: Drift::new(remains),
+            decision_delay: Quantiles::of(log.assignments.iter().map(AssignmentChange::decision_delay_ns)),
+            preempted_delay: Quantiles::of(
+                published.map(|interval| interval.published_ns - interval.requested_ns),
+            ),
+            preemptions: preemptions(outcome),
+            observed: fidelity.map(|fidelity| Observed::new(&fidelity, cpu_time, outcome.lost_switches)),
+            drift: Drift::new(outcome),
         }
     }
 }
 
-/// Times that one who was to run was to run no more.
-fn preemptions(remains: &SchedOutcome) -> u64 {
-    let stopped = remains.log.stopped.iter().filter(|one| one.is_stopped).count();
-    (remains.log.chosen.iter().filter(|one| one.from.is_some()).count() + stopped) as u64
+/// Returns how often a decision took a CPU from a vCPU, or throttled one.
+fn preemptions(outcome: &SchedOutcome) -> u64 {
+    let log = &outcome.log;
+    let switched = log.assignments.iter().filter(|change| change.from.is_some()).count();
+    let throttled = log.throttles.iter().filter(|change| change.is_throttled).count();
+    (switched + throttled) as u64
 }
 
-impl Fact {
-    fn new(judged: &Fidelity, all: f64, lost_switches: u64) -> Self {
-        let share = |ns| ratio(ns as f64, all);
+impl Observed {
+    fn new(fidelity: &Fidelity, cpu_time: f64, lost_switches: u64) -> Self {
+        let share = |ns| ratio(ns as f64, cpu_time);
         Self {
-            ran: share(judged.ran),
-            planned: share(judged.planned),
-            in_turn: share(judged.in_turn),
-            fidelity: ratio(judged.in_turn as f64, judged.ran as f64),
-            on: Quantiles::of(judged.on.iter().copied()),
-            off: Quantiles::of(judged.off.iter().copied()),
-            missed: judged.missed,
-            gaps: judged.gaps.clone(),
+            ran: share(fidelity.ran),
+            planned: share(fidelity.planned),
+            on_plan: share(fidelity.on_plan),
+            fidelity: ratio(fidelity.on_plan as f64, fidelity.ran as f64),
+            dispatch_delay: Quantiles::of(fidelity.dispatch_delays.iter().copied()),
+            stop_delay: Quantiles::of(fidelity.stop_delays.iter().copied()),
+            missed: fidelity.missed,
+            gaps: fidelity.gaps.clone(),
             lost_switches,
         }
     }
 }
 
 impl Drift {
-    fn new(remains: &SchedOutcome) -> Self {
+    fn new(outcome: &SchedOutcome) -> Self {
         let live: Vec<(u64, usize, Option<Vcpu>)> =
-            remains.log.chosen.iter().map(|one| (one.decided_ns, one.cpu, one.to)).collect();
-        let policy = remains.policy.parse::<PolicyChoice>().and_then(|choice| choice.make(remains.seed));
-        // One that is not in the catalogue cannot be had a second time.
+            outcome.log.assignments.iter().map(|one| (one.decided_ns, one.cpu, one.to)).collect();
+        let policy = outcome.policy.parse::<PolicyChoice>().and_then(|choice| choice.make(outcome.seed));
+        // A policy outside the catalogue has no dry run.
         let dry_run = policy.map(|mut policy| {
-            dry_run(&mut *policy, remains.cpus.len(), &remains.vcpus, remains.began_ns, remains.ended_ns)
+            dry_run(&mut *policy, outcome.cpus.len(), &outcome.vcpus, outcome.began_ns, outcome.ended_ns)
         });
         let dry_run = dry_run.unwrap_or_default();
         let begin = (live.first().map_or(0, |first| first.0), dry_run.first().map_or(0, |first| first.at));
-        let mut apart = Vec::new();
-        for cpu in 0..remains.cpus.len() {
-            // Each CPU by itself: which of two is asked about first is a matter of microseconds.
+        let mut differences = Vec::new();
+        for cpu in 0..outcome.cpus.len() {
+            // By CPU: the order of decisions for several CPUs varies by microseconds.
             let live = live.iter().filter(|(_, at, _)| *at == cpu);
             let pairs = live.zip(dry_run.iter().filter(|other| other.cpu == cpu));
             let same = pairs.take_while(|((_, _, vcpu), other)| *vcpu == other.vcpu);
-            apart.extend(same.map(|((at, ..), other)| (at - begin.0).abs_diff(other.at - begin.1)));
+            differences.extend(same.map(|((at, ..), other)| (at - begin.0).abs_diff(other.at - begin.1)));
         }
-        Self { dry_run: dry_run.len() as u64, same: apart.len() as u64, apart: Quantiles::of(apart) }
+        Self {
+            dry_run: dry_run.len() as u64,
+            same: differences.len() as u64,
+            difference: Quantiles::of(differences),
+        }
     }
 }

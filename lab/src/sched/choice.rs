@@ -1,59 +1,64 @@
-//! Choosing a mechanism: what was asked for, what the host allows, and whom the publisher can be heard beside.
+//! The choice of a mechanism: by the user's request, the host's permissions and the publisher.
 
 use std::io;
 
-use super::SchedError;
-use super::class::Classes;
+use super::class::ClassMechanism;
+use super::deschedule::DescheduleMechanism;
 use super::mechanism::{Mechanism, MechanismChoice, MechanismKind};
-use super::park::Parks;
 use super::vcpu_threads::VcpuThreads;
+use crate::guest::RunError;
 use host::thread::{Class, set_own_class};
 use steal_time::publisher::PublisherKind;
 
-/// A mechanism, and why it is this one.
+/// A mechanism, and why it was chosen.
 #[derive(Debug)]
 pub(super) struct Chosen {
     pub(super) mechanism: Box<dyn Mechanism>,
     pub(super) why: String,
 }
 
-/// Chooses a mechanism for the threads in `vcpu_threads`, whose records `publisher` keeps.
+/// Chooses a mechanism for `vcpu_threads`, whose records `publisher` writes.
+///
+/// # Errors
+/// [`RunError::Mechanism`] if the host refuses the requested mechanism; [`RunError::Scheduler`] if
+/// it has no timers left.
 pub(super) fn choose(
     choice: MechanismChoice,
     publisher: PublisherKind,
     vcpu_threads: VcpuThreads,
-) -> Result<Chosen, SchedError> {
-    let park = |vcpu_threads, why: String| {
-        let mechanism: Box<dyn Mechanism> = Box::new(Parks::new(vcpu_threads).map_err(SchedError::TakeOver)?);
-        Ok(Chosen { mechanism, why })
-    };
-    let class = |vcpu_threads, why: &str| Chosen {
-        mechanism: Box::new(Classes::new(vcpu_threads)),
-        why: why.to_owned(),
-    };
-    match (choice, class_is_refused()) {
-        (MechanismChoice::Only(MechanismKind::Deschedule), _) => park(vcpu_threads, "as asked".to_owned()),
-        (MechanismChoice::Only(MechanismKind::Class), None) => Ok(class(vcpu_threads, "as asked")),
-        (MechanismChoice::Only(kind), Some(why)) => {
-            Err(SchedError::Mechanism { kind, why, other: MechanismKind::Deschedule })
+) -> Result<Chosen, RunError> {
+    let (kind, why) = match (choice, class_is_refused()) {
+        (MechanismChoice::Only(MechanismKind::Class), Some(why)) => {
+            let (kind, other) = (MechanismKind::Class, MechanismKind::Deschedule);
+            return Err(RunError::Mechanism { kind, why, other });
         }
-        (MechanismChoice::Auto, Some(why)) => park(vcpu_threads, format!("class is not to be had: {why}")),
-        // Threads of ours that are of the fair class would not get a CPU to publish on.
+        (MechanismChoice::Only(kind), _) => (kind, "as requested".to_owned()),
+        (MechanismChoice::Auto, Some(why)) => {
+            (MechanismKind::Deschedule, format!("class is not available: {why}"))
+        }
+        // Their threads are of the fair class, and would not get a CPU to publish on.
         (MechanismChoice::Auto, None)
             if matches!(publisher, PublisherKind::Perf | PublisherKind::Monitor) =>
         {
-            park(vcpu_threads, format!("with class, publisher {publisher} would not be heard"))
+            (MechanismKind::Deschedule, format!("class would starve publisher {publisher}"))
         }
-        (MechanismChoice::Auto, None) => Ok(class(vcpu_threads, "the best that this host allows")),
-    }
+        (MechanismChoice::Auto, None) => (MechanismKind::Class, "the best that this host allows".to_owned()),
+    };
+    let mechanism: Box<dyn Mechanism> = match kind {
+        MechanismKind::Class => Box::new(ClassMechanism::new(vcpu_threads)),
+        MechanismKind::Deschedule => {
+            Box::new(DescheduleMechanism::new(vcpu_threads).map_err(RunError::Scheduler)?)
+        }
+    };
+    Ok(Chosen { mechanism, why })
 }
 
-/// Why threads of this process may not be of a real-time class, if so.
+/// Returns why the host refuses this process real-time classes; `None` if it allows them.
 pub fn class_is_refused() -> Option<String> {
     let probe = std::thread::spawn(|| set_own_class(Class::Fifo(1)));
     let refused: io::Error = probe.join().ok()?.err()?;
     Some(format!(
-        "a real-time class is refused ({refused}; it takes CAP_SYS_NICE, or ulimit -r; in a cgroup of version 1, \
+        "a real-time class is refused ({refused}; it needs CAP_SYS_NICE, or ulimit -r; in a cgroup of version 1, \
          cpu.rt_runtime_us)"
     ))
 }

@@ -1,35 +1,36 @@
-//! Class: the chosen vCPU's thread is put before the others', and the kernel does the rest.
+//! Mechanism `class`: priorities decide, and the kernel preempts.
 //!
-//! All vCPU threads are pinned and of the FIFO class; the one that was chosen is of a higher priority. The new one is promoted
-//! before the old one is demoted, so that at no moment a third one comes between. Nothing leaves `KVM_RUN`; a preemption falls on
-//! any instruction, and is one to the kernel, too: the program on `sched_switch` sees it, and run delay counts it.
+//! All vCPU threads are pinned `SCHED_FIFO` threads, and the assigned one has the higher priority.
+//! The new thread is promoted before the old one is demoted, so no third thread runs in between.
+//! Nothing leaves `KVM_RUN`. A preemption falls on any instruction and is an ordinary context
+//! switch: the program at `sched_switch` sees it, and the kernel counts run delay.
 //!
-//! When the chosen one halts, the next one of its CPU runs: a plan is an order, not an exclusive grant. A CPU that is to be idle
-//! has its vCPUs parked.
+//! When the assigned vCPU halts, the next thread of its CPU runs: an assignment is an order, not an
+//! exclusive grant. The vCPUs of an idle CPU are descheduled.
 //!
-//! vCPU threads whose CPU is the host's to give are of the fair class, as ever.
+//! vCPU threads stay in the fair class on CPUs that the host schedules.
 
 use super::mechanism::{Mechanism, MechanismKind};
 use super::vcpu_threads::VcpuThreads;
-use crate::policy::{Assignment, SchedState, Vcpu};
+use crate::policy::{Assignment, SchedState};
 use host::thread::Class;
 
-const CHOSEN: Class = Class::Fifo(20);
+const ASSIGNED: Class = Class::Fifo(20);
 const WAITING: Class = Class::Fifo(10);
 
-/// See the module.
+/// Mechanism `class`.
 #[derive(Debug)]
-pub(super) struct Classes {
+pub(super) struct ClassMechanism {
     vcpu_threads: VcpuThreads,
 }
 
-impl Classes {
+impl ClassMechanism {
     pub(super) fn new(vcpu_threads: VcpuThreads) -> Self {
         Self { vcpu_threads }
     }
 }
 
-impl Mechanism for Classes {
+impl Mechanism for ClassMechanism {
     fn kind(&self) -> MechanismKind {
         MechanismKind::Class
     }
@@ -38,34 +39,29 @@ impl Mechanism for Classes {
         &mut self.vcpu_threads
     }
 
-    fn settle(&mut self, state: &SchedState) {
-        let assignment_of = |vcpu: Vcpu| {
-            let home = state.vcpus.get(vcpu).map_or(0, |view| view.home);
-            (home, state.cpus.get(home).map_or(Assignment::Host, |cpu| cpu.assignment))
-        };
-        for vcpu in 0..self.vcpu_threads.count() {
+    fn apply(&mut self, state: &SchedState) {
+        let threads = &mut self.vcpu_threads;
+        for vcpu in 0..threads.count() {
             if let Some(cpu) = state.cpu_of(vcpu) {
-                self.vcpu_threads.place(vcpu, cpu);
-                // Refused, it is overtaken less often; what happened is on record.
-                let _ = self.vcpu_threads.set_class(vcpu, CHOSEN);
-                self.vcpu_threads.release(vcpu);
+                threads.pin(vcpu, cpu);
+                // After a refusal it is preempted more often, which the record shows.
+                let _ = threads.set_class(vcpu, ASSIGNED);
+                threads.schedule(vcpu);
             }
         }
-        let is_left = |vcpu: &Vcpu| {
-            state.cpu_of(*vcpu).is_none() && state.vcpus.get(*vcpu).is_some_and(|view| !view.is_gone)
-        };
-        for vcpu in (0..self.vcpu_threads.count()).filter(is_left) {
-            let (home, plan) = assignment_of(vcpu);
-            if plan != Assignment::Host {
-                self.vcpu_threads.place(vcpu, home);
-                let _ = self.vcpu_threads.set_class(vcpu, WAITING);
-            } else if matches!(self.vcpu_threads.class(vcpu), Class::Fifo(_)) {
-                let _ = self.vcpu_threads.set_class(vcpu, Class::Fair);
+        for vcpu in (0..threads.count()).filter(|vcpu| state.is_unassigned(*vcpu)) {
+            let home = state.home_of(vcpu);
+            let assignment = state.cpus.get(home).map_or(Assignment::Host, |cpu| cpu.assignment);
+            if assignment != Assignment::Host {
+                threads.pin(vcpu, home);
+                let _ = threads.set_class(vcpu, WAITING);
+            } else if matches!(threads.class(vcpu), Class::Fifo(_)) {
+                let _ = threads.set_class(vcpu, Class::Fair);
             }
-            if plan == Assignment::Idle || !state.may_run(vcpu) {
-                self.vcpu_threads.hold(vcpu);
+            if assignment == Assignment::Idle || !state.may_run(vcpu) {
+                threads.deschedule(vcpu);
             } else {
-                self.vcpu_threads.release(vcpu);
+                threads.schedule(vcpu);
             }
         }
     }

@@ -1,7 +1,8 @@
-//! The driver: the thread that times what no vCPU thread times for itself, and hears the doorbells.
+//! The driver thread: times the slices that no vCPU thread times, and waits for doorbells.
 //!
-//! With `class` it sees to every turn. It is of the deadline class then: in the FIFO class, of whatever priority, the kernel's
-//! fair server comes before it for 50 ms a second where anybody of the fair class is starved. With `park` it needs no right.
+//! With `class` it times all slices, in `SCHED_DEADLINE`: in `SCHED_FIFO` of any priority, the
+//! kernel's fair server preempts it for 50 ms a second while a thread of the fair class starves.
+//! With `deschedule` it needs no privilege.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -20,18 +21,19 @@ use super::mechanism::MechanismKind;
 use host::clock;
 use host::thread::{Class, set_own_class};
 
-/// A wake-up and what follows takes some 20 us; where guests ring, there are many.
-const FIRST: Class = Class::Deadline { runtime_ns: 250_000, period_ns: 400_000 };
-/// Where a deadline is refused: to threads that are pinned, for one.
-const SECOND: Class = Class::Fifo(90);
+/// A wake-up with its dispatch takes 20 us; doorbells cause many.
+const PREFERRED: Class = Class::Deadline { runtime_ns: 250_000, period_ns: 400_000 };
+/// The fallback if the host refuses a deadline, which it does for pinned threads.
+const FALLBACK: Class = Class::Fifo(90);
 
-/// A vCPU thread sees to the end of its own turn; if it has not by so much later (ns), the driver does. It wakes as often as that.
-const SLACK: u64 = 20_000_000;
+/// Time (ns) after the end of a slice at which the driver ends it, if the vCPU thread has not. It
+/// is also the driver's usual period.
+const SLACK_NS: u64 = 20_000_000;
 
-/// It looks at least so often, whether everybody gets to run.
-const LONGEST_SLEEP: Duration = Duration::from_millis(100);
+/// The longest sleep between two checks for starved vCPUs.
+const MAX_SLEEP: Duration = Duration::from_millis(100);
 
-/// See the module.
+/// The driver thread.
 #[derive(Debug)]
 pub(super) struct Driver {
     is_over: Arc<AtomicBool>,
@@ -41,35 +43,39 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    /// Starts it. It asks the policy for the first time at once.
+    /// Starts the thread, which delivers the first events before this returns.
+    ///
+    /// # Errors
+    /// The host has no thread, timer or event file left.
     pub(super) fn start(
         dispatcher: Arc<Dispatcher>,
-        bells: Vec<Option<EventFd>>,
+        doorbells: Vec<Option<EventFd>>,
         kind: MechanismKind,
     ) -> io::Result<Self> {
         let is_over = Arc::new(AtomicBool::new(false));
         let wake = EventFd::new(libc::EFD_NONBLOCK)?;
         let ends = Arc::clone(&is_over);
-        let rung = bells.into_iter().flatten().chain([wake.try_clone()?]).collect();
-        let mut alarm = Alarm::new(rung)?;
-        let (tell, told) = mpsc::channel();
-        let live = move || {
-            // Before any vCPU thread is of a real-time class: afterwards it might not get a CPU to change its own on.
-            let class = if kind == MechanismKind::Class { take_precedence() } else { "fair" };
+        let wakers = doorbells.into_iter().flatten().chain([wake.try_clone()?]).collect();
+        let mut alarm = Alarm::new(wakers)?;
+        let (send_class, class) = mpsc::channel();
+        let run = move || {
+            // First of all: beside real-time vCPU threads it might not get a CPU to raise its
+            // class.
+            let class = if kind == MechanismKind::Class { raise_class() } else { "fair" };
             dispatcher.begin();
-            let _ = tell.send(class);
+            let _ = send_class.send(class);
             if kind == MechanismKind::Deschedule {
-                // It has begun in the class of whoever has started it, which may come before the vCPU threads'.
+                // It inherited the class of its creator, which may exceed the vCPU threads'.
                 let _ = set_own_class(Class::Fair);
             }
             drive(&dispatcher, &mut alarm, &ends, kind);
         };
-        let thread = thread::Builder::new().name("driver".to_owned()).spawn(live)?;
-        let class = told.recv().unwrap_or("none");
+        let thread = thread::Builder::new().name("driver".to_owned()).spawn(run)?;
+        let class = class.recv().unwrap_or("none");
         Ok(Self { is_over, wake, thread, class })
     }
 
-    /// Ends it, and says how it was scheduled.
+    /// Ends the thread; returns its scheduling class.
     pub(super) fn finish(self) -> &'static str {
         self.is_over.store(true, Ordering::Relaxed);
         let _ = self.wake.write(1);
@@ -78,10 +84,10 @@ impl Driver {
     }
 }
 
-fn take_precedence() -> &'static str {
-    if set_own_class(FIRST).is_ok() {
+fn raise_class() -> &'static str {
+    if set_own_class(PREFERRED).is_ok() {
         "deadline"
-    } else if set_own_class(SECOND).is_ok() {
+    } else if set_own_class(FALLBACK).is_ok() {
         "fifo"
     } else {
         "fair"
@@ -92,42 +98,42 @@ fn drive(dispatcher: &Dispatcher, alarm: &mut Alarm, is_over: &AtomicBool, kind:
     while !is_over.load(Ordering::Relaxed) {
         let due = match kind {
             MechanismKind::Class => dispatcher.next_due(),
-            MechanismKind::Deschedule => dispatcher.next_untimed(SLACK),
+            MechanismKind::Deschedule => dispatcher.next_untimed(SLACK_NS),
         };
         alarm.sleep_until(due);
-        dispatcher.attend();
+        dispatcher.dispatch();
     }
 }
 
-/// What ends the driver's sleep: time, or somebody who rings.
+/// A sleep that a timer or an event file ends.
 struct Alarm {
     epoll: Epoll,
     timer: TimerFd,
-    rung: Vec<EventFd>,
+    wakers: Vec<EventFd>,
 }
 
 impl Alarm {
-    fn new(rung: Vec<EventFd>) -> io::Result<Self> {
+    fn new(wakers: Vec<EventFd>) -> io::Result<Self> {
         let (epoll, timer) = (Epoll::new()?, TimerFd::new()?);
-        let fds = rung.iter().map(AsRawFd::as_raw_fd).chain([timer.as_raw_fd()]);
+        let fds = wakers.iter().map(AsRawFd::as_raw_fd).chain([timer.as_raw_fd()]);
         for fd in fds {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))?;
         }
-        Ok(Self { epoll, timer, rung })
+        Ok(Self { epoll, timer, wakers })
     }
 
-    /// Sleeps until `due_ns` of the monotonic clock, or until somebody rings, or for [`LONGEST_SLEEP`].
+    /// Sleeps until `due_ns` (`CLOCK_MONOTONIC`) or an event, for at most [`MAX_SLEEP`].
     fn sleep_until(&mut self, due_ns: u64) {
-        let left = Duration::from_nanos(due_ns.saturating_sub(clock::monotonic_ns())).min(LONGEST_SLEEP);
+        let left = Duration::from_nanos(due_ns.saturating_sub(clock::monotonic_ns())).min(MAX_SLEEP);
         if left.is_zero() || self.timer.reset(left, None).is_err() {
             return;
         }
         let mut events = [EpollEvent::default(); 4];
-        // Interrupted or not, what is due is found out by looking.
+        // After an interruption the caller finds nothing due and sleeps again.
         let _ = self.epoll.wait(-1, &mut events);
-        for bell in &self.rung {
-            // The counter goes first: what rings after this read wakes the thread again.
-            let _ = bell.read();
+        for waker in &self.wakers {
+            // Before the dispatch, so that a later event ends the next sleep.
+            let _ = waker.read();
         }
     }
 }

@@ -1,91 +1,117 @@
-//! The log: what was decided, and when it was carried out.
+//! The decision log: what a policy decided, and when it was applied.
 
 use crate::policy::schedule::Refusal;
 use crate::policy::{Cpu, Ns, Vcpu};
 
-/// As many switches are kept; more are counted.
-const MOST: usize = 1 << 18;
+/// Capacity of each list; the log counts further entries as lost.
+const CAPACITY: usize = 1 << 18;
 
-/// Another one was chosen for a CPU.
+/// A change of the assignment of a CPU. Timestamps are of `CLOCK_MONOTONIC` (ns).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Chosen {
-    /// When the policy was due to be asked (ns of the monotonic clock); when it was, if nothing was due.
+pub struct AssignmentChange {
+    /// When the event was due; for an event without a due time, when the policy decided.
     pub due_ns: Ns,
-    /// When it had decided.
+    /// When the policy decided.
     pub decided_ns: Ns,
-    /// When all that takes had been called for.
-    pub done_ns: Ns,
-    /// Where.
+    /// When all system calls for it had returned.
+    pub applied_ns: Ns,
+    /// The CPU.
     pub cpu: Cpu,
-    /// Who was to run so far; `None` for nobody, or whom the host liked.
+    /// The vCPU that was assigned; `None` if the CPU was idle or the host's.
     pub from: Option<Vcpu>,
-    /// Who is to run now.
+    /// The vCPU that is assigned; `None` if the CPU is idle or the host's.
     pub to: Option<Vcpu>,
-    /// Whether the CPU is the host's to give from now on.
-    pub is_hosts: bool,
+    /// Whether the host's scheduler chooses on this CPU from now on.
+    pub to_host: bool,
 }
 
-/// A vCPU was parked by policy, or is no more.
+impl AssignmentChange {
+    /// Returns the time from the moment at which the event was due to the decision (ns).
+    pub fn decision_delay_ns(&self) -> Ns {
+        self.decided_ns.saturating_sub(self.due_ns)
+    }
+}
+
+/// A vCPU was throttled or unthrottled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stopped {
-    /// When that was decided.
-    pub at_ns: Ns,
-    /// Which.
+pub struct ThrottleChange {
+    /// When the policy decided (ns, `CLOCK_MONOTONIC`).
+    pub decided_ns: Ns,
+    /// The vCPU.
     pub vcpu: Vcpu,
-    /// Whether it is stopped from now on.
-    pub is_stopped: bool,
+    /// Whether it is throttled from now on.
+    pub is_throttled: bool,
 }
 
-/// See the module.
+/// Number of refused decisions, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Refused {
+    /// A slice or timer would have ended in the past.
+    pub late: u64,
+    /// The decisions on one event contradicted each other.
+    pub contradictory: u64,
+    /// A CPU or vCPU did not exist.
+    pub impossible: u64,
+}
+
+impl Refused {
+    /// Returns the sum.
+    pub fn total(self) -> u64 {
+        self.late + self.contradictory + self.impossible
+    }
+}
+
+/// The decisions of a session.
 #[derive(Clone, Debug, Default)]
 pub struct Log {
-    /// Who was chosen where.
-    pub chosen: Vec<Chosen>,
-    /// Who was parked.
-    pub stopped: Vec<Stopped>,
-    /// Entries that found no room.
+    /// Changes of assignments, in order.
+    pub assignments: Vec<AssignmentChange>,
+    /// Changes of throttling, in order.
+    pub throttles: Vec<ThrottleChange>,
+    /// Number of entries that full lists dropped.
     pub lost: u64,
-    /// Times that the policy was asked.
-    pub asked: u64,
-    /// What it decided that was not taken: too late, contradictory, impossible.
-    pub refused: [u64; 3],
-    /// Ticks that it gave no usable answer to: what was planned went on.
-    pub unanswered: u64,
-    /// Events that the guests rang for, and hints.
-    pub rings: u64,
+    /// Number of events delivered to the policy.
+    pub events: u64,
+    /// Refused decisions.
+    pub refused: Refused,
+    /// Number of ticks without a valid decision for their CPU. The slice was extended.
+    pub unanswered_ticks: u64,
+    /// Number of events that the guests caused: doorbells and changed hints.
+    pub guest_events: u64,
 }
 
 impl Log {
-    /// With room for what a run holds, so that nothing is allocated under way.
+    /// Creates a log with room for a usual session, so that recording does not allocate.
     pub(super) fn with_room() -> Self {
         Self {
-            chosen: Vec::with_capacity(MOST / 8),
-            stopped: Vec::with_capacity(MOST / 64),
+            assignments: Vec::with_capacity(CAPACITY / 8),
+            throttles: Vec::with_capacity(CAPACITY / 64),
             ..Self::default()
         }
     }
 
-    pub(super) fn choose(&mut self, chosen: Chosen) {
-        if self.chosen.len() < MOST {
-            self.chosen.push(chosen);
-        } else {
-            self.lost += 1;
-        }
+    pub(super) fn add_assignment(&mut self, change: AssignmentChange) {
+        self.lost += u64::from(!push_bounded(&mut self.assignments, change));
     }
 
-    pub(super) fn stop(&mut self, stopped: Stopped) {
-        if self.stopped.len() < MOST {
-            self.stopped.push(stopped);
-        } else {
-            self.lost += 1;
-        }
+    pub(super) fn add_throttle(&mut self, change: ThrottleChange) {
+        self.lost += u64::from(!push_bounded(&mut self.throttles, change));
     }
 
-    pub(super) fn refuse(&mut self, refusal: Refusal) {
-        self.refused[match refusal {
-            Refusal::Late => 0,
-            Refusal::Contradictory => 1,
-            Refusal::Impossible => 2,
-        }] += 1;
+    pub(super) fn add_refusal(&mut self, refusal: Refusal) {
+        *match refusal {
+            Refusal::Late => &mut self.refused.late,
+            Refusal::Contradictory => &mut self.refused.contradictory,
+            Refusal::Impossible => &mut self.refused.impossible,
+        } += 1;
     }
+}
+
+/// Adds `entry` unless the list is full; returns whether it did.
+fn push_bounded<T>(list: &mut Vec<T>, entry: T) -> bool {
+    let has_room = list.len() < CAPACITY;
+    if has_room {
+        list.push(entry);
+    }
+    has_room
 }

@@ -1,4 +1,4 @@
-//! Mechanisms: making what was decided so.
+//! Mechanisms: ways to make vCPU threads follow a schedule.
 
 use std::fmt;
 
@@ -6,13 +6,13 @@ use super::vcpu_threads::VcpuThreads;
 use crate::policy::{Cpu, Ns, SchedState, Vcpu};
 use host::thread::Class;
 
-/// How vCPU threads are made to run or not.
+/// A mechanism.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MechanismKind {
-    /// By their scheduling class.
+    /// Changes the scheduling class and priority of vCPU threads.
     Class,
-    /// By taking them out of the guest.
+    /// Makes vCPU threads leave the guest and wait.
     Deschedule,
 }
 
@@ -25,44 +25,44 @@ impl fmt::Display for MechanismKind {
     }
 }
 
-/// What is asked for.
+/// The mechanism that the user requests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MechanismChoice {
-    /// The best that the host and the publisher allow.
+    /// The best one that the host and the publisher allow.
     #[default]
     Auto,
-    /// This one, or none.
+    /// This one only.
     Only(MechanismKind),
 }
 
-/// See the module.
+/// A way to make vCPU threads follow a schedule.
 pub(super) trait Mechanism: fmt::Debug + Send {
-    /// Which one this is.
+    /// Returns which mechanism this is.
     fn kind(&self) -> MechanismKind;
 
-    /// What it does it all with.
+    /// Returns the threads that it controls.
     fn vcpu_threads(&mut self) -> &mut VcpuThreads;
 
-    /// Makes the vCPU threads do what `state` says. What they do already costs nothing.
-    fn settle(&mut self, state: &SchedState);
+    /// Makes the vCPU threads follow `state`. Threads that already do cost no system call.
+    fn apply(&mut self, state: &SchedState);
 
-    /// A vCPU lives on that CPU from now on.
-    fn place(&mut self, vcpu: Vcpu, cpu: Cpu) {
-        self.vcpu_threads().place(vcpu, cpu);
+    /// Makes `cpu` the home of `vcpu`.
+    fn migrate(&mut self, vcpu: Vcpu, cpu: Cpu) {
+        self.vcpu_threads().pin(vcpu, cpu);
     }
 
-    /// Asks the host to treat a vCPU in another way, where the host chooses.
+    /// Sets the nice value and the slice (ns) of `vcpu` for CPUs that the host schedules.
     fn tune(&mut self, vcpu: Vcpu, nice: i8, slice: Ns) {
-        // To ask for less is always allowed; what is refused stays as it was.
+        // A higher nice value needs no privilege. After a refusal the thread keeps its class.
         let _ = self.vcpu_threads().set_class(vcpu, Class::Tuned { nice, slice_ns: slice });
     }
 
-    /// A vCPU is gone, or about to go home.
-    fn lose(&mut self, vcpu: Vcpu) {
-        self.vcpu_threads().give_back(vcpu);
+    /// Gives the thread of `vcpu`, which has exited or is about to, back to the host's scheduler.
+    fn remove(&mut self, vcpu: Vcpu) {
+        self.vcpu_threads().release(vcpu);
     }
 
-    /// Gives the vCPU threads back to the host.
+    /// Gives all vCPU threads back to the host's scheduler.
     fn release_all(&mut self) {
         self.vcpu_threads().release_all();
     }

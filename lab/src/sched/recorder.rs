@@ -1,7 +1,8 @@
-//! The clerk: gathers what has happened, beside those who make it happen.
+//! The recorder: collects context switches, lock episodes and lock counts during a session.
 //!
-//! perf logs each switch of each vCPU thread in a ring of the kernel's, and the guests note what took long in rings of theirs.
-//! The clerk empties both before they are full; what found no room is counted.
+//! perf logs the context switches of each vCPU thread to a ring of the kernel; guests log long lock
+//! episodes to rings in their hint pages. The recorder drains both before they are full, and counts
+//! what was lost.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use protocol::payload::hints::EpisodeKind;
 
-use super::ScheduledGuest;
+use super::hints::ScheduledGuest;
 use super::mechanism::MechanismKind;
 use crate::guest::ReportView;
 use crate::policy::Vcpu;
@@ -21,53 +22,54 @@ use host::ticker::Ticker;
 use vmm::guest_clock::GuestClock;
 use vmm::vcpu::control::VcpuHandle;
 
-/// Pages of a thread's ring: some 10,000 switches.
-const PAGES: usize = 64;
-/// As many switches of a thread are kept, and as many episodes of all.
-const MOST: usize = 1 << 20;
+/// Pages of a thread's perf ring: room for about 10,000 switches.
+const RING_PAGES: usize = 64;
+/// Maximum number of recorded switches per thread, of episodes, and of samples.
+const CAPACITY: usize = 1 << 20;
 
-/// How often the rings are emptied: the guest's hold less.
-const SELDOM: Duration = Duration::from_millis(200);
-const OFTEN: Duration = Duration::from_millis(2);
+/// Period of draining perf's rings alone.
+const PERF_PERIOD: Duration = Duration::from_millis(200);
+/// Period of draining the guests' smaller rings too.
+const EPISODE_PERIOD: Duration = Duration::from_millis(2);
 
-/// Among vCPU threads of a real-time class it would not get a CPU.
-const AMONG_CLASSES: Class = Class::Fifo(31);
+/// Class of the recorder beside real-time vCPU threads; otherwise it would not get a CPU.
+const REALTIME: Class = Class::Fifo(31);
 
-/// A wait or a section that took long, on the host's clock.
+/// A long wait for a lock, or a long critical section. Timestamps are of `CLOCK_MONOTONIC` (ns).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockEpisode {
-    /// Whose.
+    /// The vCPU.
     pub vcpu: Vcpu,
-    /// Which of the two.
+    /// Wait or critical section.
     pub kind: EpisodeKind,
-    /// When it began (ns of the monotonic clock).
+    /// When it began.
     pub from_ns: u64,
-    /// When it was over.
+    /// When it ended.
     pub to_ns: u64,
 }
 
-/// How many locks a guest took in a millisecond.
+/// The rate of lock acquisitions of a guest since the previous sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sample {
-    /// Which guest.
+pub struct LockSample {
+    /// Index of the guest.
     pub guest: usize,
-    /// When that was found (ns of the monotonic clock).
+    /// When it was taken (ns, `CLOCK_MONOTONIC`).
     pub at_ns: u64,
-    /// How many.
-    pub in_a_ms: u64,
+    /// Acquisitions per millisecond.
+    pub per_ms: u64,
 }
 
-/// What was gathered.
+/// The records of a session.
 #[derive(Debug, Default)]
-pub(super) struct Facts {
+pub(super) struct Records {
     pub(super) switches: Option<Vec<Vec<Switch>>>,
     pub(super) lost_switches: u64,
     pub(super) episodes: Vec<LockEpisode>,
     pub(super) lost_episodes: u64,
-    pub(super) samples: Vec<Sample>,
+    pub(super) samples: Vec<LockSample>,
 }
 
-/// See the module.
+/// The recorder of a session.
 #[derive(Debug)]
 pub(super) struct Recorder {
     inner: Arc<Mutex<Inner>>,
@@ -79,10 +81,10 @@ struct Inner {
     logs: Vec<SwitchLog>,
     pages: Vec<Page>,
     counters: Vec<Counter>,
-    facts: Facts,
+    records: Records,
 }
 
-/// Where a vCPU notes what took long.
+/// The episode ring of a vCPU.
 #[derive(Debug)]
 struct Page {
     vcpu: Vcpu,
@@ -92,7 +94,7 @@ struct Page {
     read: u64,
 }
 
-/// A guest's acquisitions, at the last look.
+/// The lock acquisitions of a guest at the previous sample.
 #[derive(Debug)]
 struct Counter {
     guest: usize,
@@ -103,30 +105,34 @@ struct Counter {
 }
 
 impl Counter {
-    /// How many there were since the last look, in a millisecond.
-    fn sample(&mut self) -> Sample {
+    /// Takes a sample.
+    fn sample(&mut self) -> LockSample {
         let vcpus = self.report.vcpus.iter().take(self.vcpus);
         let total =
             vcpus.map(|vcpu| vcpu.acquisitions_ever.load(Ordering::Relaxed)).fold(0, u64::wrapping_add);
         let at_ns = clock::monotonic_ns();
-        // A guest may write any number there.
+        // The guest may write any value.
         let grown = u128::from(total.saturating_sub(self.total)) * 1_000_000;
-        let in_a_ms = grown / u128::from(at_ns.saturating_sub(self.at_ns).max(1));
+        let per_ms = grown / u128::from(at_ns.saturating_sub(self.at_ns).max(1));
         (self.at_ns, self.total) = (at_ns, total);
-        Sample { guest: self.guest, at_ns, in_a_ms: u64::try_from(in_a_ms).unwrap_or(u64::MAX) }
+        LockSample { guest: self.guest, at_ns, per_ms: u64::try_from(per_ms).unwrap_or(u64::MAX) }
     }
 }
 
 impl Recorder {
-    /// Begins to gather what becomes of the threads at `handles`, and, with `traces`, what the guests note.
+    /// Starts to record the context switches of the threads of `handles` and, with `traces`, the
+    /// episodes and lock counts of `guests`.
+    ///
+    /// # Errors
+    /// The host cannot create a thread.
     pub(super) fn start(
         handles: &[Arc<VcpuHandle>],
         guests: &[ScheduledGuest],
         traces: bool,
         kind: MechanismKind,
     ) -> io::Result<Self> {
-        let log = |handle: &Arc<VcpuHandle>| SwitchLog::of_thread(handle.kick_handle().tid(), PAGES);
-        // All or none: half of the truth would be taken for all of it.
+        let log = |handle: &Arc<VcpuHandle>| SwitchLog::of_thread(handle.kick_handle().tid(), RING_PAGES);
+        // All threads or none: a partial record would pass for a complete one.
         let logs: Vec<_> = handles.iter().map(log).collect::<Result<_, _>>().unwrap_or_default();
         let (mut pages, mut counters) = (Vec::new(), Vec::new());
         let mut first = 0;
@@ -149,42 +155,42 @@ impl Recorder {
             first += guest.handles.len();
         }
         let switches = (!logs.is_empty()).then(|| vec![Vec::new(); logs.len()]);
-        let period = if pages.is_empty() { SELDOM } else { OFTEN };
+        let period = if pages.is_empty() { PERF_PERIOD } else { EPISODE_PERIOD };
         let inner = Arc::new(Mutex::new(Inner {
             logs,
             pages,
             counters,
-            facts: Facts { switches, ..Facts::default() },
+            records: Records { switches, ..Records::default() },
         }));
-        let own = Arc::clone(&inner);
+        let shared = Arc::clone(&inner);
         let begin = move || {
-            // Whoever starts it may be of another class, and it would inherit that.
-            let own = if kind == MechanismKind::Class { AMONG_CLASSES } else { Class::Fair };
-            let _ = set_own_class(own);
+            // It inherited the class of its creator.
+            let class = if kind == MechanismKind::Class { REALTIME } else { Class::Fair };
+            let _ = set_own_class(class);
         };
-        let tick = move || own.lock().unwrap_or_else(PoisonError::into_inner).gather();
+        let tick = move || shared.lock().unwrap_or_else(PoisonError::into_inner).drain();
         Ok(Self { inner, ticker: Ticker::start("recorder", period, begin, tick)? })
     }
 
-    /// Ends it, and gives what was gathered.
-    pub(super) fn finish(self) -> Facts {
+    /// Stops recording, and returns the records.
+    pub(super) fn finish(self) -> Records {
         drop(self.ticker);
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.gather();
-        inner.facts.lost_switches += inner.logs.iter().map(SwitchLog::lost).sum::<u64>();
-        std::mem::take(&mut inner.facts)
+        inner.drain();
+        inner.records.lost_switches += inner.logs.iter().map(SwitchLog::lost).sum::<u64>();
+        std::mem::take(&mut inner.records)
     }
 }
 
 impl Inner {
-    fn gather(&mut self) {
-        let Facts { switches, lost_switches, episodes, lost_episodes, samples } = &mut self.facts;
-        if samples.len() < MOST {
+    fn drain(&mut self) {
+        let Records { switches, lost_switches, episodes, lost_episodes, samples } = &mut self.records;
+        if samples.len() < CAPACITY {
             samples.extend(self.counters.iter_mut().map(Counter::sample));
         }
         for (log, kept) in self.logs.iter().zip(switches.iter_mut().flatten()) {
             log.drain(|switch| {
-                if kept.len() < MOST {
+                if kept.len() < CAPACITY {
                     kept.push(switch);
                 } else {
                     *lost_switches += 1;
@@ -195,10 +201,10 @@ impl Inner {
             let Some(hints) = page.report.hints.get(page.index) else { continue };
             let (vcpu, clock) = (page.vcpu, page.clock);
             let (next, lost) = hints.episodes.drain(page.read, |episode| {
-                // A guest may write any moment there; one before or far behind is put where it can be.
-                let moment = |tsc| clock.monotonic_ns_at(tsc);
-                let (from_ns, to_ns) = (moment(episode.from), moment(episode.to));
-                if episodes.len() < MOST && from_ns < to_ns {
+                // The guest may write any TSC value; the clock saturates.
+                let (from_ns, to_ns) =
+                    (clock.monotonic_ns_at(episode.from), clock.monotonic_ns_at(episode.to));
+                if episodes.len() < CAPACITY && from_ns < to_ns {
                     episodes.push(LockEpisode { vcpu, kind: episode.kind, from_ns, to_ns });
                 }
             });

@@ -1,4 +1,6 @@
-//! Hands: what is done to a vCPU thread, and what has been, so that nothing is done twice.
+//! The vCPU threads of all guests, and what the mechanisms did to them.
+//!
+//! Each operation compares with the last one and skips system calls that would change nothing.
 
 use std::io;
 use std::sync::Arc;
@@ -14,22 +16,28 @@ pub(super) struct VcpuThreads {
     threads: Vec<VcpuThread>,
     /// The host's numbers of the CPUs.
     cpus: Vec<usize>,
-    /// Where threads run, one at a time, that leave for each other.
-    places: Vec<Arc<CpuHandoff>>,
+    /// Passes each CPU from one vCPU thread to the next.
+    handoffs: Vec<Arc<CpuHandoff>>,
 }
 
 #[derive(Debug)]
 struct VcpuThread {
     handle: Arc<VcpuHandle>,
-    at: Option<Cpu>,
+    pinned_to: Option<Cpu>,
     class: Class,
+}
+
+impl VcpuThread {
+    fn tid(&self) -> libc::pid_t {
+        self.handle.kick_handle().tid()
+    }
 }
 
 impl VcpuThreads {
     pub(super) fn new(handles: Vec<Arc<VcpuHandle>>, cpus: Vec<usize>) -> Self {
-        let thread = |handle| VcpuThread { handle, at: None, class: Class::Fair };
-        let places = cpus.iter().map(|_| Arc::default()).collect();
-        Self { threads: handles.into_iter().map(thread).collect(), cpus, places }
+        let thread = |handle| VcpuThread { handle, pinned_to: None, class: Class::Fair };
+        let handoffs = cpus.iter().map(|_| Arc::default()).collect();
+        Self { threads: handles.into_iter().map(thread).collect(), cpus, handoffs }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -37,76 +45,81 @@ impl VcpuThreads {
     }
 
     pub(super) fn tid(&self, vcpu: Vcpu) -> libc::pid_t {
-        self.threads.get(vcpu).map_or(0, |thread| thread.handle.kick_handle().tid())
+        self.threads.get(vcpu).map_or(0, VcpuThread::tid)
     }
 
-    /// Confines it to `cpu`. A thread that has ended needs no place.
-    pub(super) fn place(&mut self, vcpu: Vcpu, cpu: Cpu) {
-        let Some(thread) = self.threads.get_mut(vcpu).filter(|thread| thread.at != Some(cpu)) else { return };
-        thread.at = Some(cpu);
+    /// Pins the thread of `vcpu` to `cpu`. Ignores a thread that has exited.
+    pub(super) fn pin(&mut self, vcpu: Vcpu, cpu: Cpu) {
+        let Some(thread) = self.threads.get_mut(vcpu).filter(|thread| thread.pinned_to != Some(cpu)) else {
+            return;
+        };
+        thread.pinned_to = Some(cpu);
         if let Some(number) = self.cpus.get(cpu) {
-            let _ = Cpus::single(*number).pin_thread(thread.handle.kick_handle().tid());
+            let _ = Cpus::single(*number).pin_thread(thread.tid());
         }
     }
 
-    /// Changes its class, and says whether that was allowed.
+    /// Changes the scheduling class of the thread of `vcpu`.
+    ///
+    /// # Errors
+    /// The host refuses the class.
     pub(super) fn set_class(&mut self, vcpu: Vcpu, class: Class) -> io::Result<()> {
         let Some(thread) = self.threads.get_mut(vcpu).filter(|thread| thread.class != class) else {
             return Ok(());
         };
         thread.class = class;
-        set_class(thread.handle.kick_handle().tid(), class)
+        set_class(thread.tid(), class)
     }
 
     pub(super) fn class(&self, vcpu: Vcpu) -> Class {
         self.threads.get(vcpu).map_or(Class::Fair, |thread| thread.class)
     }
 
-    pub(super) fn hold(&self, vcpu: Vcpu) {
+    pub(super) fn deschedule(&self, vcpu: Vcpu) {
         if let Some(thread) = self.threads.get(vcpu).filter(|thread| !thread.handle.is_descheduled()) {
             thread.handle.deschedule();
         }
     }
 
-    pub(super) fn release(&self, vcpu: Vcpu) {
+    pub(super) fn schedule(&self, vcpu: Vcpu) {
         if let Some(thread) = self.threads.get(vcpu).filter(|thread| thread.handle.is_descheduled()) {
             thread.handle.schedule();
         }
     }
 
-    /// Releases `vcpu` on `cpu` when whoever has been running there has left.
-    pub(super) fn take_over(&mut self, cpu: Cpu, vcpu: Vcpu) {
-        let (Some(thread), Some(place)) = (self.threads.get(vcpu), self.places.get(cpu)) else { return };
-        if thread.at != Some(cpu) {
+    /// Schedules `vcpu` on `cpu` as soon as the thread that runs there has left.
+    pub(super) fn hand_off(&mut self, cpu: Cpu, vcpu: Vcpu) {
+        let (Some(thread), Some(handoff)) = (self.threads.get(vcpu), self.handoffs.get(cpu)) else { return };
+        if thread.pinned_to != Some(cpu) {
             thread.handle.leave_cpu();
         }
-        place.give(&thread.handle);
+        handoff.give(&thread.handle);
     }
 
-    /// Nobody takes `cpu` over.
-    pub(super) fn close(&self, cpu: Cpu) {
-        if let Some(place) = self.places.get(cpu) {
-            place.close();
+    /// Leaves `cpu` without a successor: it goes idle when its thread leaves.
+    pub(super) fn cancel_handoff(&self, cpu: Cpu) {
+        if let Some(handoff) = self.handoffs.get(cpu) {
+            handoff.close();
         }
     }
 
-    /// Gives all of them back to the host, as they were.
+    /// Gives all threads back to the host's scheduler, in their original state.
     pub(super) fn release_all(&mut self) {
         for vcpu in 0..self.threads.len() {
-            self.give_back(vcpu);
+            self.release(vcpu);
         }
     }
 
-    /// Gives one back to the host, as it was.
-    pub(super) fn give_back(&mut self, vcpu: Vcpu) {
+    /// Gives the thread of `vcpu` back to the host's scheduler, in its original state.
+    pub(super) fn release(&mut self, vcpu: Vcpu) {
         let all = self.cpus.iter().copied().collect::<Cpus>();
-        // Whoever has ended refuses, and it does not matter.
+        // Fails only for a thread that has exited.
         let _ = self.set_class(vcpu, Class::Fair);
-        self.release(vcpu);
+        self.schedule(vcpu);
         let Some(thread) = self.threads.get_mut(vcpu) else { return };
         thread.handle.leave_cpu();
-        if thread.at.take().is_some() {
-            let _ = all.pin_thread(thread.handle.kick_handle().tid());
+        if thread.pinned_to.take().is_some() {
+            let _ = all.pin_thread(thread.tid());
         }
     }
 }
