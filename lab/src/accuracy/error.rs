@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::guest::LabGuestError;
+use crate::guest::RunError;
 use host::cpus::{CpuError, Cpus};
 use host::perf::PerfError;
 use vmm::vm::StateError;
@@ -12,7 +12,7 @@ use vmm::vm::StateError;
 pub enum AccuracyError {
     /// The guest could not be run.
     #[error(transparent)]
-    Guest(#[from] LabGuestError),
+    Guest(#[from] RunError),
     /// Its state could not be had.
     #[error(transparent)]
     State(#[from] StateError),

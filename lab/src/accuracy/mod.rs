@@ -8,7 +8,6 @@
 //!
 //! They follow each other, since a host of two CPUs has one to look from.
 
-mod disturbance;
 mod end;
 mod error;
 mod moves;
@@ -23,15 +22,16 @@ use serde::Serialize;
 use crate::cli::{AccuracyArgs, usable_cpus};
 use crate::fault_injection::{FaultCounts, Faults};
 use crate::oracle::{Edge, Judgement, Sampler, judge};
-use disturbance::Disturbance;
 use end::End;
 pub use end::Tally;
 pub use error::AccuracyError;
 use error::host;
+use host::cpu_hog::{Burst, CpuHog, HogLoad};
 use host::cpus::Cpus;
 use host::error_chain;
 use host::facts::HostFacts;
 use host::perf::SwitchLog;
+use host::thread::Class;
 pub use moves::Moves;
 use steal_time::publisher::PublisherKind;
 use subject::Subject;
@@ -149,18 +149,35 @@ impl Setting<'_> {
         })
     }
 
+    /// Starts the load that preempts the vCPU: fast (150 us of each 500) and slow (4 ms of each 8),
+    /// for about the same time.
+    ///
+    /// A real-time class preempts the vCPU at once; without the privilege they share the CPU.
+    fn start_hog(&self) -> Result<CpuHog, AccuracyError> {
+        let (us, ms) = (Duration::from_micros, Duration::from_millis);
+        let load = HogLoad {
+            bursts: vec![
+                Burst { busy: us(150), idle: us(350), repeat: 16 },
+                Burst { busy: ms(4), idle: ms(4), repeat: 1 },
+            ],
+            jitter: true,
+            class: Class::Fifo(3),
+        };
+        CpuHog::start(&load, [self.vcpu_cpus.clone()]).map_err(host("start a thread"))
+    }
+
     /// The host's view.
     fn find(&self) -> Result<Finding, AccuracyError> {
         let subject = Subject::start(self, 1, self.vcpu_cpus)?;
         let log = SwitchLog::of_thread(subject.tid, RING_PAGES)?;
         let before = End::take(&subject.guest, subject.tid, &log)?;
         let record = Arc::new(before.record(&subject.guest)?);
-        let disturbance = Disturbance::start(self.vcpu_cpus.clone()).map_err(host("start a thread"))?;
+        let cpu_hog = self.start_hog()?;
         let looker = Sampler::start(Arc::clone(&record), self.looker_cpus.clone());
         let looker = looker.map_err(host("start a thread"))?;
         subject.hold_now_and_then(self.length());
         let looks = looker.finish();
-        drop(disturbance);
+        drop(cpu_hog);
         let after = End::take(&subject.guest, subject.tid, &log)?;
 
         let tally = Tally::between(&before, &after, log.lost());

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::disturbance::Disturbance;
 use super::end::{End, Tally};
-use super::error::{AccuracyError, host};
+use super::error::AccuracyError;
 use super::subject::Subject;
 use super::{RING_PAGES, Setting};
 use host::perf::SwitchLog;
@@ -32,7 +31,7 @@ pub(super) fn measure(setting: &Setting<'_>) -> Result<Moves, AccuracyError> {
     let subject = Subject::start(setting, 1, setting.cpus)?;
     let log = SwitchLog::of_thread(subject.tid, RING_PAGES)?;
     let before = End::take(&subject.guest, subject.tid, &log)?;
-    let disturbance = Disturbance::start(setting.vcpu_cpus.clone()).map_err(host("start a thread"))?;
+    let cpu_hog = setting.start_hog()?;
     let (began, mut moves) = (Instant::now(), 0);
     while began.elapsed() < setting.length() / 4 {
         for cpus in [setting.looker_cpus, setting.vcpu_cpus] {
@@ -41,7 +40,7 @@ pub(super) fn measure(setting: &Setting<'_>) -> Result<Moves, AccuracyError> {
             moves += 1;
         }
     }
-    drop(disturbance);
+    drop(cpu_hog);
     let after = End::take(&subject.guest, subject.tid, &log)?;
     let tally = Tally::between(&before, &after, log.lost());
     subject.end()?;

@@ -4,11 +4,9 @@
 //! meanwhile, looks again, and lets them go on; it saves their steal time and restores it into another guest; and it
 //! watches the records' memory when all is over.
 
-use std::hint;
 use std::io;
 use std::mem::offset_of;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,8 +16,10 @@ use protocol::payload::params::{Job, Workload};
 
 use super::{ConformanceError, Plan, Verdicts};
 use crate::experiment::ExperimentError;
-use crate::guest::{LabConfig, LabGuest};
+use crate::guest::{LabConfig, LabGuest, RunError};
+use host::cpu_hog::{Burst, CpuHog, HogLoad};
 use host::cpus::Cpus;
+use host::thread::Class;
 use steal_time::host_vm::HostVm;
 use steal_time::publisher::record::{GuestRecord, RECORD_SIZE};
 use steal_time::publisher::{MsrOwner, PublisherKind};
@@ -61,7 +61,7 @@ pub(super) fn judge(
 
     let saved = save(&guest)?;
     end(guest)?;
-    watch_after_the_end(&memory, &saved, &cpus, verdicts);
+    watch_after_the_end(&memory, &saved, &cpus, verdicts)?;
     restore(&saved, publisher, &cpus, verdicts)
 }
 
@@ -94,7 +94,7 @@ fn stand_still(
     let Ok(paused) = vm.pause() else { return Err(ConformanceError::Outside("its guest is paused already")) };
     let looks = vm.snapshot(&paused);
     let before: Vec<_> = looks.iter().map(|look| look.record).collect();
-    burn(cpus, STANDSTILL);
+    burn(cpus, STANDSTILL)?;
     let again = vm.snapshot(&paused);
     vm.resume(paused);
     let ended = Instant::now();
@@ -227,7 +227,7 @@ fn watch_after_the_end(
     saved: &SavedStealTime,
     cpus: &Cpus,
     verdicts: &mut Verdicts,
-) {
+) -> Result<(), ConformanceError> {
     let records: Vec<_> = saved
         .vcpus
         .iter()
@@ -238,10 +238,11 @@ fn watch_after_the_end(
         .collect();
     let bytes = || records.iter().map(|record| record.bytes()).collect::<Vec<_>>();
     let before = bytes();
-    burn(cpus, STANDSTILL);
+    burn(cpus, STANDSTILL)?;
     let is_untouched = records.len() == VCPUS && bytes() == before;
     let why = || "a record was written after the machine's end".to_owned();
     verdicts.judge(Assertion::NothingAfterTheEnd, is_untouched, why);
+    Ok(())
 }
 
 /// Restores what was saved into a guest that has not run yet, and that registers nothing itself.
@@ -287,18 +288,13 @@ fn judge_restored(look: &VcpuSnapshot, least_ns: u64, verdicts: &mut Verdicts) {
     verdicts.judge(Assertion::StealNeverBack, record.steal_ns >= least_ns, back);
 }
 
-/// Uses `cpus` for so long, so that whoever else wants them is preempted.
-fn burn(cpus: &Cpus, time: Duration) {
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            // Where it cannot be confined it burns any CPU, and judges less.
-            let _ = cpus.pin_this_thread();
-            while !is_over.load(Ordering::Relaxed) {
-                hint::spin_loop();
-            }
-        });
-        thread::sleep(time);
-        is_over.store(true, Ordering::Relaxed);
-    });
+/// Loads `cpus` for `time`, so that other threads there are preempted.
+fn burn(cpus: &Cpus, time: Duration) -> Result<(), ConformanceError> {
+    // Bursts without a pause, short enough for the hog to end on time.
+    let burst = Burst { busy: Duration::from_millis(1), idle: Duration::ZERO, repeat: 1 };
+    let load = HogLoad { bursts: vec![burst], jitter: false, class: Class::Fair };
+    let cpu_hog = CpuHog::start(&load, [cpus.clone()]).map_err(RunError::CpuHog)?;
+    thread::sleep(time);
+    drop(cpu_hog);
+    Ok(())
 }
