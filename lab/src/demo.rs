@@ -5,19 +5,25 @@
 
 use std::fmt::{self, Display};
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
+use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use protocol::payload::params::{Check, Lock, Wait, Workload};
 use serde::Serialize;
 
+use crate::error::{Error, interrupted_status};
 use crate::experiment::{Experiment, ExperimentError, Point, WaitMode, lock_of};
 use crate::guest::LabGuestError;
+use crate::output::OutputFile;
+use crate::print::print;
 use crate::render::lock_cells;
 use crate::results::{RunResult, SCHEMA};
 use crate::table::Table;
 use host::cpus::Cpus;
 use host::facts::HostFacts;
 use steal_time::publisher::{PublisherChoice, PublisherKind};
+use vmm::cli::{choice, usable_cpus};
 use vmm::cpuid::Supported;
 use vmm::guest::GuestError;
 use vmm::vm::machine::{self, MachineError};
@@ -31,6 +37,39 @@ const WAITS: [WaitMode; 3] =
 /// Together with start and end of a guest, 24 points take about 15 s.
 const WARMUP_MS: u32 = 100;
 const WINDOW_MS: u32 = 480;
+
+/// Options of the demonstration.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Host CPUs that the vCPU threads may use, as in 0,2-3 [default: all that this process may use]
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<Cpus>,
+    /// Publisher of the steal-time records: auto, bpf, perf, monitor, kernel or off
+    #[arg(long, value_name = "PUBLISHER", default_value = "auto", value_parser = choice)]
+    pub publisher: PublisherChoice,
+    /// Write the results to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Print nothing
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+/// Runs the demonstration, prints and writes its results, and returns the exit status.
+///
+/// # Errors
+/// [`Error`].
+pub fn command(args: &DemoArgs) -> Result<u8, Error> {
+    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
+    let demo = run(HostFacts::probe(), usable_cpus(args.cpus.as_ref())?, args.publisher, args.quiet)?;
+    if let Some(json) = json {
+        json.write(&demo)?;
+    }
+    if !args.quiet {
+        print(&demo)?;
+    }
+    Ok(interrupted_status(demo.interrupted))
+}
 
 /// A demonstration that was made.
 #[derive(Clone, Debug, Serialize)]

@@ -1,76 +1,135 @@
-//! Every error that can reach the user, printed once, as one line.
+//! Errors of the lab, and the exit statuses of `vmm-lab`. An error is printed once, in one line.
 
-use crate::accuracy::AccuracyError;
+use std::io;
+
 use crate::bench::BenchError;
-use crate::conformance::ConformanceError;
 use crate::experiment::ExperimentError;
 use crate::guest::LabGuestError;
 use crate::output::OutputError;
 use crate::session::SessionError;
-use host::cpus::CpuError;
+use host::cpus::{CpuError, Cpus};
 use host::error_chain;
+use host::perf::PerfError;
+use vmm::supervise::Outcome;
+use vmm::vm::StateError;
 
-/// Why the program could not do what it was asked.
+/// The exit status of a command line that makes no sense.
+const USAGE: u8 = 2;
+
+/// A command of the lab failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A guest.
+    /// A guest could not be run.
     #[error(transparent)]
     Guest(#[from] LabGuestError),
-    /// Several, or who steers them.
+    /// Guests could not be run together, or not be scheduled.
     #[error(transparent)]
-    Fleet(#[from] SessionError),
-    /// A point of the demonstration.
+    Session(#[from] SessionError),
+    /// A point could not be measured.
     #[error(transparent)]
     Experiment(#[from] ExperimentError),
-    /// A bench.
+    /// A bench failed.
     #[error(transparent)]
     Bench(#[from] BenchError),
-    /// The conformance suite.
+    /// The state of a guest could not be read, saved or restored.
     #[error(transparent)]
-    Conformance(#[from] ConformanceError),
-    /// The quality of bytes.
+    State(#[from] StateError),
+    /// Perf cannot record context switches.
     #[error(transparent)]
-    Accuracy(#[from] AccuracyError),
-    /// The CPUs.
+    Perf(#[from] PerfError),
+    /// This process may not use the CPUs.
     #[error(transparent)]
     Cpus(#[from] CpuError),
-    /// A file.
+    /// A results file cannot be written.
     #[error(transparent)]
     Output(#[from] OutputError),
-    /// The payload's file.
-    #[error("Cannot write the payload to {}", path.display())]
-    WritePayload {
-        /// Where it was to go.
-        path: std::path::PathBuf,
+    /// The oracle has no CPU to sample from.
+    #[error(
+        "The oracle needs a CPU of its own beside the vCPU's, and may use only CPUs {0} (try another --cpus)"
+    )]
+    NoOracleCpu(Cpus),
+    /// The host refused something that a measurement needs.
+    #[error("Cannot {what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
         /// The host's reason.
-        source: std::io::Error,
+        source: io::Error,
     },
-    /// Standard output has gone away.
+    /// A guest did not behave as its test requires.
+    #[error("The guest under test {0}")]
+    TestGuest(String),
+    /// QEMU could not be run.
+    #[error("Cannot play scene {scene} under QEMU ({accelerator}): {how}")]
+    Qemu {
+        /// The scene.
+        scene: &'static str,
+        /// `kvm` or `tcg`.
+        accelerator: &'static str,
+        /// What happened.
+        how: String,
+    },
+    /// Standard output cannot be written.
     #[error("Cannot print the result")]
-    Print(#[source] std::io::Error),
+    Print(#[source] io::Error),
+    /// Ctrl-C ended a guest.
+    #[error("Interrupted")]
+    Interrupted,
 }
 
 impl Error {
-    /// The exit status that tells of it: 2 for what makes no sense, 130 for Ctrl-C, 1 for the rest.
-    pub fn status(&self) -> u8 {
+    /// A guest under test that did not behave: `how` completes "The guest under test".
+    pub fn test_guest(how: impl Into<String>) -> Self {
+        Self::TestGuest(how.into())
+    }
+
+    /// Maps the host's reason to an error: `what` completes "Cannot".
+    pub fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Host { what, source }
+    }
+
+    /// Whether Ctrl-C ended the work.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(
+            self,
+            Self::Interrupted
+                | Self::Experiment(ExperimentError::Interrupted)
+                | Self::Bench(BenchError::Experiment(ExperimentError::Interrupted))
+        )
+    }
+
+    /// Whether this host cannot provide the publisher. Other publishers may work.
+    pub fn is_of_the_publisher(&self) -> bool {
         match self {
-            Self::Guest(error) | Self::Fleet(SessionError::Guest(error)) if error.is_usage() => 2,
-            Self::Cpus(error)
-            | Self::Bench(BenchError::Cpus(error))
-            | Self::Accuracy(AccuracyError::Cpus(error))
-                if error.is_usage() =>
-            {
-                2
+            Self::Guest(error) | Self::Experiment(ExperimentError::Guest(error)) => {
+                error.is_of_the_publisher()
             }
-            Self::Bench(BenchError::TooFewCpus(_)) => 2,
-            Self::Experiment(ExperimentError::Interrupted)
-            | Self::Bench(BenchError::Experiment(ExperimentError::Interrupted)) => 130,
+            _ => false,
+        }
+    }
+
+    /// The exit status: 2 for a command line that makes no sense, 130 for Ctrl-C, 1 otherwise.
+    pub fn status(&self) -> u8 {
+        let is_usage = match self {
+            Self::Guest(error) | Self::Session(SessionError::Guest(error)) => error.is_usage(),
+            Self::Cpus(error) | Self::Bench(BenchError::Cpus(error)) => error.is_usage(),
+            Self::Bench(BenchError::TooFewCpus(_)) => true,
+            _ => false,
+        };
+        match self {
+            _ if is_usage => USAGE,
+            _ if self.is_interrupted() => Outcome::Interrupted.status(),
             _ => 1,
         }
     }
 
-    /// The error and what caused it, in one line.
+    /// The error and its sources, in one line.
     pub fn line(&self) -> String {
         error_chain::one_line(self)
     }
+}
+
+/// The exit status of a command that has printed its results, and that Ctrl-C may have cut short.
+pub fn interrupted_status(was_interrupted: bool) -> u8 {
+    if was_interrupted { Outcome::Interrupted.status() } else { 0 }
 }

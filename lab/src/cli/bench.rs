@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use protocol::payload::params::{Check, Lock};
 
-use super::parse::{self, Named};
-use super::workload::LoadArgs;
 use crate::experiment::WaitMode;
+use crate::options::LoadArgs;
+use crate::options::parse::{self, Named};
 use crate::policy::catalogue::PolicyChoice;
 use crate::sched::cpu_hog::Load;
 use crate::sched::mechanism::MechanismChoice;
