@@ -1,111 +1,141 @@
-//! Byte accuracy: each publisher under the same disturbance, and what is found out about its byte.
+//! Accuracy: how closely each publisher's `preempted` and `steal` follow what the host really did.
 //!
-//! One vCPU runs on one CPU; it leaves the guest, halts and is woken as it goes. A thread takes that CPU from it, fast (some
-//! 150 us, each half a millisecond) and slow (some milliseconds), and now and then this monitor holds it. Two views:
+//! One vCPU runs on one CPU. It spins, exits to the monitor, halts and is woken. Another thread
+//! takes that CPU, for some 150 us twice per millisecond and for some milliseconds at a time, and
+//! the monitor deschedules the vCPU. Each publisher is measured twice, under the same disturbance:
 //!
-//! 1. **The host's** ([`Finding`]): on another CPU the oracle looks, and knows each switch ([`crate::oracle`]).
-//! 2. **Moved about** ([`Moves`]): the vCPU is migrated between both CPUs; its switches are counted.
+//! 1. **By the oracle** ([`OracleReport`]): a thread on another CPU samples the byte, and perf
+//!    records each switch ([`crate::oracle`]).
+//! 2. **Under migration** ([`Migration`]): the vCPU's thread moves between both CPUs, and its
+//!    switches are counted.
 //!
-//! They follow each other, since a host of two CPUs has one to look from.
+//! The two follow each other, because a host of two CPUs has only one to sample from.
 
-mod end;
-mod error;
-mod moves;
-mod subject;
+mod counts;
+mod disturbance;
+mod migration;
 mod table;
+mod test_guest;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Args;
 use serde::Serialize;
 
-use crate::cli::{AccuracyArgs, usable_cpus};
-use crate::fault_injection::{FaultCounts, Faults};
+use crate::error::{Error, interrupted_status};
+use crate::fault_injection::Faults;
 use crate::oracle::{Edge, Judgement, Sampler, judge};
-use end::End;
-pub use end::Tally;
-pub use error::AccuracyError;
-use error::host;
-use host::cpu_hog::{Burst, CpuHog, HogLoad};
+use crate::output::OutputFile;
+use crate::print::print;
+pub use counts::ObservedCounts;
+use counts::Snapshot;
+use disturbance::Disturbance;
 use host::cpus::Cpus;
-use host::error_chain;
 use host::facts::HostFacts;
 use host::perf::SwitchLog;
-use host::thread::Class;
-pub use moves::Moves;
+pub use migration::Migration;
 use steal_time::publisher::PublisherKind;
-use subject::Subject;
+use test_guest::TestGuest;
+use vmm::cli::{publisher, usable_cpus};
 
-/// Pages of the oracle's ring: room for 87,000 switches, more than the disturbance makes in the longest run.
+/// Pages of perf's ring: room for 87,000 switches, more than the longest measurement makes.
 const RING_PAGES: usize = 512;
 
-/// Version of the document. It changes when a field changes its meaning or goes.
+/// Version of the JSON document. It changes when a field changes its meaning or goes.
 pub const SCHEMA: u32 = 1;
 
-/// All rows.
+/// Options of `vmm-lab accuracy`.
+#[derive(Debug, Args)]
+pub struct AccuracyArgs {
+    /// Publishers, separated by commas
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "bpf,bpf-classic,perf,monitor,kernel", value_parser = publisher)]
+    pub publishers: Vec<PublisherKind>,
+    /// Inject these faults into publication, to see whether the oracle finds them
+    #[arg(long, value_name = "drop=SHARE,false_hz=RATE,delay_us=TIME,stick,lose_every=N,seed=N")]
+    pub faults: Option<Faults>,
+    /// Host CPUs to use, as in 0,2-3: the first for the vCPU, the second for the oracle
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<Cpus>,
+    /// Length of each measurement
+    #[arg(long, value_name = "MS", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(100..=8000))]
+    pub duration_ms: u32,
+    /// Write all results to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// The accuracy of all publishers.
 #[derive(Debug, Serialize)]
 pub struct Accuracy {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Where.
+    /// The host.
     pub host: HostFacts,
-    /// By publisher.
+    /// One row for each publisher.
     pub rows: Vec<Row>,
-    /// Whether the user ended it before it was done.
+    /// Whether Ctrl-C ended it early.
     pub interrupted: bool,
 }
 
-/// One publisher. Each view is what was found, or why nothing.
+/// The accuracy of one publisher: what was measured, or why it could not be.
 #[derive(Debug, Serialize)]
 pub struct Row {
-    /// Which.
+    /// The publisher.
     pub publisher: PublisherKind,
-    /// What was made wrong with it.
+    /// Faults to inject.
     pub faults: Option<Faults>,
-    /// The host's view.
-    pub finding: Result<Finding, String>,
-    /// Moved about.
-    pub moves: Result<Moves, String>,
+    /// The oracle's report.
+    pub oracle: Result<OracleReport, String>,
+    /// Counts under migration.
+    pub migration: Result<Migration, String>,
 }
 
-/// What the oracle says of one publisher.
+/// What the oracle found about one publisher.
 #[derive(Debug, Serialize)]
-pub struct Finding {
-    /// Of the byte.
-    pub byte: Judgement,
-    /// Of switches and steal.
+pub struct OracleReport {
+    /// Errors of the byte.
+    pub preempted: Judgement,
+    /// Counts of switches and steal.
     #[serde(flatten)]
-    pub tally: Tally,
-    /// Latencies (ns): 50, 99, 99.9 in 100, and all.
+    pub counts: ObservedCounts,
+    /// Latencies (ns) from preemption to the set byte: p50, p99, p99.9 and the longest.
     pub out_latency_ns: [Option<i64>; 4],
-    /// The same of returns.
+    /// Latencies (ns) from switch-in to the cleared byte, likewise.
     pub in_latency_ns: [Option<i64>; 4],
 }
 
-impl Finding {
-    /// What was made wrong on purpose in the same time.
-    pub fn faults(&self) -> Option<FaultCounts> {
-        self.tally.faults
-    }
-}
-
-/// Measures each publisher. `begun` is told of each before.
+/// Measures, prints and writes the accuracy of each publisher, and returns the exit status.
 ///
 /// # Errors
-/// [`AccuracyError`] where there is nobody to look. What goes wrong with one publisher is said in its row.
-pub fn run(args: &AccuracyArgs, mut begun: impl FnMut(PublisherKind)) -> Result<Accuracy, AccuracyError> {
+/// [`Error`].
+pub fn command(args: &AccuracyArgs) -> Result<u8, Error> {
+    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
+    let accuracy = run(args, |publisher| eprintln!("Measuring {publisher} ..."))?;
+    if let Some(json) = json {
+        json.write(&accuracy)?;
+    }
+    print(&accuracy)?;
+    Ok(interrupted_status(accuracy.interrupted))
+}
+
+/// Measures each publisher. `begin` is called before each.
+///
+/// # Errors
+/// [`Error::NoOracleCpu`] and [`Error::Cpus`]. Errors of one publisher go into its row.
+pub fn run(args: &AccuracyArgs, mut begin: impl FnMut(PublisherKind)) -> Result<Accuracy, Error> {
     let cpus = usable_cpus(args.cpus.as_ref())?;
     let vcpu_cpus = cpus.first(1);
-    let looker_cpus =
-        cpus.without(&vcpu_cpus).ok_or_else(|| AccuracyError::TooFewCpus(cpus.clone()))?.first(1);
+    let sampler_cpus = cpus.without(&vcpu_cpus).ok_or_else(|| Error::NoOracleCpu(cpus.clone()))?.first(1);
     let cpus = cpus.first(2);
     let mut accuracy =
         Accuracy { schema: SCHEMA, host: HostFacts::probe(), rows: Vec::new(), interrupted: false };
     for publisher in args.publishers.iter().copied() {
-        begun(publisher);
-        let setting =
-            Setting { publisher, cpus: &cpus, vcpu_cpus: &vcpu_cpus, looker_cpus: &looker_cpus, args };
-        let Ok(row) = setting.row() else {
+        begin(publisher);
+        let setup =
+            Setup { publisher, cpus: &cpus, vcpu_cpus: &vcpu_cpus, sampler_cpus: &sampler_cpus, args };
+        let Ok(row) = setup.row() else {
             accuracy.interrupted = true;
             break;
         };
@@ -114,29 +144,29 @@ pub fn run(args: &AccuracyArgs, mut begun: impl FnMut(PublisherKind)) -> Result<
     Ok(accuracy)
 }
 
-/// The user ended it.
+/// Ctrl-C ended the measurement.
 struct Interrupted;
 
-/// What was found, or why nothing.
-fn said<T>(measured: Result<T, AccuracyError>) -> Result<Result<T, String>, Interrupted> {
+/// Turns an error of one publisher into text for its row.
+fn or_reason<T>(measured: Result<T, Error>) -> Result<Result<T, String>, Interrupted> {
     match measured {
-        Err(AccuracyError::Interrupted) => Err(Interrupted),
-        measured => Ok(measured.map_err(|error| error_chain::one_line(&error))),
+        Err(error) if error.is_interrupted() => Err(Interrupted),
+        measured => Ok(measured.map_err(|error| error.line())),
     }
 }
 
-/// One publisher's measurement.
-struct Setting<'a> {
+/// One publisher, and the CPUs that it is measured on.
+struct Setup<'a> {
     publisher: PublisherKind,
-    /// Both.
+    /// Both CPUs.
     cpus: &'a Cpus,
     vcpu_cpus: &'a Cpus,
-    looker_cpus: &'a Cpus,
+    sampler_cpus: &'a Cpus,
     args: &'a AccuracyArgs,
 }
 
-impl Setting<'_> {
-    fn length(&self) -> Duration {
+impl Setup<'_> {
+    fn duration(&self) -> Duration {
         Duration::from_millis(u64::from(self.args.duration_ms))
     }
 
@@ -144,52 +174,36 @@ impl Setting<'_> {
         Ok(Row {
             publisher: self.publisher,
             faults: self.args.faults,
-            finding: said(self.find())?,
-            moves: said(moves::measure(self))?,
+            oracle: or_reason(self.judge())?,
+            migration: or_reason(migration::measure(self))?,
         })
     }
 
-    /// Starts the load that preempts the vCPU: fast (150 us of each 500) and slow (4 ms of each 8),
-    /// for about the same time.
-    ///
-    /// A real-time class preempts the vCPU at once; without the privilege they share the CPU.
-    fn start_hog(&self) -> Result<CpuHog, AccuracyError> {
-        let (us, ms) = (Duration::from_micros, Duration::from_millis);
-        let load = HogLoad {
-            bursts: vec![
-                Burst { busy: us(150), idle: us(350), repeat: 16 },
-                Burst { busy: ms(4), idle: ms(4), repeat: 1 },
-            ],
-            jitter: true,
-            class: Class::Fifo(3),
-        };
-        CpuHog::start(&load, [self.vcpu_cpus.clone()]).map_err(host("start a thread"))
-    }
+    /// Lets the oracle judge the publisher.
+    fn judge(&self) -> Result<OracleReport, Error> {
+        let test = TestGuest::start(self, self.vcpu_cpus)?;
+        let log = SwitchLog::of_thread(test.tid, RING_PAGES)?;
+        let before = Snapshot::take(&test.guest, test.tid, &log)?;
+        let record = Arc::new(before.record(&test.guest)?);
+        let disturbance =
+            Disturbance::start(self.vcpu_cpus.clone()).map_err(Error::host("start a thread"))?;
+        let sampler = Sampler::start(Arc::clone(&record), self.sampler_cpus.clone());
+        let sampler = sampler.map_err(Error::host("start a thread"))?;
+        test.deschedule_repeatedly(self.duration());
+        let samples = sampler.finish();
+        drop(disturbance);
+        let after = Snapshot::take(&test.guest, test.tid, &log)?;
 
-    /// The host's view.
-    fn find(&self) -> Result<Finding, AccuracyError> {
-        let subject = Subject::start(self, 1, self.vcpu_cpus)?;
-        let log = SwitchLog::of_thread(subject.tid, RING_PAGES)?;
-        let before = End::take(&subject.guest, subject.tid, &log)?;
-        let record = Arc::new(before.record(&subject.guest)?);
-        let cpu_hog = self.start_hog()?;
-        let looker = Sampler::start(Arc::clone(&record), self.looker_cpus.clone());
-        let looker = looker.map_err(host("start a thread"))?;
-        subject.hold_now_and_then(self.length());
-        let looks = looker.finish();
-        drop(cpu_hog);
-        let after = End::take(&subject.guest, subject.tid, &log)?;
-
-        let tally = Tally::between(&before, &after, log.lost());
-        let byte = judge(&after.switches, &after.descheduled, &looks);
+        let counts = ObservedCounts::between(&before, &after, log.lost());
+        let preempted = judge(&after.switches, &after.descheduled, &samples);
         let quantiles = |edge: &Edge| [0.5, 0.99, 0.999, 1.0].map(|share| edge.quantile_ns(share));
-        let finding = Finding {
-            out_latency_ns: quantiles(&byte.sched_out),
-            in_latency_ns: quantiles(&byte.sched_in),
-            byte,
-            tally,
+        let report = OracleReport {
+            out_latency_ns: quantiles(&preempted.sched_out),
+            in_latency_ns: quantiles(&preempted.sched_in),
+            preempted,
+            counts,
         };
-        subject.end()?;
-        Ok(finding)
+        test.end()?;
+        Ok(report)
     }
 }
