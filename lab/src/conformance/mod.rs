@@ -1,86 +1,75 @@
-//! Conformance: the 31 assertions of [`protocol::payload::conformance`], tried on this host, publisher by publisher.
+//! Conformance: tests the 31 assertions of [`protocol::payload::conformance`] on this host, for
+//! each publisher.
 //!
-//! Most are judged by our payload from inside, in [`scenes`]; some by the monitor from [`outside`], which sees the vCPUs'
-//! threads and stops them; [`qemu`] has the payload judge another monitor. [`verdict`] puts together what comes of it, and
-//! [`report`] prints it.
+//! - [`scenes`]: the payload judges most assertions from inside the guest.
+//! - [`outside`]: the monitor judges the others. It sees the vCPU threads, and can pause them.
+//! - [`qemu`]: the payload judges another monitor.
+//! - [`verdict`] collects the verdicts; [`report`] prints them.
 //!
-//! The in-kernel publisher is tried like the others. Where it breaks an assertion, that is what KVM does on this host: the
-//! table says so, and nobody's exit status suffers for it.
+//! The in-kernel publisher is tested like all others. The assertions that it breaks show what KVM
+//! does on this host; they do not change the exit status.
 
 pub mod outside;
 pub mod qemu;
 pub mod report;
 pub mod scenes;
+mod snapshots;
 pub mod verdict;
 
 use std::fmt;
+use std::path::PathBuf;
 
+use clap::Args;
 use protocol::payload::conformance::Assertion;
 use serde::{Serialize, Serializer};
 
-use crate::experiment::ExperimentError;
-use crate::guest::LabGuestError;
+use crate::error::{Error, interrupted_status};
+use crate::output::OutputFile;
+use crate::print::print;
 use host::cpus::Cpus;
-use host::error_chain;
 use host::facts::HostFacts;
+use report::Tap;
 use steal_time::publisher::PublisherKind;
 pub use verdict::{Verdict, Verdicts};
-use vmm::vm::StateError;
+use vmm::cli::{publisher, usable_cpus};
 
-/// Version of the document.
+/// Version of the JSON document.
 pub const SCHEMA: u32 = 1;
 
-/// The suite could not be played.
-#[derive(Debug, thiserror::Error)]
-pub enum ConformanceError {
-    /// A guest could not be run.
-    #[error(transparent)]
-    Guest(#[from] LabGuestError),
-    /// A scene could not be played.
-    #[error(transparent)]
-    Scene(#[from] ExperimentError),
-    /// The state of a guest could not be had, or not be set.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// A guest that was to be judged from outside did not do its part.
-    #[error("Cannot judge from outside: {0}")]
-    Outside(&'static str),
-    /// QEMU could not be run.
-    #[error("Cannot play scene {scene} under QEMU ({accelerator}): {how}")]
-    Qemu {
-        /// The scene.
-        scene: &'static str,
-        /// `kvm` or `tcg`.
-        accelerator: &'static str,
-        /// What happened.
-        how: String,
-    },
+/// Options of `vmm-lab conformance`.
+#[derive(Debug, Args)]
+pub struct ConformanceArgs {
+    /// Publishers, separated by commas
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "bpf,bpf-classic,perf,monitor,kernel", value_parser = publisher)]
+    pub publishers: Vec<PublisherKind>,
+    /// Host CPUs to use, as in 0,2-3
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<Cpus>,
+    /// Test QEMU as well, with KVM and with TCG
+    #[arg(long)]
+    pub qemu: bool,
+    /// Print the Test Anything Protocol instead of the table
+    #[arg(long)]
+    pub tap: bool,
+    /// Write the verdicts to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
-impl ConformanceError {
-    /// Whether the publisher cannot be had on this host: then there is nothing to judge, and others can be judged all the
-    /// same.
-    fn is_of_the_publisher(&self) -> bool {
-        match self {
-            Self::Guest(error) | Self::Scene(ExperimentError::Guest(error)) => error.is_of_the_publisher(),
-            _ => false,
-        }
-    }
-}
-
-/// Whose record-keeping is tried.
+/// An implementation of the host's side of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// A publisher of this monitor.
     Publisher(PublisherKind),
-    /// QEMU, where KVM keeps the records.
+    /// QEMU with KVM, whose in-kernel publisher writes the records.
     QemuKvm,
-    /// QEMU's own emulation of the processor, which has no steal time.
+    /// QEMU with TCG, its own emulation of the processor, which has no steal time.
     QemuTcg,
 }
 
 impl Subject {
-    /// Whether a broken assertion is a defect. Other publishers tell late, or not at all, and say so.
+    /// Whether a broken assertion is a defect. The other publishers report steal and preemption
+    /// late, or not at all, which is documented.
     fn must_hold(self) -> bool {
         self == Self::Publisher(PublisherKind::Bpf)
     }
@@ -96,56 +85,80 @@ impl fmt::Display for Subject {
     }
 }
 
-/// One column: the verdicts on one subject.
+/// The verdicts on one subject: a column of the table.
 #[derive(Clone, Debug)]
 pub struct Column {
-    /// Whose.
+    /// The subject.
     pub subject: Subject,
-    /// On each assertion.
+    /// The verdicts on all assertions.
     pub verdicts: Verdicts,
 }
 
-/// All columns.
+/// The verdicts on all subjects.
 #[derive(Clone, Debug, Serialize)]
 pub struct Conformance {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Where.
+    /// The host.
     pub host: HostFacts,
-    /// By subject.
+    /// One column for each subject.
     pub columns: Vec<Column>,
-    /// The user ended it before it was done.
+    /// Whether Ctrl-C ended it early.
     pub interrupted: bool,
 }
 
-/// What is to be tried.
+/// What to test.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// On which host.
+    /// The host.
     pub host: HostFacts,
     /// Host CPUs that the vCPU threads may use. Some assertions need two.
     pub cpus: Cpus,
-    /// Whose record-keeping.
+    /// The subjects.
     pub subjects: Vec<Subject>,
 }
 
-/// Tries all assertions on all subjects. `begun` is told of each subject before it is tried.
+/// Tests, prints and writes all verdicts, and returns the exit status: 1 if `bpf` breaks an
+/// assertion.
 ///
 /// # Errors
-/// [`ConformanceError`], when it could not be tried; never because something is broken.
-pub fn run(plan: &Plan, mut begun: impl FnMut(Subject)) -> Result<Conformance, ConformanceError> {
+/// [`Error`].
+pub fn command(args: &ConformanceArgs) -> Result<u8, Error> {
+    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
+    let publishers = args.publishers.iter().copied().map(Subject::Publisher);
+    let qemu = [Subject::QemuKvm, Subject::QemuTcg].into_iter().filter(|_| args.qemu);
+    let plan = Plan {
+        host: HostFacts::probe(),
+        cpus: usable_cpus(args.cpus.as_ref())?,
+        subjects: publishers.chain(qemu).collect(),
+    };
+    let conformance = run(&plan, |subject| eprintln!("Testing {subject} ..."))?;
+    if let Some(json) = json {
+        json.write(&conformance)?;
+    }
+    if args.tap {
+        print(&Tap(&conformance))?;
+    } else {
+        print(&conformance)?;
+    }
+    Ok(if conformance.passes() { interrupted_status(conformance.interrupted) } else { 1 })
+}
+
+/// Tests all assertions on all subjects. `begin` is called before each subject.
+///
+/// # Errors
+/// [`Error`] if a test could not be run. A broken assertion is no error.
+pub fn run(plan: &Plan, mut begin: impl FnMut(Subject)) -> Result<Conformance, Error> {
     let (mut columns, mut interrupted) = (Vec::new(), false);
     for subject in plan.subjects.iter().copied() {
         if interrupted {
             break;
         }
-        begun(subject);
+        begin(subject);
         let mut verdicts = Verdicts::default();
         match judge(plan, subject, &mut verdicts) {
-            Err(error) if error.is_of_the_publisher() => {
-                verdicts = Verdicts::none(&error_chain::one_line(&error));
-            }
-            Err(ConformanceError::Scene(ExperimentError::Interrupted)) => interrupted = true,
+            Err(error) if error.is_of_the_publisher() => verdicts = Verdicts::none(&error.line()),
+            Err(error) if error.is_interrupted() => interrupted = true,
             judged => judged?,
         }
         columns.push(Column { subject, verdicts });
@@ -153,7 +166,7 @@ pub fn run(plan: &Plan, mut begun: impl FnMut(Subject)) -> Result<Conformance, C
     Ok(Conformance { schema: SCHEMA, host: plan.host.clone(), columns, interrupted })
 }
 
-fn judge(plan: &Plan, subject: Subject, verdicts: &mut Verdicts) -> Result<(), ConformanceError> {
+fn judge(plan: &Plan, subject: Subject, verdicts: &mut Verdicts) -> Result<(), Error> {
     match subject {
         Subject::Publisher(publisher) => {
             scenes::play_all(plan, publisher, verdicts)?;
@@ -164,12 +177,12 @@ fn judge(plan: &Plan, subject: Subject, verdicts: &mut Verdicts) -> Result<(), C
 }
 
 impl Conformance {
-    /// Whether nothing is broken that must hold.
-    pub fn is_kept(&self) -> bool {
+    /// Whether no assertion is broken that must hold.
+    pub fn passes(&self) -> bool {
         self.columns.iter().all(|column| !column.subject.must_hold() || column.verdicts.broken() == 0)
     }
 
-    /// The verdict on `assertion` for `subject`, if that was tried.
+    /// The verdict on `assertion` for `subject`; `None` if the subject was not tested.
     pub fn verdict(&self, subject: Subject, assertion: Assertion) -> Option<Verdict> {
         let column = self.columns.iter().find(|column| column.subject == subject)?;
         Some(column.verdicts.of(assertion))

@@ -1,7 +1,7 @@
-//! QEMU: the same payload, the same scenes, another monitor.
+//! QEMU: the same payload and scenes under another monitor.
 //!
-//! Under KVM, QEMU lets KVM keep the records; its own emulation of the processor has no steal time. What the payload
-//! found it tells on COM1, a line for each assertion.
+//! With KVM, the in-kernel publisher writes the records. With TCG there is no steal time. The
+//! payload reports on COM1, with one line for each assertion.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -10,24 +10,21 @@ use protocol::payload::conformance::Assertion;
 use protocol::payload::params::Scene;
 
 use super::scenes::{ABSENT, CHECK, SETTINGS, Setting};
-use super::{ConformanceError, Plan, Subject, Verdicts};
+use super::{Plan, Subject, Verdicts};
+use crate::error::Error;
 use crate::payload;
 
-/// The program.
+/// The program that is run.
 pub const QEMU: &str = "qemu-system-x86_64";
 
-/// Whether QEMU is here.
-pub fn is_here() -> bool {
+/// Whether QEMU is installed.
+pub fn is_installed() -> bool {
     let version = Command::new(QEMU).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     version.is_ok_and(|status| status.success())
 }
 
-/// Plays the scenes that a guest judges alone, wherever its vCPUs run.
-pub(super) fn play_all(
-    plan: &Plan,
-    subject: Subject,
-    verdicts: &mut Verdicts,
-) -> Result<(), ConformanceError> {
+/// Plays the scenes that a guest can judge on its own, on any CPUs.
+pub(super) fn play_all(plan: &Plan, subject: Subject, verdicts: &mut Verdicts) -> Result<(), Error> {
     play(plan, subject, ABSENT, verdicts)?;
     if subject == Subject::QemuTcg {
         play(plan, subject, CHECK, verdicts)?;
@@ -39,36 +36,34 @@ pub(super) fn play_all(
     }
     let why = match subject {
         Subject::QemuTcg => "there is no steal time",
-        _ => "no guest alone can judge it, or nobody saw it",
+        _ => "a guest cannot judge it on its own, or did not observe it",
     };
     for assertion in Assertion::ALL {
-        verdicts.pass_over(*assertion, why);
+        verdicts.skip(*assertion, why);
     }
     Ok(())
 }
 
-fn play(
-    plan: &Plan,
-    subject: Subject,
-    setting: Setting,
-    verdicts: &mut Verdicts,
-) -> Result<(), ConformanceError> {
+fn play(plan: &Plan, subject: Subject, setting: Setting, verdicts: &mut Verdicts) -> Result<(), Error> {
     let vcpus = setting.vcpus(plan.cpus.count());
     let failed = |how: String| failed(setting.scene, subject, how);
     let cpu = cpu(subject, setting.scene);
-    let told = boot(cpu, vcpus, &setting.workload().to_string()).map_err(failed)?;
-    for (assertion, finding) in told.lines().filter_map(parse) {
+    let report = boot(cpu, vcpus, &setting.workload().to_string()).map_err(failed)?;
+    for (assertion, finding) in report.lines().filter_map(parse) {
         match finding {
             Ok(times) => verdicts.hold(assertion, times),
             Err(line) => {
-                verdicts.refute(assertion, format!("by the guest in scene {}, line {line}", setting.scene));
+                verdicts.refute(
+                    assertion,
+                    format!("judged by the guest in scene {}, line {line}", setting.scene),
+                );
             }
         }
     }
     Ok(())
 }
 
-/// The processor that QEMU shows, and who executes its instructions.
+/// QEMU's options for accelerator and processor.
 fn cpu(subject: Subject, scene: Scene) -> [&'static str; 4] {
     let kvm = match (subject, scene) {
         (Subject::QemuTcg, _) => return ["-accel", "tcg", "-cpu", "max"],
@@ -78,13 +73,13 @@ fn cpu(subject: Subject, scene: Scene) -> [&'static str; 4] {
     ["-accel", "kvm", "-cpu", kvm]
 }
 
-fn failed(scene: Scene, subject: Subject, how: String) -> ConformanceError {
+fn failed(scene: Scene, subject: Subject, how: String) -> Error {
     let accelerator = if subject == Subject::QemuTcg { "tcg" } else { "kvm" };
-    ConformanceError::Qemu { scene: scene.name(), accelerator, how }
+    Error::Qemu { scene: scene.name(), accelerator, how }
 }
 
-/// What the payload prints when it boots with these words.
-fn boot(cpu: [&str; 4], vcpus: usize, words: &str) -> Result<String, String> {
+/// Boots the payload with this command line, and returns what it prints.
+fn boot(cpu: [&str; 4], vcpus: usize, cmdline: &str) -> Result<String, String> {
     let folder = tempfile::tempdir().map_err(|error| format!("no temporary folder: {error}"))?;
     let payload = folder.path().join("guest.bin");
     fs::write(&payload, payload::BYTES).map_err(|error| format!("the payload cannot be written: {error}"))?;
@@ -100,16 +95,17 @@ fn boot(cpu: [&str; 4], vcpus: usize, words: &str) -> Result<String, String> {
         "-display",
         "none",
     ]);
-    qemu.args(["-serial", "stdio", "-no-reboot", "-append", words, "-kernel"]).arg(&payload);
+    qemu.args(["-serial", "stdio", "-no-reboot", "-append", cmdline, "-kernel"]).arg(&payload);
     let ended = qemu.stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
     if ended.status.success() {
         return Ok(String::from_utf8_lossy(&ended.stdout).into_owned());
     }
-    let complaint = String::from_utf8_lossy(&ended.stderr).lines().last().unwrap_or_default().to_owned();
-    Err(format!("{} {complaint}", ended.status))
+    let message = String::from_utf8_lossy(&ended.stderr).lines().last().unwrap_or_default().to_owned();
+    Err(format!("{} {message}", ended.status))
 }
 
-/// A line of the payload's: an assertion, and how often it held or where it was found broken.
+/// Parses a line of the payload: an assertion with the number of times that it held (`Ok`), or with
+/// the source line that found it broken (`Err`).
 fn parse(line: &str) -> Option<(Assertion, Result<u64, u64>)> {
     let mut words = line.trim().strip_prefix("assertion ")?.split_ascii_whitespace();
     let number: u8 = words.next()?.parse().ok()?;
@@ -124,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn line_of_the_payload_is_read_and_any_other_is_not() {
+    fn line_of_the_payload_is_parsed_and_any_other_is_not() {
         assert_eq!(parse("assertion 4 reads-back: held 22\r"), Some((Assertion::ReadsBack, Ok(22))));
         assert_eq!(
             parse("assertion 24 preempted-is-seen: BROKEN 281"),

@@ -1,6 +1,6 @@
-//! The suite's table for people, and its TAP for machines.
+//! Reports: a table, and the Test Anything Protocol.
 //!
-//! Source of the second: the Test Anything Protocol, version 14.
+//! Source: TAP version 14, <https://testanything.org/tap-version-14-specification.html>.
 
 use std::fmt::{self, Display};
 
@@ -31,7 +31,7 @@ impl Display for Conformance {
             write!(f, "{}", Remarks(column))?;
         }
         if self.interrupted {
-            writeln!(f, "Interrupted: not all was tried")?;
+            writeln!(f, "Interrupted: not all assertions were tested")?;
         }
         Ok(())
     }
@@ -45,7 +45,7 @@ fn cell(verdict: &Verdict) -> String {
     }
 }
 
-/// Why assertions are broken, or could not be judged; those with the same reason together.
+/// The reasons why assertions are broken or not judged, each with the numbers of its assertions.
 struct Remarks<'a>(&'a Column);
 
 impl Display for Remarks<'_> {
@@ -65,25 +65,26 @@ impl Display for Remarks<'_> {
             }
         }
         for (remark, numbers) in remarks {
-            writeln!(f, "{subject} {} {remark}", in_short(&numbers))?;
+            writeln!(f, "{subject} {} {remark}", ranges(&numbers))?;
         }
         Ok(())
     }
 }
 
-/// Ascending numbers, those that follow each other as a range.
-fn in_short(numbers: &[u8]) -> String {
+/// Writes ascending numbers, consecutive ones as a range.
+fn ranges(numbers: &[u8]) -> String {
     let runs = numbers.chunk_by(|one, next| next - one == 1);
-    let in_short = runs.map(|run| match run {
+    let ranges = runs.map(|run| match run {
         [first, .., last] => format!("{first}-{last}"),
         run => run.iter().map(ToString::to_string).collect(),
     });
-    in_short.collect::<Vec<_>>().join(", ")
+    ranges.collect::<Vec<_>>().join(", ")
 }
 
-/// The same as TAP: a test point for each assertion and subject.
+/// TAP: a test point for each subject and assertion.
 ///
-/// What KVM or QEMU breaks is marked `TODO`: it is theirs, and known to be so.
+/// An assertion that may break, by a subject other than `bpf`, is marked `TODO`: TAP's word for a
+/// known failure.
 pub struct Tap<'a>(pub &'a Conformance);
 
 impl Display for Tap<'_> {
@@ -105,7 +106,7 @@ fn point(f: &mut fmt::Formatter<'_>, number: usize, column: &Column, assertion: 
     let name = format!("{subject}: {:02} {assertion}", assertion.number());
     match verdicts.of(assertion) {
         Verdict::Held { .. } => writeln!(f, "ok {number} - {name}"),
-        Verdict::Unjudged { why } => writeln!(f, "ok {number} - {name} # SKIP {}", plain(&why)),
+        Verdict::Unjudged { why } => writeln!(f, "ok {number} - {name} # SKIP {}", escape(&why)),
         Verdict::Broken { why } => {
             let todo = if subject.must_hold() { "" } else { " # TODO a limit of this subject" };
             writeln!(f, "not ok {number} - {name}{todo}")?;
@@ -114,8 +115,8 @@ fn point(f: &mut fmt::Formatter<'_>, number: usize, column: &Column, assertion: 
     }
 }
 
-/// Without what has a meaning in a directive.
-fn plain(why: &str) -> String {
+/// Replaces characters that would end or start a directive.
+fn escape(why: &str) -> String {
     why.replace(['#', '\n'], " ")
 }
 
@@ -130,7 +131,7 @@ mod tests {
         let column = |publisher, broken: bool| {
             let mut verdicts = Verdicts::default();
             verdicts.hold(Assertion::StartsAtZero, 2);
-            verdicts.pass_over(Assertion::ByteAlone, "needs #2 CPUs");
+            verdicts.skip(Assertion::ByteAlone, "needs #2 CPUs");
             if broken {
                 verdicts.refute(Assertion::PreemptedIsSeen, "the byte was \"never\" set");
             }
@@ -141,9 +142,9 @@ mod tests {
     }
 
     #[test]
-    fn numbers_in_a_row_are_told_in_short() {
-        assert_eq!(in_short(&[1, 2, 3, 5, 7, 8]), "1-3, 5, 7-8");
-        assert_eq!(in_short(&[24]), "24");
+    fn consecutive_numbers_are_written_as_a_range() {
+        assert_eq!(ranges(&[1, 2, 3, 5, 7, 8]), "1-3, 5, 7-8");
+        assert_eq!(ranges(&[24]), "24");
     }
 
     #[test]
@@ -162,17 +163,17 @@ mod tests {
     }
 
     #[test]
-    fn what_kvm_breaks_is_told_and_not_ours() {
+    fn assertion_that_kvm_breaks_is_reported_and_does_not_fail_the_suite() {
         let mut conformance = conformance();
         let tap = Tap(&conformance).to_string();
         let todo = "not ok 55 - kernel: 24 preempted-is-seen # TODO a limit of this subject\n  ---\n";
         assert!(tap.contains(todo) && tap.contains("message: \"the byte was \\\"never\\\" set\""), "{tap}");
-        assert!(conformance.is_kept());
+        assert!(conformance.passes());
         assert!(conformance.to_string().contains("kernel 24 BROKEN: the byte"));
         if let Some(bpf) = conformance.columns.first_mut() {
             bpf.verdicts.refute(Assertion::ReadsBack, "it did not");
         }
-        assert!(!conformance.is_kept());
+        assert!(!conformance.passes());
         assert!(Tap(&conformance).to_string().contains("\nnot ok 4 - bpf: 04 reads-back\n  ---\n"));
     }
 

@@ -1,26 +1,27 @@
-//! Scenes: what our payload judges from inside, under this monitor.
+//! Scenes: the payload judges assertions from inside the guest, under this monitor.
 
 use protocol::payload::conformance::Assertion;
 use protocol::payload::params::{Job, Scene, Workload};
 
-use super::{ConformanceError, Plan, Verdict, Verdicts};
+use super::{Plan, Verdict, Verdicts};
+use crate::error::Error;
 use crate::experiment::Experiment;
 use crate::results::{ByteFigures, RunResult, WindowFigures};
 use host::cpus::Cpus;
 use steal_time::publisher::{MsrOwner, PublisherKind};
 
-/// A scene, and the machine that it is played on.
+/// A scene, and the guest that plays it.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
     /// The scene.
     pub scene: Scene,
-    /// vCPUs, if it does not matter how many CPUs there are.
+    /// Smallest number of vCPUs.
     vcpus: usize,
-    /// vCPUs for each CPU; more than one makes the host preempt.
+    /// Smallest number of vCPUs per CPU. More than one makes the host preempt them.
     overcommit: usize,
-    /// CPUs, if not all.
+    /// Number of CPUs; `None` for all.
     pub cpus: Option<usize>,
-    /// How long it takes, where that is a matter of choice.
+    /// Length of the measured window (ms), in scenes that have one.
     duration_ms: u32,
 }
 
@@ -29,25 +30,25 @@ impl Setting {
         Self { scene, vcpus, overcommit: 0, cpus: None, duration_ms: 300 }
     }
 
-    /// Its vCPUs on so many CPUs.
+    /// Number of vCPUs on `cpus` CPUs.
     pub fn vcpus(&self, cpus: usize) -> usize {
         self.vcpus.max(self.overcommit * cpus)
     }
 
-    /// What the payload is asked to do.
+    /// The payload's workload.
     pub fn workload(&self) -> Workload {
         let Self { scene, duration_ms, .. } = *self;
         Workload { job: Job::Conformance, scene, warmup_ms: 20, duration_ms, ..Workload::DEFAULT }
     }
 }
 
-/// The scene for a feature that is off.
+/// The scene for a guest without the feature.
 pub const ABSENT: Setting = Setting::of(Scene::Absent, 1);
 
-/// The scene that needs neither a feature nor a host.
+/// The scene that needs no steal time.
 pub const CHECK: Setting = Setting::of(Scene::Check, 1);
 
-/// All other scenes, in the order in which they are played.
+/// The scenes of a guest with the feature, in the order in which they are played.
 pub const SETTINGS: [Setting; 7] = [
     Setting::of(Scene::Msr, 2),
     CHECK,
@@ -58,25 +59,21 @@ pub const SETTINGS: [Setting; 7] = [
     Setting::of(Scene::Block, 3),
 ];
 
-/// Times that a scene is played to see what has not been seen.
+/// How often a scene is played, at most, until it has observed all of its assertions.
 const TRIES: usize = 4;
 
 /// Plays all scenes with `publisher`.
-pub(super) fn play_all(
-    plan: &Plan,
-    publisher: PublisherKind,
-    verdicts: &mut Verdicts,
-) -> Result<(), ConformanceError> {
+pub(super) fn play_all(plan: &Plan, publisher: PublisherKind, verdicts: &mut Verdicts) -> Result<(), Error> {
     if publisher.msr_owner() == MsrOwner::Monitor {
         play(plan, PublisherKind::Off, ABSENT, verdicts)?;
     } else {
-        let why = "KVM answers whatever CPUID says, unless it is told otherwise; here the monitor would hide the MSR";
-        verdicts.pass_over(Assertion::AbsentFaults, why);
+        let why = "KVM serves the MSR whatever CPUID says; here the monitor would hide it, not KVM";
+        verdicts.skip(Assertion::AbsentFaults, why);
     }
     for setting in SETTINGS {
         for _ in 0..TRIES {
             play(plan, publisher, setting, verdicts)?;
-            if has_shown_all(setting, verdicts) {
+            if is_complete(setting, verdicts) {
                 break;
             }
         }
@@ -84,13 +81,13 @@ pub(super) fn play_all(
     Ok(())
 }
 
-/// Whether to play this again would show no more. On a busy host vCPUs that are to watch each other may hardly ever run at
-/// the same time.
-fn has_shown_all(setting: Setting, verdicts: &Verdicts) -> bool {
+/// Whether the scene has observed all of its assertions. On a busy host, vCPUs that watch each
+/// other may hardly ever run at the same time.
+fn is_complete(setting: Setting, verdicts: &Verdicts) -> bool {
     let watches = setting.scene == Scene::Spin && setting.cpus.is_none();
-    let of_watching = [Assertion::ByteAlone, Assertion::PreemptedIsSeen];
-    let is_unseen = |assertion| matches!(verdicts.of(assertion), Verdict::Unjudged { .. });
-    !watches || !of_watching.into_iter().any(is_unseen)
+    let by_watching = [Assertion::ByteAlone, Assertion::PreemptedIsSeen];
+    let is_unobserved = |assertion| matches!(verdicts.of(assertion), Verdict::Unjudged { .. });
+    !watches || !by_watching.into_iter().any(is_unobserved)
 }
 
 fn play(
@@ -98,7 +95,7 @@ fn play(
     publisher: PublisherKind,
     setting: Setting,
     verdicts: &mut Verdicts,
-) -> Result<(), ConformanceError> {
+) -> Result<(), Error> {
     let cpus = setting.cpus.map_or_else(|| plan.cpus.clone(), |count| plan.cpus.first(count));
     let workload = setting.workload();
     let vcpus = setting.vcpus(cpus.count());
@@ -122,18 +119,20 @@ fn take_findings(scene: Scene, result: &RunResult, verdicts: &mut Verdicts) {
         match finding.broken_at {
             None => verdicts.hold(assertion, finding.held),
             Some(line) => {
-                verdicts
-                    .refute(assertion, format!("by the guest in scene {scene}, line {line}{}", seen(result)));
+                verdicts.refute(
+                    assertion,
+                    format!("judged by the guest in scene {scene}, line {line}{}", observed(result)),
+                );
             }
         }
     }
 }
 
-/// How much was seen of the byte, where the scene looked.
-fn seen(result: &RunResult) -> String {
+/// What the guest observed of `preempted`, in scenes that sample it.
+fn observed(result: &RunResult) -> String {
     match result.window.as_ref().and_then(|window| Some((window, window.byte?))) {
         Some((window, byte)) => format!(
-            " (preempted {} times, byte seen set in {:.2} % of samples)",
+            " ({} preemptions; preempted set in {:.2} % of samples)",
             window.host.preemptions,
             100.0 * byte.other_share()
         ),
@@ -141,7 +140,8 @@ fn seen(result: &RunResult) -> String {
     }
 }
 
-/// On one CPU nobody else runs while one looks. Otherwise somebody must have been seen coming and going.
+/// On one CPU, no other vCPU runs while one samples: the byte of all others must be set. On several
+/// CPUs the guest judges for itself, if it observed the byte change.
 fn judge_spinners(
     cpus: &Cpus,
     vcpus: usize,
@@ -149,34 +149,41 @@ fn judge_spinners(
     byte: ByteFigures,
     verdicts: &mut Verdicts,
 ) {
-    // A vCPU that was woken waits for its CPU without having lost it: where others take so much, that is many samples.
+    // A vCPU that was woken waits for its CPU without being preempted. Other tasks make that wait
+    // long.
     if cpus.count() == 1 && !window.host.disturbed {
         let why = || {
-            format!("byte set in {:.2} % of samples of {vcpus} vCPUs on one CPU", 100.0 * byte.other_share())
+            format!(
+                "preempted set in {:.2} % of samples of {vcpus} vCPUs on one CPU",
+                100.0 * byte.other_share()
+            )
         };
         verdicts.judge(Assertion::PreemptedIsSeen, byte.other_share() >= 0.99, why);
     }
     let preemptions = window.host.preemptions;
     for assertion in [Assertion::ByteAlone, Assertion::ByteIsOneOrZero] {
-        let why =
-            format!("nobody saw the byte being set, in {preemptions} preemptions on {} CPUs", cpus.count());
-        verdicts.pass_over(assertion, why);
+        let why = format!(
+            "no vCPU observed preempted being set, in {preemptions} preemptions on {} CPUs",
+            cpus.count()
+        );
+        verdicts.skip(assertion, why);
     }
 }
 
-/// The byte of a vCPU in the monitor is set for as long as the host really took the CPU from somebody, and not longer.
+/// The byte of a vCPU that exits to the monitor is set while the host has preempted its thread, and
+/// at no other time.
 fn judge_leaving(window: &WindowFigures, byte: ByteFigures, verdicts: &mut Verdicts) {
     let taken = window.host.run_delay_ns as f64 / window.length_ns.max(1) as f64;
     let share = byte.other_share();
     let why = || {
         format!(
-            "byte of a vCPU in the monitor set in {share:.3} of samples, preempted for {taken:.3} of the time"
+            "preempted of a vCPU that exits is set in {share:.3} of samples; vCPUs were preempted for {taken:.3} of the time"
         )
     };
     verdicts.judge(Assertion::BlockedIsNotPreempted, share <= 0.01 + taken, why);
-    // Guest and host close their windows some time slices apart, however long these are.
+    // Guest and host close their windows some time slices apart.
     let (guest, host) = (window.guest_steal_ns, window.host.run_delay_ns);
     let why =
-        || format!("steal grew by {guest} ns while one vCPU was in the monitor, run delay by {host} ns");
+        || format!("steal grew by {guest} ns while one vCPU exited to the monitor, run delay by {host} ns");
     verdicts.judge(Assertion::MonitorAddsNothing, guest <= host + host / 8 + 30_000_000, why);
 }

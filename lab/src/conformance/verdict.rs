@@ -1,46 +1,47 @@
-//! Verdicts: what came of the assertions, one column of the table.
+//! Verdicts on the assertions, for one subject.
 
 use std::collections::BTreeMap;
 
 use protocol::payload::conformance::Assertion;
 use serde::Serialize;
 
-/// What came of one assertion.
+/// The verdict on one assertion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "verdict", rename_all = "snake_case")]
 pub enum Verdict {
-    /// It held.
+    /// It held whenever it was tested.
     Held {
-        /// So often it was seen to.
+        /// How often it was tested.
         times: u64,
     },
-    /// It was found broken.
+    /// It did not hold at least once.
     Broken {
-        /// By whom and how.
+        /// What was observed, and by which judge.
         why: String,
     },
-    /// Nobody could say.
+    /// It could not be tested.
     Unjudged {
-        /// Why not.
+        /// The reason.
         why: String,
     },
 }
 
-/// The verdicts on all assertions, as they come in: one that something is broken outweighs any number of others.
+/// The verdicts on all assertions, as they come in. A broken assertion stays broken, however often
+/// it holds elsewhere.
 #[derive(Clone, Debug, Default)]
 pub struct Verdicts(BTreeMap<Assertion, Verdict>);
 
 impl Verdicts {
-    /// Nothing could be judged, and why not.
+    /// No assertion could be tested, because of `why`.
     pub fn none(why: &str) -> Self {
         let mut verdicts = Self::default();
         for assertion in Assertion::ALL {
-            verdicts.pass_over(*assertion, why);
+            verdicts.skip(*assertion, why);
         }
         verdicts
     }
 
-    /// `assertion` was seen to hold `times` times.
+    /// Records that `assertion` held `times` times.
     pub fn hold(&mut self, assertion: Assertion, times: u64) {
         match self.0.get_mut(&assertion) {
             Some(Verdict::Held { times: before }) => *before = before.saturating_add(times),
@@ -51,7 +52,7 @@ impl Verdicts {
         }
     }
 
-    /// `assertion` was found broken.
+    /// Records that `assertion` did not hold, because of `why`.
     pub fn refute(&mut self, assertion: Assertion, why: impl Into<String>) {
         match self.0.get_mut(&assertion) {
             Some(Verdict::Broken { why: before }) => {
@@ -64,12 +65,12 @@ impl Verdicts {
         }
     }
 
-    /// Nobody could judge `assertion` here; it counts only where nobody else could elsewhere.
-    pub fn pass_over(&mut self, assertion: Assertion, why: impl Into<String>) {
+    /// Records that `assertion` could not be tested here, because of `why`. Any other verdict wins.
+    pub fn skip(&mut self, assertion: Assertion, why: impl Into<String>) {
         self.0.entry(assertion).or_insert_with(|| Verdict::Unjudged { why: why.into() });
     }
 
-    /// `assertion` was tried once more; `why` says how it was broken, if it did not hold.
+    /// Records one test of `assertion`. `why` is called if it did not hold.
     pub fn judge(&mut self, assertion: Assertion, holds: bool, why: impl FnOnce() -> String) {
         if holds {
             self.hold(assertion, 1);
@@ -78,13 +79,13 @@ impl Verdicts {
         }
     }
 
-    /// What came of `assertion`.
+    /// The verdict on `assertion`.
     pub fn of(&self, assertion: Assertion) -> Verdict {
-        let unseen = || Verdict::Unjudged { why: "it was not seen in this run".to_owned() };
-        self.0.get(&assertion).cloned().unwrap_or_else(unseen)
+        let unobserved = || Verdict::Unjudged { why: "it was not observed in this run".to_owned() };
+        self.0.get(&assertion).cloned().unwrap_or_else(unobserved)
     }
 
-    /// How many assertions were found broken.
+    /// Number of broken assertions.
     pub fn broken(&self) -> usize {
         self.0.values().filter(|verdict| matches!(verdict, Verdict::Broken { .. })).count()
     }
@@ -97,10 +98,10 @@ mod tests {
     #[test]
     fn broken_outweighs_held_and_both_outweigh_unjudged() {
         let (mut verdicts, assertion) = (Verdicts::default(), Assertion::ReadsBack);
-        verdicts.pass_over(assertion, "nobody looked");
-        assert_eq!(verdicts.of(assertion), Verdict::Unjudged { why: "nobody looked".to_owned() });
+        verdicts.skip(assertion, "needs two CPUs");
+        assert_eq!(verdicts.of(assertion), Verdict::Unjudged { why: "needs two CPUs".to_owned() });
         verdicts.hold(assertion, 3);
-        verdicts.pass_over(assertion, "nobody looked");
+        verdicts.skip(assertion, "needs two CPUs");
         verdicts.judge(assertion, true, String::new);
         assert_eq!(verdicts.of(assertion), Verdict::Held { times: 4 });
         verdicts.judge(assertion, false, || "it read 1".to_owned());
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn assertion_that_nobody_tried_is_unjudged() {
+    fn assertion_that_was_not_tested_is_unjudged() {
         assert!(matches!(Verdicts::default().of(Assertion::ReadsBack), Verdict::Unjudged { .. }));
     }
 }
