@@ -1,7 +1,7 @@
-//! The doctor: what this host can do, and what each missing piece costs.
+//! Doctor: what this host can do, and what each missing piece costs.
 //!
-//! Each check is the thing itself, tried: KVM is opened, the program loaded, a guest run. Nothing is concluded from
-//! version numbers.
+//! Each check tries the thing itself: it opens KVM, loads the program, runs a guest. None concludes
+//! from version numbers.
 
 use std::fmt::{self, Display};
 use std::process::{Command, Stdio};
@@ -11,8 +11,8 @@ use kvm_bindings::KVM_CAP_HALT_POLL;
 use kvm_ioctls::{Cap, Kvm};
 use protocol::payload::params::{Job, Workload};
 
-use crate::accuracy::{self, AccuracyError};
-use crate::cli::AccuracyArgs;
+use crate::accuracy::{self, AccuracyArgs, OracleReport};
+use crate::error::Error;
 use crate::experiment::Experiment;
 use crate::results::RunResult;
 use crate::sched::choice::class_is_refused;
@@ -26,63 +26,63 @@ use steal_time::publisher::PublisherKind;
 use vmm::cpuid::Supported;
 use vmm::vm::machine;
 
-/// How long two vCPUs sample each other's byte, for each publisher.
+/// How long two vCPUs sample each other's `preempted`, for each publisher (ms).
 const SAMPLING_MS: u32 = 200;
 
-/// How long the oracle looks at the byte, for each publisher.
-const LOOKING_MS: u32 = 300;
+/// How long the oracle samples `preempted`, for each publisher (ms).
+const ORACLE_MS: u32 = 300;
 
-const PUBLISHERS: [(&str, PublisherKind); 5] = [
-    ("byte by bpf", PublisherKind::Bpf),
-    ("byte by bpf-classic", PublisherKind::BpfClassic),
-    ("byte by perf", PublisherKind::Perf),
-    ("byte by monitor", PublisherKind::Monitor),
-    ("byte by kernel", PublisherKind::Kernel),
+const PUBLISHERS: [PublisherKind; 5] = [
+    PublisherKind::Bpf,
+    PublisherKind::BpfClassic,
+    PublisherKind::Perf,
+    PublisherKind::Monitor,
+    PublisherKind::Kernel,
 ];
 
-/// What was found.
-#[derive(Debug, Default)]
-pub struct Diagnosis {
-    host: Option<HostFacts>,
-    findings: Vec<Finding>,
-}
-
-/// One thing that was tried.
+/// The results of all checks.
 #[derive(Debug)]
-struct Finding {
-    what: &'static str,
-    /// What it can do, or what is wrong and what that costs.
-    verdict: Result<String, String>,
+pub struct Diagnosis {
+    host: HostFacts,
+    checks: Vec<Check>,
 }
 
-/// Tries everything.
+/// The result of one check.
+#[derive(Debug)]
+struct Check {
+    what: String,
+    /// What works, or what is missing and what that costs.
+    result: Result<String, String>,
+}
+
+/// Runs all checks.
 pub fn examine() -> Diagnosis {
-    let mut diagnosis = Diagnosis { host: Some(HostFacts::probe()), ..Diagnosis::default() };
+    let mut diagnosis = Diagnosis { host: HostFacts::probe(), checks: Vec::new() };
     match machine::open_kvm() {
         Ok(kvm) => diagnosis.examine_kvm(&kvm),
         Err(error) => diagnosis.bad("KVM", format!("{error}; nothing runs without it")),
     }
     diagnosis.examine_bpf();
-    diagnosis.examine_accounts();
+    diagnosis.examine_scheduling();
     diagnosis.examine_publishers();
     diagnosis.examine_qemu();
     diagnosis
 }
 
 impl Diagnosis {
-    fn good(&mut self, what: &'static str, detail: String) {
-        self.findings.push(Finding { what, verdict: Ok(detail) });
+    fn good(&mut self, what: impl Into<String>, detail: String) {
+        self.checks.push(Check { what: what.into(), result: Ok(detail) });
     }
 
-    fn bad(&mut self, what: &'static str, detail: String) {
-        self.findings.push(Finding { what, verdict: Err(detail) });
+    fn bad(&mut self, what: impl Into<String>, detail: String) {
+        self.checks.push(Check { what: what.into(), result: Err(detail) });
     }
 
     fn examine_kvm(&mut self, kvm: &Kvm) {
         let most = kvm.get_max_vcpus().min(protocol::MAX_VCPUS);
-        self.good("KVM", format!("opens; at most {most} vCPUs in a guest"));
+        self.good("KVM", format!("works, with up to {most} vCPUs in a guest"));
         if kvm.check_extension(Cap::X86MsrFilter) && kvm.check_extension(Cap::X86UserSpaceMsr) {
-            self.good("MSR filter", "accesses to the steal-time MSR can be handed to us".to_owned());
+            self.good("MSR filter", "the monitor can handle accesses to the steal-time MSR".to_owned());
         } else {
             let cost = "missing (Linux 5.10 has it): only --publisher kernel works";
             self.bad("MSR filter", cost.to_owned());
@@ -92,120 +92,120 @@ impl Diagnosis {
                 self.good("KVM's steal time", "offered: --publisher kernel works".to_owned());
             }
             Ok(_) => {
-                let cost = "not offered (it takes CONFIG_SCHED_INFO): --publisher kernel does not work";
+                let cost = "not offered (it requires CONFIG_SCHED_INFO): --publisher kernel does not work";
                 self.bad("KVM's steal time", cost.to_owned());
             }
-            Err(error) => self.bad("KVM's steal time", format!("KVM does not tell its CPUID: {error}")),
+            Err(error) => self.bad("KVM's steal time", format!("KVM does not report its CPUID: {error}")),
         }
         if kvm.check_extension(Cap::SplitIrqchip) {
-            self.good(
-                "split irqchip",
-                "our payload starts and ends without waiting for an I/O APIC".to_owned(),
-            );
+            self.good("split irqchip", "runs start and end without waiting for an I/O APIC".to_owned());
         } else {
-            self.bad("split irqchip", "missing: each run takes some 20 ms longer".to_owned());
+            self.bad("split irqchip", "missing: each run takes about 20 ms longer".to_owned());
         }
         if kvm.check_extension_raw(KVM_CAP_HALT_POLL.into()) <= 0 {
             self.bad(
                 "halt polling",
-                "cannot be switched off for a guest: halts hold their CPU for a while".to_owned(),
+                "cannot be disabled for a guest: a halted vCPU polls on its CPU for a while".to_owned(),
             );
         }
     }
 
     fn examine_bpf(&mut self) {
-        let took = |program: &Program| {
-            let took: Duration = program.timings().iter().map(|(_, took)| *took).sum();
-            format!("the program loads and attaches, in {:.1} ms", took.as_secs_f64() * 1e3)
+        let time = |program: &Program| {
+            let time: Duration = program.timings().iter().map(|(_, time)| *time).sum();
+            format!("the program loads and attaches in {:.1} ms", time.as_secs_f64() * 1e3)
         };
         match Program::load(1, 1) {
             Ok(program) => {
-                self.good("BPF", took(&program));
+                self.good("BPF", time(&program));
                 if program.detects_init() {
                     self.good(
                         "INIT",
-                        "KVM's local APICs tell of it: it clears the MSR, as it must".to_owned(),
+                        "observed by KVM's tracepoints: an INIT clears the MSR, as it must".to_owned(),
                     );
                 } else {
                     self.bad(
                         "INIT",
-                        "KVM's tracepoints are missing: an INIT leaves the MSR and publication as they are"
-                            .to_owned(),
+                        "KVM's tracepoints are missing: an INIT does not clear the MSR".to_owned(),
                     );
                 }
             }
             Err(error) => {
                 self.bad(
                     "BPF",
-                    format!("{}: steal and byte come later, or not at all", error_chain::one_line(&error)),
+                    format!(
+                        "{}: steal and preempted are published late, or not at all",
+                        error_chain::one_line(&error)
+                    ),
                 );
             }
         }
         match Program::load_classic(1, 1) {
-            Ok(program) => self.good("BPF without BTF", took(&program)),
+            Ok(program) => self.good("BPF without BTF", time(&program)),
             Err(error) => self.bad("BPF without BTF", error_chain::one_line(&error)),
         }
     }
 
-    fn examine_accounts(&mut self) {
+    fn examine_scheduling(&mut self) {
         match class_is_refused() {
-            None => {
-                self.good("policies", "--mechanism class works, and deschedule works everywhere".to_owned())
-            }
-            Some(why) => self.bad("policies", format!("{why}: --mechanism deschedule is what remains")),
+            None => self.good("policies", "--mechanism class and deschedule work".to_owned()),
+            Some(why) => self.bad("policies", format!("{why}: only --mechanism deschedule works")),
         }
         match stats::own_run_delay_ns() {
             Ok(_) => {
-                self.good("run delay", "the scheduler tells how long a thread waited for a CPU".to_owned());
+                self.good("run delay", "the scheduler reports how long a thread waited for a CPU".to_owned());
             }
             Err(error) => {
-                self.bad("run delay", format!("not told ({error}): no steal (it takes CONFIG_SCHED_INFO)"));
+                self.bad(
+                    "run delay",
+                    format!("not reported ({error}; it requires CONFIG_SCHED_INFO): no steal"),
+                );
             }
         }
     }
 
-    /// What does each publisher's byte say? The oracle is asked, or where it has no CPU to look from, two vCPUs on one CPU.
+    /// Measures each publisher's `preempted`: by the oracle, or without a second CPU to sample
+    /// from, by two vCPUs that share one.
     fn examine_publishers(&mut self) {
-        let Some(host) = self.host.clone() else { return };
-        let Some(cpus) = host.cpus.clone() else {
-            return self.bad("CPUs", "this process cannot tell which it may use".to_owned());
+        let Some(cpus) = self.host.cpus.clone() else {
+            return self.bad("CPUs", "the kernel does not report which this process may use".to_owned());
         };
         self.good("CPUs", describe(&cpus));
         let args = AccuracyArgs {
-            publishers: PUBLISHERS.map(|(_, kind)| kind).to_vec(),
+            publishers: PUBLISHERS.to_vec(),
             faults: None,
             cpus: None,
-            duration_ms: LOOKING_MS,
+            duration_ms: ORACLE_MS,
             json: None,
         };
         match accuracy::run(&args, |_| {}) {
             Ok(accuracy) => {
-                for ((what, _), row) in PUBLISHERS.iter().zip(&accuracy.rows) {
-                    self.judge(what, &row.finding);
+                for row in &accuracy.rows {
+                    self.judge(&name(row.publisher), &row.oracle);
                 }
             }
-            Err(AccuracyError::TooFewCpus(_)) => self.sample_publishers(host, &cpus),
-            Err(error) => self.bad("byte", error_chain::one_line(&error)),
+            Err(Error::NoOracleCpu(_)) => self.sample_publishers(&cpus),
+            Err(error) => self.bad("preempted", error.line()),
         }
     }
 
-    fn judge(&mut self, what: &'static str, finding: &Result<accuracy::Finding, String>) {
-        let finding = match finding {
-            Ok(finding) => finding,
+    fn judge(&mut self, what: &str, report: &Result<OracleReport, String>) {
+        let report = match report {
+            Ok(report) => report,
             Err(why) => return self.bad(what, why.clone()),
         };
-        if let Some(doubt) = finding.tally.doubts.first() {
-            return self.bad(what, format!("how true it is cannot be said: {doubt}"));
+        if let Some(inconsistency) = report.counts.inconsistencies.first() {
+            return self.bad(what, format!("unknown, because {inconsistency}"));
         }
-        let edge = &finding.byte.sched_out;
-        let wrong = finding.byte.wrongly_set.longest_ns.max(finding.byte.wrongly_clear.longest_ns);
+        let edge = &report.preempted.sched_out;
+        let wrong = report.preempted.wrongly_set.longest_ns.max(report.preempted.wrongly_clear.longest_ns);
         match edge.quantile_ns(0.5) {
-            Some(late) if edge.missed * 100 <= edge.happened => {
+            Some(latency) if edge.missed * 100 <= edge.happened => {
                 let text = format!(
-                    "set for all but {} of {} preemptions, after {} us in the median; wrong for {} ms at most",
+                    "set for all but {} of {} preemptions, after {} us (median); wrong for up to {} ms",
                     edge.missed,
                     edge.happened,
-                    figure(late as f64 / 1e3),
+                    figure(latency as f64 / 1e3),
                     figure(wrong as f64 / 1e6),
                 );
                 self.good(what, text);
@@ -222,25 +222,26 @@ impl Diagnosis {
         }
     }
 
-    fn sample_publishers(&mut self, host: HostFacts, cpus: &Cpus) {
+    fn sample_publishers(&mut self, cpus: &Cpus) {
         let workload = Workload { job: Job::Watch, duration_ms: SAMPLING_MS, ..Workload::DEFAULT };
-        let experiment = Experiment { host, cpus: cpus.first(1), workload };
-        for (what, kind) in PUBLISHERS {
-            match experiment.run(2, kind, workload) {
-                Ok(result) => self.judge_byte(what, &result),
-                Err(error) => self.bad(what, error.to_string()),
+        let experiment = Experiment { host: self.host.clone(), cpus: cpus.first(1), workload };
+        for publisher in PUBLISHERS {
+            let what = name(publisher);
+            match experiment.run(2, publisher, workload) {
+                Ok(result) => self.judge_samples(&what, &result),
+                Err(error) => self.bad(what, error_chain::one_line(&error)),
             }
         }
     }
 
-    fn judge_byte(&mut self, what: &'static str, result: &RunResult) {
+    fn judge_samples(&mut self, what: &str, result: &RunResult) {
         let Some((window, byte)) = result.window.as_ref().and_then(|window| Some((window, window.byte?)))
         else {
-            return self.bad(what, "the guest did not come to sampling it".to_owned());
+            return self.bad(what, "the guest ended before it sampled the byte".to_owned());
         };
         let share = 100.0 * byte.other_share();
         let text = format!(
-            "of a preempted vCPU it is set in {share:.2} % of {} samples ({} preemptions), of a running one in {}",
+            "set in {share:.2} % of {} samples of a preempted vCPU ({} preemptions), and in {} of a running one",
             figure(byte.other_samples as f64),
             window.host.preemptions,
             byte.own_set,
@@ -251,9 +252,9 @@ impl Diagnosis {
     fn examine_qemu(&mut self) {
         let qemu = Command::new("qemu-system-x86_64").arg("--version").stdout(Stdio::null()).status();
         match qemu {
-            Ok(_) => self.good("QEMU", "here, to compare start-up with".to_owned()),
+            Ok(_) => self.good("QEMU", "installed: `vmm-lab bench startup` compares with it".to_owned()),
             Err(_) => {
-                self.bad("QEMU", "not here: `vmm-lab bench startup` has nothing to compare with".to_owned());
+                self.bad("QEMU", "not installed: `vmm-lab bench startup` cannot compare with it".to_owned());
             }
         }
     }
@@ -261,23 +262,26 @@ impl Diagnosis {
 
 impl Display for Diagnosis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(host) = &self.host {
-            writeln!(f, "{}, Linux {}, KVM on {}\n", host.processor, host.kernel, host.kvm_backend)?;
-        }
-        for Finding { what, verdict } in &self.findings {
-            let (mark, detail) = match verdict {
+        let host = &self.host;
+        writeln!(f, "{}, Linux {}, KVM on {}\n", host.processor, host.kernel, host.kvm_backend)?;
+        for Check { what, result } in &self.checks {
+            let (mark, detail) = match result {
                 Ok(detail) => ("ok", detail),
                 Err(detail) => ("--", detail),
             };
-            writeln!(f, "{mark}  {what:<19} {detail}")?;
+            writeln!(f, "{mark}  {what:<24} {detail}")?;
         }
         Ok(())
     }
 }
 
+fn name(publisher: PublisherKind) -> String {
+    format!("preempted by {publisher}")
+}
+
 fn describe(cpus: &Cpus) -> String {
     match cpus.count() {
-        1 => format!("{cpus}: one, so nothing can be compared with vCPUs that do not disturb each other"),
-        count => format!("{cpus}: {count} to share"),
+        1 => format!("{cpus}: only one, so vCPUs always share it"),
+        count => format!("{cpus}: {count}"),
     }
 }
