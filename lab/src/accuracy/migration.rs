@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::counts::{ObservedCounts, Snapshot};
-use super::disturbance::Disturbance;
 use super::test_guest::TestGuest;
 use super::{RING_PAGES, Setup};
 use crate::error::Error;
@@ -33,7 +32,7 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Migration, Error> {
     let test = TestGuest::start(setup, setup.cpus)?;
     let log = SwitchLog::of_thread(test.tid, RING_PAGES)?;
     let before = Snapshot::take(&test.guest, test.tid, &log)?;
-    let disturbance = Disturbance::start(setup.vcpu_cpus.clone()).map_err(Error::host("start a thread"))?;
+    let cpu_hog = setup.start_cpu_hog()?;
     let (began, mut migrations) = (Instant::now(), 0);
     while began.elapsed() < setup.duration() / 4 {
         for cpus in [setup.sampler_cpus, setup.vcpu_cpus] {
@@ -42,7 +41,7 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Migration, Error> {
             migrations += 1;
         }
     }
-    drop(disturbance);
+    drop(cpu_hog);
     let after = Snapshot::take(&test.guest, test.tid, &log)?;
     let counts = ObservedCounts::between(&before, &after, log.lost());
     test.end()?;

@@ -2,7 +2,7 @@
 //!
 //! One vCPU runs on one CPU. It spins, exits to the monitor, halts and is woken. Another thread
 //! takes that CPU, for some 150 us twice per millisecond and for some milliseconds at a time, and
-//! the monitor deschedules the vCPU. Each publisher is measured twice, under the same disturbance:
+//! the monitor deschedules the vCPU. Each publisher is measured twice, under the same load:
 //!
 //! 1. **By the oracle** ([`OracleReport`]): a thread on another CPU samples the byte, and perf
 //!    records each switch ([`crate::oracle`]).
@@ -12,7 +12,6 @@
 //! The two follow each other, because a host of two CPUs has only one to sample from.
 
 mod counts;
-mod disturbance;
 mod migration;
 mod table;
 mod test_guest;
@@ -31,10 +30,11 @@ use crate::output::OutputFile;
 use crate::print::print;
 pub use counts::ObservedCounts;
 use counts::Snapshot;
-use disturbance::Disturbance;
+use host::cpu_hog::{Burst, CpuHog, HogLoad};
 use host::cpus::Cpus;
 use host::facts::HostFacts;
 use host::perf::SwitchLog;
+use host::thread::Class;
 pub use migration::Migration;
 use steal_time::publisher::PublisherKind;
 use test_guest::TestGuest;
@@ -179,19 +179,35 @@ impl Setup<'_> {
         })
     }
 
+    /// Starts the thread that preempts the vCPU: for 150 us of each 500, and for 4 ms of each 8, for
+    /// about the same time each.
+    ///
+    /// A real-time class preempts the vCPU at once. Without the privilege the two share the CPU.
+    fn start_cpu_hog(&self) -> Result<CpuHog, Error> {
+        let (us, ms) = (Duration::from_micros, Duration::from_millis);
+        let load = HogLoad {
+            bursts: vec![
+                Burst { busy: us(150), idle: us(350), repeat: 16 },
+                Burst { busy: ms(4), idle: ms(4), repeat: 1 },
+            ],
+            jitter: true,
+            class: Class::Fifo(3),
+        };
+        CpuHog::start(&load, [self.vcpu_cpus.clone()]).map_err(Error::host("start the thread of the CPU hog"))
+    }
+
     /// Lets the oracle judge the publisher.
     fn judge(&self) -> Result<OracleReport, Error> {
         let test = TestGuest::start(self, self.vcpu_cpus)?;
         let log = SwitchLog::of_thread(test.tid, RING_PAGES)?;
         let before = Snapshot::take(&test.guest, test.tid, &log)?;
         let record = Arc::new(before.record(&test.guest)?);
-        let disturbance =
-            Disturbance::start(self.vcpu_cpus.clone()).map_err(Error::host("start a thread"))?;
+        let cpu_hog = self.start_cpu_hog()?;
         let sampler = Sampler::start(Arc::clone(&record), self.sampler_cpus.clone());
-        let sampler = sampler.map_err(Error::host("start a thread"))?;
+        let sampler = sampler.map_err(Error::host("start the thread of the oracle"))?;
         test.deschedule_repeatedly(self.duration());
         let samples = sampler.finish();
-        drop(disturbance);
+        drop(cpu_hog);
         let after = Snapshot::take(&test.guest, test.tid, &log)?;
 
         let counts = ObservedCounts::between(&before, &after, log.lost());

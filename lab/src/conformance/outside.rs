@@ -20,6 +20,7 @@ use super::snapshots::{RecordFields, judge_growth, judge_paused, judge_restored,
 use super::{Plan, Verdicts};
 use crate::error::Error;
 use crate::guest::{LabConfig, LabGuest};
+use host::cpu_hog::{Burst, CpuHog, HogLoad};
 use host::cpus::Cpus;
 use host::thread::Class;
 use steal_time::host_vm::HostVm;
@@ -95,7 +96,7 @@ fn pause_for_a_while(
     let vm = guest.vm();
     let paused = pause(guest)?;
     let first = vm.snapshot(&paused);
-    burn(cpus, PAUSED);
+    load(cpus, PAUSED)?;
     let second = vm.snapshot(&paused);
     vm.resume(paused);
     let resumed = Instant::now();
@@ -126,7 +127,7 @@ fn watch_after_the_end(
     saved: &SavedStealTime,
     cpus: &Cpus,
     verdicts: &mut Verdicts,
-) -> Result<(), ConformanceError> {
+) -> Result<(), Error> {
     let records: Vec<_> = saved
         .vcpus
         .iter()
@@ -137,7 +138,7 @@ fn watch_after_the_end(
         .collect();
     let bytes = || records.iter().map(|record| record.bytes()).collect::<Vec<_>>();
     let before = bytes();
-    burn(cpus, PAUSED);
+    load(cpus, PAUSED)?;
     let is_untouched = records.len() == VCPUS && bytes() == before;
     let why = || "a record was written after the guest's end".to_owned();
     verdicts.judge(Assertion::NothingAfterTheEnd, is_untouched, why);
@@ -178,18 +179,14 @@ fn restore(
     end(guest)
 }
 
-/// Uses `cpus` for this time, so that other threads that want them are preempted.
-fn burn(cpus: &Cpus, time: Duration) {
-    let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            // If the thread cannot be pinned, it uses any CPU, and the assertions are tested less.
-            let _ = cpus.pin_this_thread();
-            while !is_over.load(Ordering::Relaxed) {
-                hint::spin_loop();
-            }
-        });
-        thread::sleep(time);
-        is_over.store(true, Ordering::Relaxed);
-    });
+/// Loads `cpus` for `time`, so that other threads that want them are preempted.
+fn load(cpus: &Cpus, time: Duration) -> Result<(), Error> {
+    // Bursts without a pause, short enough for the hog to end on time.
+    let burst = Burst { busy: Duration::from_millis(1), idle: Duration::ZERO, repeat: 1 };
+    let load = HogLoad { bursts: vec![burst], jitter: false, class: Class::Fair };
+    let cpu_hog =
+        CpuHog::start(&load, [cpus.clone()]).map_err(Error::host("start the thread of the CPU hog"))?;
+    thread::sleep(time);
+    drop(cpu_hog);
+    Ok(())
 }
