@@ -1,8 +1,8 @@
-//! Builds the payload that the monitor embeds.
+//! Builds the payload that the lab embeds.
 //!
-//! The payload needs code generation flags that no manifest can give, and cargo cannot yet make one package's binary
-//! an input of another on stable Rust. So this runs cargo once more, with a target directory of its own: the outer
-//! cargo holds the lock on the usual one while this runs.
+//! The payload needs code generation flags that a manifest cannot set, and stable cargo cannot use
+//! one package's binary as an input of another. So this script runs cargo again, with its own
+//! target directory: the outer cargo holds the lock of the usual one.
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -10,7 +10,7 @@ use std::{env, fs};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Absolute addresses, as the lock slow paths want them; no red zone, no unwinding.
+/// Absolute addresses, which the locks' slow paths need; no red zone; no unwinding.
 const FLAGS: [&str; 5] = [
     "-Crelocation-model=static",
     "-Cno-redzone=yes",
@@ -19,7 +19,7 @@ const FLAGS: [&str; 5] = [
     "-Cstrip=debuginfo",
 ];
 
-/// What the outer cargo, clippy or a wrapper sets for the host, and the payload must not inherit.
+/// Variables that the outer cargo, clippy or a wrapper sets for the host, not for the payload.
 const FOREIGN: [&str; 8] = [
     "RUSTFLAGS",
     "CARGO_ENCODED_RUSTFLAGS",

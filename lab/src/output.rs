@@ -1,4 +1,4 @@
-//! Files that results go to: known to be writable before the work is done, written after it.
+//! Result files: checked for access before a measurement, written after it.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 
-/// A file cannot be written.
+/// A result file cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("Cannot write {}", path.display())]
 pub struct OutputError {
@@ -15,15 +15,15 @@ pub struct OutputError {
     source: io::Error,
 }
 
-/// A file that a result will go to.
+/// A result file that can be written.
 #[derive(Clone, Debug)]
 pub struct OutputFile(PathBuf);
 
 impl OutputFile {
-    /// Makes sure that `path` can be written, without touching it: nothing is left behind if nothing is written.
+    /// Checks that `path` can be written. Neither creates nor changes the file.
     ///
     /// # Errors
-    /// [`OutputError`]: why it cannot.
+    /// [`OutputError`] if it cannot be written.
     pub fn at(path: &Path) -> Result<Self, OutputError> {
         let failed = |source| OutputError { path: path.to_owned(), source };
         match OpenOptions::new().append(true).open(path) {
@@ -42,7 +42,7 @@ impl OutputFile {
     /// Writes `document` as JSON.
     ///
     /// # Errors
-    /// [`OutputError`].
+    /// [`OutputError`] if the document or the file cannot be written.
     pub fn write(&self, document: &impl Serialize) -> Result<(), OutputError> {
         let failed = |source| OutputError { path: self.0.clone(), source };
         let mut text = serde_json::to_vec_pretty(document).map_err(|error| failed(error.into()))?;
@@ -53,7 +53,7 @@ impl OutputFile {
     /// Writes `bytes`.
     ///
     /// # Errors
-    /// [`OutputError`].
+    /// [`OutputError`] if the file cannot be written.
     pub fn write_bytes(&self, bytes: &[u8]) -> Result<(), OutputError> {
         fs::write(&self.0, bytes).map_err(|source| OutputError { path: self.0.clone(), source })
     }
@@ -64,13 +64,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn file_in_a_folder_that_is_not_there_is_refused_before_the_work() {
+    fn file_in_a_missing_folder_is_refused_before_the_measurement() {
         let error = OutputFile::at(Path::new("/nowhere/at/all.json")).unwrap_err();
         assert_eq!(error.to_string(), "Cannot write /nowhere/at/all.json");
     }
 
     #[test]
-    fn checking_leaves_nothing_behind_and_writing_does() {
+    fn check_leaves_no_file_behind() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.json");
         let file = OutputFile::at(&path).unwrap();

@@ -1,13 +1,6 @@
-//! The embedded payload, and `vmm-lab write-payload`.
+//! The embedded payload.
 
-use std::path::PathBuf;
-
-use clap::Args;
-
-use crate::error::Error;
-use crate::output::OutputFile;
-
-/// The payload, an ELF file. This crate's build script builds it from the `guest-payload` crate.
+/// ELF file of the `guest-payload` crate, which this crate's build script builds.
 pub const BYTES: &[u8] = include_bytes!(env!("PAYLOAD_ELF"));
 
 /// Options of `vmm-lab write-payload`.

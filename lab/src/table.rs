@@ -1,52 +1,44 @@
-//! Tables for people: aligned columns, the first one to the left, numbers to the right.
+//! Tables for people: aligned columns and short numbers.
+//!
+//! Columns of names are aligned to the left, columns of numbers to the right. Tables fit 100
+//! columns where their cells allow it; figures that do not fit are in the JSON document.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
-/// A table of text.
+use comfy_table::{CellAlignment, Table as Grid};
+
+/// Spaces between two columns.
+const GAP: u16 = 2;
+
+/// A table of text without borders.
 #[derive(Clone, Debug)]
-pub struct Table {
-    header: Vec<String>,
-    rows: Vec<Vec<String>>,
-    left: usize,
-}
+pub struct Table(Grid);
 
 impl Table {
-    /// A table with these column heads, of which the first `left` are aligned to the left.
+    /// Creates a table with column headers `header`, of which the first `left` columns hold names.
     pub fn new(header: &[&str], left: usize) -> Self {
-        Self { header: header.iter().map(ToString::to_string).collect(), rows: Vec::new(), left }
+        let mut grid = Grid::new();
+        grid.load_style(comfy_table::presets::NOTHING).set_header(header.iter().copied());
+        for (index, column) in grid.column_iter_mut().enumerate() {
+            column.set_padding((if index == 0 { 0 } else { GAP }, 0));
+            column.set_cell_alignment(if index < left { CellAlignment::Left } else { CellAlignment::Right });
+        }
+        Self(grid)
     }
 
-    /// Adds a row. Cells that are missing are empty.
+    /// Adds a row. Missing cells stay empty.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
-        self.rows.push(cells.into_iter().collect());
+        self.0.add_row(cells.into_iter().collect::<Vec<_>>());
     }
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cell = |row: &Vec<String>, column: usize| row.get(column).map_or(0, |cell| cell.chars().count());
-        let width = |(column, head): (usize, &String)| {
-            self.rows.iter().map(|row| cell(row, column)).chain([head.len()]).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = self.header.iter().enumerate().map(width).collect();
-        for row in [&self.header].into_iter().chain(&self.rows) {
-            let mut line = String::new();
-            for (column, width) in widths.iter().enumerate() {
-                let cell = row.get(column).map_or("", String::as_str);
-                let separator = if column == 0 { "" } else { "  " };
-                if column < self.left {
-                    write!(line, "{separator}{cell:<width$}")?;
-                } else {
-                    write!(line, "{separator}{cell:>width$}")?;
-                }
-            }
-            writeln!(f, "{}", line.trim_end())?;
-        }
-        Ok(())
+        self.0.lines().try_for_each(|line| writeln!(f, "{}", line.trim_end()))
     }
 }
 
-/// A number with three significant figures, and thousands as `k`, millions as `M`.
+/// Formats a number with three significant figures; `k` stands for thousands, `M` for millions.
 pub fn figure(value: f64) -> String {
     match value.abs() {
         size if size >= 999_500.0 => format!("{}M", significant(value / 1e6)),
@@ -55,9 +47,23 @@ pub fn figure(value: f64) -> String {
     }
 }
 
-/// A count: to the letter as long as it is short, then as [`figure`].
+/// Formats a count: exactly below 10,000, then like [`figure`].
 pub fn count(value: u64) -> String {
     if value < 10_000 { value.to_string() } else { figure(value as f64) }
+}
+
+/// Formats a ratio: three decimals, five below 0.01, three significant figures from 10 on.
+pub fn ratio(value: f64) -> String {
+    match value.abs() {
+        size if size < 0.01 => format!("{value:.5}"),
+        size if size < 9.9995 => format!("{value:.3}"),
+        _ => figure(value),
+    }
+}
+
+/// Formats a value that may be missing; `-` stands for none.
+pub fn or_dash(value: Option<f64>, format: fn(f64) -> String) -> String {
+    value.map_or_else(|| "-".to_owned(), format)
 }
 
 fn significant(value: f64) -> String {
@@ -82,6 +88,14 @@ mod tests {
     }
 
     #[test]
+    fn missing_cells_stay_empty() {
+        let mut table = Table::new(&["form", "bytes", "ns a call"], 1);
+        table.row(["none".into(), String::new(), "0.25".into()]);
+        table.row(["save0".into()]);
+        assert_eq!(table.to_string(), "form   bytes  ns a call\nnone               0.25\nsave0\n");
+    }
+
+    #[test]
     fn figures_have_three_significant_digits() {
         let figures = [(0.0, "0"), (0.954, "0.95"), (12.34, "12.3"), (999.6, "1000"), (9_990.0, "9990")];
         for (value, text) in figures {
@@ -90,5 +104,13 @@ mod tests {
         assert_eq!(figure(553_400.0), "553k");
         assert_eq!(figure(1_234_000.0), "1.23M");
         assert_eq!((count(9_999), count(10_000)), ("9999".to_owned(), "10.0k".to_owned()));
+    }
+
+    #[test]
+    fn ratios_have_three_decimals_small_ones_five_and_large_ones_none() {
+        let ratios = [(0.000_264, "0.00026"), (0.978_2, "0.978"), (3.916_7, "3.917"), (3228.011, "3228")];
+        for (value, text) in ratios {
+            assert_eq!(ratio(value), text);
+        }
     }
 }
