@@ -1,4 +1,4 @@
-//! What each form of the check costs, as the guest measured it.
+//! The cost of each form of the check, as the guest measured it.
 
 use std::sync::atomic::AtomicU64;
 
@@ -8,30 +8,30 @@ use serde::Serialize;
 
 use super::statistics::{ratio, read};
 
-/// What a form of the check costs: medians, in ns.
+/// The cost of a form of the check: medians, in ns.
 #[derive(Clone, Debug, Serialize)]
 pub struct CheckFigures {
-    /// The form's word; `none` for what is left without any.
+    /// Name of the form; `none` for the empty loop.
     pub form: &'static str,
-    /// A call among others that do not wait for it.
+    /// A call that does not depend on the one before.
     pub call_ns: f64,
-    /// A call whose argument is the answer of the one before.
+    /// A call whose argument is the result of the one before.
     pub chain_ns: f64,
-    /// A turn of an owner's spinner, compiled alone; 0 for none.
+    /// A turn of a waiting loop that is compiled alone; 0 for `none`.
     pub spin_ns: f64,
-    /// The same, compiled into a larger function.
+    /// A turn of the same loop, compiled into a larger function; 0 for `none`.
     pub folded_ns: f64,
 }
 
 impl CheckFigures {
-    /// Those of all forms.
+    /// The costs of all forms, in the order of [`Check::ALL`], and of none.
     pub(super) fn all(report: &Report, khz: u32) -> Vec<Self> {
         let names = Check::ALL.iter().map(|check| check.name()).chain(["none"]);
         names.zip(&report.header.checks).map(|(form, cost)| Self::new(form, cost, khz)).collect()
     }
 
     fn new(form: &'static str, cost: &CheckCost, khz: u32) -> Self {
-        // Thousandths of a cycle.
+        // The guest reports thousandths of a cycle.
         let ns = |figure: &AtomicU64| ratio(read(figure) as f64 * 1e3, f64::from(khz));
         Self {
             form,

@@ -1,4 +1,4 @@
-//! What a lock gave in the measured window, and what it cost.
+//! Figures of a contended lock over the measured window: throughput, waits and where CPU time went.
 
 use std::sync::atomic::AtomicU64;
 
@@ -9,82 +9,92 @@ use serde::Serialize;
 use super::statistics::{jain, ns, ratio, read, sum};
 use super::times::{Times, by_time, histogram};
 
-/// What the lock gave.
+/// What a lock, or several, did in the measured window.
 #[derive(Clone, Debug, Serialize)]
 pub struct LockFigures {
     /// Acquisitions.
     pub acquisitions: u64,
-    /// Acquisitions in a second.
+    /// Acquisitions per second.
     pub per_second: f64,
-    /// Jain's index of fairness over the vCPUs: 1 is equal shares.
+    /// Jain's index of fairness over the vCPUs: 1 for equal shares.
     pub jain: f64,
     /// Waits for the lock, each counted once.
     pub waits: Times,
-    /// Waits for the lock, each counted for as long as it took, and those that the window's end cut off.
+    /// Waits weighted by their length, including the waits that the window's end cut off.
     pub waits_by_time: Times,
-    /// From the kick of a halted waiter to its running.
+    /// Delays from the kick of a halted waiter to its running.
     pub wakes: Times,
-    /// The longest time in which nobody got through.
+    /// Longest time without any acquisition (ns).
     pub longest_gap_ns: u64,
-    /// Waiters that halted.
+    /// Halts of waiters.
     pub halts: u64,
-    /// Of them, those that went on although nobody had woken them.
+    /// Halts that ended without a kick.
     pub spurious_wakes: u64,
-    /// Interrupts sent to wake them.
+    /// Interrupts sent to wake halted waiters.
     pub kicks: u64,
-    /// Times that a waiter saw the byte of the vCPU it waited for.
+    /// Times that a waiter read `preempted` set for the vCPU it waited for.
     pub preempted_seen: u64,
-    /// Times that a waiter offered its CPU to the vCPU it waited for.
+    /// Times that a waiter yielded to the vCPU it waited for.
     pub yields: u64,
     /// Times that a waiter left the queue of spinners, or lost its turn.
     pub queue_exits: u64,
-    /// Locks that were taken past others who were queueing for them.
+    /// Acquisitions that passed queued waiters.
     pub steals: u64,
-    /// Waiters that halted because their neighbour in the queue did not run.
+    /// Halts because the neighbour in the queue did not run.
     pub early_waits: u64,
-    /// Sections during which their vCPU was preempted.
+    /// Critical sections during which their vCPU was preempted.
     pub holder_preemptions: u64,
-    /// How much longer than meant those sections took, all told (ns).
+    /// Time by which those sections exceeded their length, in total (ns).
     pub holder_stall_ns: u64,
-    /// Times that the lock had been passed to a vCPU that was off its CPU.
+    /// Times that the lock was passed to a vCPU that did not run.
     pub next_preemptions: u64,
-    /// How long the lock waited for those, all told (ns).
+    /// Time that the lock waited for those vCPUs, in total (ns).
     pub next_stall_ns: u64,
-    /// Times that a vCPU was off its CPU where no other could name it as the one to wait for.
+    /// Times that a vCPU did not run while no waiter could name it as the one to wait for.
     pub unnamed: u64,
-    /// For how long, all told (ns).
+    /// Length of those times, in total (ns).
     pub unnamed_ns: u64,
     /// Where the CPU time went.
     pub shares: Shares,
 }
 
-/// Where CPU time went, as shares of all CPU time there was. They sum up to 1, but for `wasted`, which is a part of `spin`.
+/// Shares of all CPU time. They sum to 1, except that `wasted` is a part of `spin`.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Shares {
-    /// In sections and between them.
+    /// Inside critical sections and between them.
     pub useful: f64,
     /// Spinning.
     pub spin: f64,
-    /// Of it, while the vCPU waited for was preempted, by samples; 0 where nobody publishes that.
+    /// Spinning while the vCPU waited for was preempted, by samples; 0 if that is not published.
     pub wasted: f64,
-    /// Sending kicks. Without steal time, a kick that cost its sender the CPU counts until the sender was back.
+    /// Sending kicks. Without steal time this includes preemptions of the sender.
     pub kicks: f64,
-    /// Halting, waking, switching, exits, the loop itself.
-    pub rest: f64,
-    /// No vCPU thread ran.
+    /// Everything else: halts, wake-ups, switches, exits, the loop itself.
+    pub other: f64,
+    /// Time in which no vCPU thread ran.
     pub idle: f64,
 }
 
+/// The window in which a lock was contended.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LockWindow {
+    /// Rate of the guest's clock.
+    pub(super) khz: u32,
+    /// Length by the guest's clock (ns).
+    pub(super) length_ns: u64,
+    /// The guest's workload.
+    pub(super) workload: Workload,
+    /// CPU time of the vCPU threads (ns).
+    pub(super) run_ns: u64,
+    /// CPU time of all CPUs that they may use (ns).
+    pub(super) cpu_time_ns: f64,
+}
+
 impl LockFigures {
-    /// What `vcpus` report of a window of `length_ns` in which vCPU threads were `busy` for that share of `cpu_time_ns`.
-    pub(super) fn new(
-        vcpus: &[VcpuReport],
-        khz: u32,
-        length_ns: u64,
-        workload: Workload,
-        busy: f64,
-        cpu_time_ns: f64,
-    ) -> Self {
+    /// Evaluates the reports of `vcpus` over `window`.
+    pub(super) fn new(vcpus: &[VcpuReport], window: LockWindow) -> Self {
+        let LockWindow { khz, length_ns, workload, run_ns, cpu_time_ns } = window;
+        let busy = ratio(run_ns as f64, cpu_time_ns);
         let total = |field: fn(&VcpuReport) -> &AtomicU64| sum(vcpus, field);
         let time = |field| ns(total(field), khz);
         let longest = |field: fn(&VcpuReport) -> &AtomicU64| {
@@ -124,7 +134,7 @@ impl LockFigures {
                 spin,
                 wasted: share(|vcpu| &vcpu.wasted_cycles),
                 kicks,
-                rest: busy - useful - spin - kicks,
+                other: busy - useful - spin - kicks,
                 idle: 1.0 - busy,
             },
         }

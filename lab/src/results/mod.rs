@@ -1,22 +1,23 @@
-//! Results: one run, as one document.
+//! Results: the figures of a run.
 //!
-//! Everything that is ever printed of a run is rendered from its [`RunResult`]; the JSON document is the same thing.
-//! Times are in ns; shares are of the CPUs that the vCPU threads may use, over the window.
+//! All output about a run is rendered from its [`RunResult`], and the JSON document is its
+//! serialisation. Times are in ns. Shares are of the CPU time of all CPUs that the vCPU threads may
+//! use, over the window.
 
 mod checks;
 mod lock;
+mod outcome;
 mod quantiles;
 mod sched;
-mod statistics;
+pub(crate) mod statistics;
 mod times;
 mod window;
 
-use std::fmt::{Display, Write as _};
-use std::sync::atomic::Ordering;
+use std::fmt::Display;
 
 use protocol::payload::conformance::{Assertion, Finding};
 use protocol::payload::params::Workload;
-use protocol::payload::report::{Crash as CrashReport, Report, VECTOR_PANIC};
+use protocol::payload::report::Report;
 use serde::{Serialize, Serializer};
 
 use crate::fault_injection::{FaultCounts, Faults};
@@ -25,104 +26,91 @@ use host::facts::HostFacts;
 use steal_time::publisher::{Counts, PublisherKind};
 use vmm::boot::Entry;
 use vmm::guest::PayloadSource;
-use vmm::supervise::Outcome;
 use vmm::timings::Mark;
 use vmm::vcpu::ExitCounts;
 
 pub use checks::CheckFigures;
 pub use lock::{LockFigures, Shares};
+pub use outcome::{OutcomeFacts, OutcomeKind};
 pub use quantiles::Quantiles;
 pub use sched::{Drift, Fact, Refused, SchedFigures};
 use statistics::read;
 pub use times::Times;
-pub use window::{ByteFigures, HostFigures, WindowFigures};
+pub use window::{HostFigures, PreemptedFigures, WindowFigures};
 
-/// Version of the document. It changes when a field changes its meaning or goes.
-pub const SCHEMA: u32 = 2;
+/// Version of the document. It changes when a field changes its meaning or its name, or goes.
+pub const SCHEMA: u32 = 3;
 
-/// One run.
+/// One run of one guest.
 #[derive(Clone, Debug, Serialize)]
 pub struct RunResult {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Where.
+    /// The host.
     pub host: HostFacts,
-    /// What ran.
+    /// The guest.
     pub guest: GuestFacts,
-    /// Who published.
+    /// The publisher.
     pub publisher: PublisherFacts,
-    /// What our payload was asked to do; `None` for a foreign one.
-    #[serde(serialize_with = "words_as_map")]
+    /// The workload of the embedded payload; `None` for a foreign payload.
+    #[serde(serialize_with = "params_as_map")]
     pub workload: Option<Workload>,
-    /// How it ended.
+    /// How the run ended.
     pub outcome: OutcomeFacts,
-    /// When the monitor's clock for the marks below began, by the host's monotonic clock.
+    /// Monotonic time of the host that `timings` start from (ns).
     pub began_monotonic_ns: u64,
-    /// Where the time of the monitor went.
+    /// Milestones of the monitor's start-up and end.
     pub timings: Vec<Mark>,
-    /// What happened while the window was open, if it opened and closed.
+    /// Figures of the measured window; `None` if it did not open and close.
     pub window: Option<WindowFigures>,
-    /// What [`protocol::payload::params::Job::Conformance`] judged, in the assertions' order.
+    /// Verdicts of [`protocol::payload::params::Job::Conformance`], in the order of the assertions.
     pub findings: Vec<FindingFigures>,
     /// Each vCPU, over the whole run.
     pub vcpus: Vec<VcpuFigures>,
-    /// Port bytes read that nobody answers for.
+    /// Bytes read from ports that no device claims.
     pub unclaimed_reads: u64,
-    /// Port bytes written that nobody answers for.
+    /// Bytes written to ports that no device claims.
     pub unclaimed_writes: u64,
 }
 
-/// The guest, as results name it.
+/// What the guest was.
 #[derive(Clone, Debug, Serialize)]
 pub struct GuestFacts {
-    /// Its payload: `embedded`, or the file.
+    /// The payload: `embedded`, or the path of the file.
     pub payload: String,
-    /// How it was entered: `direct`, `pvh` or `long`.
+    /// The entry point's protocol: `direct`, `pvh` or `long`.
     pub entry: &'static str,
-    /// Its vCPUs.
+    /// Number of vCPUs.
     pub vcpus: usize,
-    /// Its memory.
+    /// Memory (MiB).
     pub memory_mib: u64,
     /// Host CPUs that the vCPU threads may use.
     pub cpus: host::cpus::Cpus,
 }
 
-/// The publisher, as results name it.
+/// Which publisher wrote the steal-time records.
 #[derive(Clone, Debug, Serialize)]
 pub struct PublisherFacts {
-    /// Which.
+    /// The publisher.
     pub kind: PublisherKind,
-    /// What was asked for.
-    pub asked: String,
-    /// Why this one.
+    /// The publisher that was requested.
+    pub requested: String,
+    /// Why this one was taken.
     pub why: String,
-    /// What was made wrong with it on purpose.
+    /// Faults that were injected into it.
     pub faults: Option<Faults>,
-    /// What it cannot see or do here, and how that could be had.
+    /// What it cannot observe or do on this host, each with its cure.
     pub limits: Vec<String>,
 }
 
-/// How a run ended.
-#[derive(Clone, Debug, Serialize)]
-pub struct OutcomeFacts {
-    /// `reset`, `exit`, `crash`, `timed_out`, `interrupted` or `steering_ended`.
-    pub kind: &'static str,
-    /// The exit status that tells of it.
-    pub status: u8,
-    /// What crashed where, in one line.
-    pub crash: Option<String>,
-    /// The registers of a vCPU that KVM gave up on.
-    pub registers: Option<String>,
-}
-
-/// What the payload found of an assertion.
+/// The payload's verdict on an assertion.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FindingFigures {
-    /// The assertion's number, [`Assertion::number`].
+    /// [`Assertion::number`].
     pub number: u8,
-    /// Its name.
+    /// [`Assertion::name`].
     pub assertion: &'static str,
-    /// How often it held; 0 where it is broken.
+    /// Number of observations in which it held; 0 if it is broken.
     pub held: u64,
     /// The line of the payload's source that found it broken.
     pub broken_at: Option<u32>,
@@ -131,41 +119,41 @@ pub struct FindingFigures {
 /// One vCPU, over the whole run.
 #[derive(Clone, Debug, Serialize)]
 pub struct VcpuFigures {
-    /// Its id.
+    /// APIC id.
     pub id: u8,
-    /// Its exits.
+    /// Exits by kind.
     pub exits: ExitCounts,
-    /// CPU time of its thread.
+    /// CPU time of its thread (ns).
     pub run_ns: u64,
-    /// Time that its thread wanted to run and could not.
+    /// Time for which its thread was runnable without a CPU (ns).
     pub run_delay_ns: u64,
-    /// Times that the host took its thread off its CPU.
+    /// Number of times that the host preempted its thread.
     pub preemptions: u64,
-    /// Writes to the doorbell after which another vCPU ran in its place.
+    /// Doorbell writes after which another vCPU ran in its place.
     pub directed_yields: u64,
     /// What the publisher counted.
     pub publication: Option<Counts>,
-    /// The faults that were injected into it.
+    /// Faults that were injected into its publication.
     pub faults: Option<FaultCounts>,
-    /// Acquisitions in the window.
+    /// Lock acquisitions in the window.
     pub acquisitions: u64,
 }
 
 impl RunResult {
-    /// The document of a run.
+    /// Collects the figures of `run`.
     pub fn new(host: HostFacts, config: &LabConfig, run: &LabRun) -> Self {
         let report = run.report.as_deref();
         let monitor = &run.monitor;
-        let figures = |VcpuRun { id, stats: remains, directed_yields, faults, .. }: &VcpuRun| {
+        let figures = |VcpuRun { id, stats, directed_yields, faults, .. }: &VcpuRun| {
             let vcpu = report.and_then(|report| report.vcpus.get(id.index()));
             VcpuFigures {
                 id: id.apic_id(),
-                exits: remains.exits,
-                run_ns: remains.account.run_ns,
-                run_delay_ns: remains.account.run_delay_ns,
-                preemptions: remains.preemptions,
+                exits: stats.exits,
+                run_ns: stats.account.run_ns,
+                run_delay_ns: stats.account.run_delay_ns,
+                preemptions: stats.preemptions,
                 directed_yields: *directed_yields,
-                publication: remains.counts,
+                publication: stats.counts,
                 faults: *faults,
                 acquisitions: vcpu.map_or(0, |vcpu| read(&vcpu.acquisitions)),
             }
@@ -189,7 +177,7 @@ impl RunResult {
             },
             publisher: PublisherFacts {
                 kind: monitor.publisher,
-                asked: config.guest.publisher.to_string(),
+                requested: config.guest.publisher.to_string(),
                 why: monitor.publisher_why.clone(),
                 faults: config.faults,
                 limits: monitor.publisher_limits.clone(),
@@ -211,66 +199,10 @@ impl RunResult {
 }
 
 impl RunResult {
-    /// What the payload found of `assertion`, if it tried it.
+    /// The payload's verdict on `assertion`; `None` if it did not judge it.
     pub fn finding(&self, assertion: Assertion) -> Option<&FindingFigures> {
         self.findings.iter().find(|finding| finding.number == assertion.number())
     }
-}
-
-impl OutcomeFacts {
-    /// Why the run ended before the guest would have ended it, if it did.
-    pub fn ended_early(&self) -> Option<&'static str> {
-        match self.kind {
-            "timed_out" => Some("the time was over"),
-            "interrupted" => Some("interrupted"),
-            "steering_ended" => Some("its vCPUs could not be steered any longer"),
-            _ => None,
-        }
-    }
-
-    /// How a run ended, with what the payload says of it.
-    pub fn new(outcome: &Outcome, report: Option<&Report>) -> Self {
-        let kind = match outcome {
-            Outcome::Reset => "reset",
-            Outcome::Exit(_) => "exit",
-            Outcome::Crash { .. } => "crash",
-            Outcome::TimedOut => "timed_out",
-            Outcome::Interrupted => "interrupted",
-            Outcome::Stopped => "steering_ended",
-        };
-        let (crash, registers) = match outcome {
-            Outcome::Crash { vcpu, crash } => (
-                Some(format!("vCPU {vcpu}: {}", crash.reason)),
-                crash.registers.as_ref().map(ToString::to_string),
-            ),
-            _ => (report.and_then(|report| describe_crash(&report.header.crash)), None),
-        };
-        Self { kind, status: outcome.status(), crash, registers }
-    }
-
-    /// In a few words.
-    pub fn in_short(&self) -> &str {
-        self.crash.as_deref().unwrap_or(self.kind)
-    }
-}
-
-/// The crash that the payload reports, if it does.
-fn describe_crash(crash: &CrashReport) -> Option<String> {
-    // 2: the fields are complete.
-    if crash.state.load(Ordering::Acquire) != 2 {
-        return None;
-    }
-    let vcpu = crash.vcpu.load(Ordering::Relaxed);
-    let vector = crash.vector.load(Ordering::Relaxed);
-    if vector == VECTOR_PANIC {
-        return Some(format!("vCPU {vcpu}: panic at line {}", crash.line.load(Ordering::Relaxed)));
-    }
-    let (rip, error) = (read(&crash.rip), read(&crash.error));
-    let mut text = format!("vCPU {vcpu}: exception {vector} at rip {rip:#x}, error code {error:#x}");
-    if vector == 14 {
-        let _ = write!(text, ", address {:#x}", read(&crash.address));
-    }
-    Some(text)
 }
 
 fn findings(report: &Report) -> Vec<FindingFigures> {
@@ -284,40 +216,18 @@ fn findings(report: &Report) -> Vec<FindingFigures> {
     Assertion::ALL.iter().filter_map(judged).collect()
 }
 
-/// A workload's words, `key=value`, as a map.
-#[expect(clippy::ref_option, reason = "serde hands over the field")]
-fn words_as_map<S: Serializer>(workload: &Option<Workload>, serializer: S) -> Result<S::Ok, S::Error> {
+/// Serialises a workload's parameters, `key=value`, as a map.
+#[expect(clippy::ref_option, reason = "serde passes a reference to the field")]
+fn params_as_map<S: Serializer>(workload: &Option<Workload>, serializer: S) -> Result<S::Ok, S::Error> {
     let Some(workload) = workload else { return serializer.serialize_none() };
-    let words = workload.to_string();
-    serializer.collect_map(words.split(' ').filter_map(|word| word.split_once('=')))
+    let params = workload.to_string();
+    serializer.collect_map(params.split(' ').filter_map(|param| param.split_once('=')))
 }
 
-/// Whatever has a word, as that word.
+/// Serialises `item` as the text that it displays.
 ///
 /// # Errors
 /// The serializer's.
 pub fn as_word<T: Display, S: Serializer>(item: &T, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(item)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn crash_is_told_only_when_it_is_complete() {
-        // A megabyte, which is not for a test's stack.
-        static REPORT: Report = Report::new();
-        let crash = &REPORT.header.crash;
-        crash.vector.store(6, Ordering::Relaxed);
-        crash.vcpu.store(2, Ordering::Relaxed);
-        crash.rip.store(0x40_0123, Ordering::Relaxed);
-        crash.state.store(1, Ordering::Relaxed);
-        assert_eq!(describe_crash(crash), None);
-        crash.state.store(2, Ordering::Relaxed);
-        assert_eq!(describe_crash(crash).unwrap(), "vCPU 2: exception 6 at rip 0x400123, error code 0x0");
-        crash.vector.store(14, Ordering::Relaxed);
-        crash.address.store(0x4_0000_0000, Ordering::Relaxed);
-        assert!(describe_crash(crash).unwrap().ends_with(", address 0x400000000"));
-    }
 }

@@ -1,4 +1,4 @@
-//! Statistics of what a guest reports. It is guest memory: whatever it holds, nothing here overflows or panics.
+//! Statistics of results, and counters of guest memory, which may hold any value.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,27 +6,27 @@ use protocol::payload::report::VcpuReport;
 
 use vmm::guest_clock::cycles_to_duration;
 
-/// A counter as it is now.
+/// Reads a counter of guest memory.
 pub(super) fn read(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
-/// All vCPUs' counts together.
+/// Sums a counter over all vCPUs, saturating.
 pub(super) fn sum(vcpus: &[VcpuReport], field: fn(&VcpuReport) -> &AtomicU64) -> u64 {
     vcpus.iter().fold(0, |sum, vcpu| sum.saturating_add(read(field(vcpu))))
 }
 
-/// `cycles` of a clock of `khz`, in ns.
+/// Converts `cycles` of a clock of `khz` to ns, saturating.
 pub(super) fn ns(cycles: u64, khz: u32) -> u64 {
     u64::try_from(cycles_to_duration(cycles, khz).as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// `part / whole`, and 0 of nothing.
+/// Returns `part / whole`, or 0 if `whole` is not positive.
 pub(super) fn ratio(part: f64, whole: f64) -> f64 {
     if whole > 0.0 { part / whole } else { 0.0 }
 }
 
-/// Jain's index of fairness: 1 when all are equal, 1/n when one has all.
+/// Returns Jain's index of fairness: 1 for equal shares, 1/n if one of n takes all.
 pub(super) fn jain(shares: impl Iterator<Item = f64>) -> f64 {
     let (mut count, mut sum, mut squares) = (0.0, 0.0, 0.0);
     for share in shares {
@@ -35,6 +35,26 @@ pub(super) fn jain(shares: impl Iterator<Item = f64>) -> f64 {
         squares += share * share;
     }
     ratio(sum * sum, count * squares)
+}
+
+/// Returns the middle value, or the mean of the two middle values of an even number.
+pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() {
+        0 => None,
+        len if len % 2 == 1 => values.get(middle).copied(),
+        _ => Some(f64::midpoint(*values.get(middle - 1)?, *values.get(middle)?)),
+    }
+}
+
+/// Returns the smallest value of `sorted` that at least the fraction `share` of all values does not
+/// exceed; `None` if there is none.
+pub(crate) fn quantile<T: Copy>(sorted: &[T], share: f64) -> Option<T> {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank within the slice")]
+    let rank = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(rank.saturating_sub(1).min(sorted.len().checked_sub(1)?)).copied()
 }
 
 #[cfg(test)]
@@ -46,5 +66,20 @@ mod tests {
         assert!((jain([5.0; 8].into_iter()) - 1.0).abs() < 1e-12);
         assert!((jain([9.0, 0.0, 0.0, 0.0].into_iter()) - 0.25).abs() < 1e-12);
         assert!(jain([0.0, 0.0].into_iter()).abs() < 1e-12);
+    }
+
+    #[test]
+    fn median_of_an_even_number_is_between_the_two_in_the_middle() {
+        assert_eq!(median([]), None);
+        assert_eq!(median([3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    #[test]
+    fn quantile_is_the_smallest_value_that_enough_values_do_not_exceed() {
+        let sorted: Vec<i64> = (-9..=10).collect();
+        let quantiles = [0.0, 0.5, 0.51, 0.99, 1.0].map(|share| quantile(&sorted, share));
+        assert_eq!(quantiles, [-9, 0, 1, 10, 10].map(Some));
+        assert_eq!(quantile::<i64>(&[], 0.5), None);
     }
 }

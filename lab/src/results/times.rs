@@ -1,7 +1,7 @@
 //! Distributions of times that a guest has counted by bucket.
 //!
-//! The guest's buckets are few and fixed ([`protocol::payload::histogram`]); here they become an HDR histogram of nanoseconds, which
-//! knows quantiles. A bucket counts as its end: no quantile is too low.
+//! The guest counts in few fixed buckets ([`protocol::payload::histogram`]). They are converted to
+//! an HDR histogram in ns. A bucket counts as its upper end, so no quantile is too low.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,29 +12,29 @@ use serde::Serialize;
 
 use super::statistics::ns;
 
-/// Figures of a distribution.
+/// Quantiles of a distribution.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Times {
-    /// How many.
+    /// Number of times.
     pub count: u64,
-    /// Half of them were not longer.
+    /// Median (ns).
     pub p50_ns: u64,
-    /// 9 in 10.
+    /// 90th percentile (ns).
     pub p90_ns: u64,
-    /// 99 in 100.
+    /// 99th percentile (ns).
     pub p99_ns: u64,
-    /// 999 in 1000.
+    /// 99.9th percentile (ns).
     pub p999_ns: u64,
-    /// The longest.
+    /// Longest time (ns).
     pub longest_ns: u64,
-    /// Lengths, each with how many had it; those that none had are left out.
+    /// Lengths (ns), each with the number of times that had it, if any had.
     pub histogram: Vec<(u64, u64)>,
 }
 
 /// A field of a vCPU's report that counts by bucket.
 pub(super) type Buckets = fn(&VcpuReport) -> &[AtomicU32; BUCKETS];
 
-/// What `vcpus` have counted in `field`, in ns.
+/// Merges what `vcpus` have counted in `field` into a histogram in ns.
 pub(super) fn histogram(vcpus: &[VcpuReport], field: Buckets, khz: u32) -> Histogram<u64> {
     let mut histogram = empty();
     for vcpu in vcpus {
@@ -49,10 +49,12 @@ pub(super) fn histogram(vcpus: &[VcpuReport], field: Buckets, khz: u32) -> Histo
     histogram
 }
 
-/// The same times, each counted for as many nanoseconds as it took, and with those `still` going on: what a vCPU that is
-/// looked at while it waits is in the midst of. Per-grant quantiles hide stalls, since few waits are in them; these do not.
+/// Weights `times` by their length, and adds those `still` going on (ns).
+///
+/// Quantiles per grant hide stalls, because few waits fall into them. Weighted by time they show:
+/// this is the wait in which a waiting vCPU is found at a random moment.
 pub(super) fn by_time(times: &Histogram<u64>, still: impl Iterator<Item = u64>) -> Histogram<u64> {
-    // A thousand buckets of these are not more than a histogram counts. It is a hundred days of waiting in each.
+    // A hundred days of waiting per bucket. A thousand buckets of these do not overflow the counts.
     const MOST: u64 = 1 << 53;
     let mut weighted = empty();
     for value in times.iter_recorded() {
@@ -65,7 +67,7 @@ pub(super) fn by_time(times: &Histogram<u64>, still: impl Iterator<Item = u64>) 
     weighted
 }
 
-/// Up to an hour, to three figures.
+/// An empty histogram of up to an hour, with three significant figures.
 fn empty() -> Histogram<u64> {
     const HOUR_NS: u64 = 3_600_000_000_000;
     Histogram::new_with_max(HOUR_NS, 3)
@@ -73,7 +75,7 @@ fn empty() -> Histogram<u64> {
 }
 
 impl Times {
-    /// The figures of `times`. Their longest is known to be `longest_ns`, where it is known better than by bucket.
+    /// Takes the quantiles of `times`. `longest_ns` is the exact longest time, if it is known.
     pub(super) fn new(times: &Histogram<u64>, longest_ns: Option<u64>) -> Self {
         let longest_ns = longest_ns.unwrap_or_else(|| times.max());
         let quantile = |share| times.value_at_quantile(share).min(longest_ns);
@@ -103,15 +105,15 @@ mod tests {
     }
 
     #[test]
-    fn quantile_is_the_end_of_the_bucket_that_reaches_it() {
+    fn quantile_is_the_end_of_its_bucket() {
         let times = Times::new(&waits((1..=7).chain([1000])), Some(1000));
         assert_eq!((times.count, times.p50_ns, times.longest_ns), (8, 4, 1000));
-        assert_eq!(times.p99_ns, 1000, "and never beyond the longest");
+        assert_eq!(times.p99_ns, 1000, "no quantile exceeds the longest time");
         assert_eq!(Times::new(&waits([]), None).p50_ns, 0);
     }
 
     #[test]
-    fn stall_that_few_grants_saw_is_most_of_the_waiting() {
+    fn stall_in_few_grants_is_most_of_the_waiting_time() {
         // A hundred thousand waits of a microsecond, and one of a second.
         let times = waits(std::iter::repeat_n(1_000, 100_000).chain([1_000_000_000]));
         assert!(Times::new(&times, None).p999_ns < 1_200);
@@ -120,14 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn wait_that_was_not_over_counts_for_as_long_as_it_had_lasted() {
+    fn unfinished_wait_counts_with_its_length_so_far() {
         let times = waits([1_000; 1000]);
         let by_time = Times::new(&by_time(&times, std::iter::once(50_000_000)), None);
         assert!(by_time.p50_ns > 49_000_000, "{by_time:?}");
     }
 
     #[test]
-    fn absurd_counts_and_rates_of_a_guest_overflow_nothing() {
+    fn maximal_counts_and_rates_do_not_overflow() {
         let vcpu = VcpuReport::new();
         vcpu.waits.iter().for_each(|bucket| bucket.store(u32::MAX, Ordering::Relaxed));
         for khz in [0, 1, u32::MAX] {

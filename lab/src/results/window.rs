@@ -1,4 +1,4 @@
-//! Figures of the measured window: what the host counted, what the lock gave, what was seen of the byte.
+//! Figures of the measured window: the host's counts, the lock's figures, samples of `preempted`.
 
 use std::sync::atomic::Ordering;
 
@@ -7,7 +7,7 @@ use protocol::payload::report::{Report, VcpuReport};
 use serde::Serialize;
 
 use super::CheckFigures;
-use super::lock::LockFigures;
+use super::lock::{LockFigures, LockWindow};
 use super::statistics::{ns, ratio, read, sum};
 use super::times::{Times, histogram};
 use crate::window::Window;
@@ -17,60 +17,60 @@ use vmm::guest::GuestConfig;
 /// What happened while the window was open.
 #[derive(Clone, Debug, Serialize)]
 pub struct WindowFigures {
-    /// Its length, by the guest's clock.
+    /// Length by the guest's clock (ns).
     pub length_ns: u64,
-    /// What the host says.
+    /// The host's counts.
     pub host: HostFigures,
-    /// Growth of all records' steal, as the guest read it.
+    /// Growth of `steal` over all records, as the guest read it (ns).
     pub guest_steal_ns: u64,
     /// The lock, for [`Job::Contend`].
     pub lock: Option<LockFigures>,
-    /// The byte, for [`Job::Watch`] and [`Job::Conformance`].
-    pub byte: Option<ByteFigures>,
-    /// What each form of the check costs, for [`Job::Checks`]: those of [`protocol::payload::params::Check::ALL`], and none at all.
+    /// Samples of `preempted`, for [`Job::Watch`] and [`Job::Conformance`].
+    pub preempted: Option<PreemptedFigures>,
+    /// The cost of each form of the check, and of none, for [`Job::Checks`].
     pub checks: Vec<CheckFigures>,
 }
 
-/// What the host says of a window.
+/// What the host counted during a window.
 #[derive(Clone, Debug, Serialize)]
 pub struct HostFigures {
-    /// Its length, by the host's clock.
+    /// Length by the host's clock (ns).
     pub length_ns: u64,
-    /// CPU time of the vCPU threads.
+    /// CPU time of the vCPU threads (ns).
     pub run_ns: u64,
-    /// Time that they wanted to run and could not.
+    /// Time for which vCPU threads were runnable without a CPU (ns).
     pub run_delay_ns: u64,
-    /// Times that the host took a vCPU thread off its CPU.
+    /// Involuntary context switches of vCPU threads.
     pub preemptions: u64,
-    /// Times that one gave it up.
+    /// Voluntary context switches of vCPU threads.
     pub sleeps: u64,
-    /// CPUs' worth of time that other processes used.
+    /// CPU time of other tasks, in CPUs.
     pub other_tasks_cpus: f64,
-    /// CPUs' worth of time that an outer hypervisor took.
-    pub stolen_cpus: f64,
-    /// Whether strangers or the outer hypervisor took so much that the figures should not be believed.
+    /// CPU time that an outer hypervisor took (`steal` of /proc/stat), in CPUs.
+    pub steal_cpus: f64,
+    /// Whether other tasks or an outer hypervisor took too much for the figures to be trusted.
     pub disturbed: bool,
 }
 
-/// What vCPUs saw of each other's bytes.
+/// Samples of `preempted` by running vCPUs.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct ByteFigures {
-    /// Samples of the own byte.
+pub struct PreemptedFigures {
+    /// Samples of the vCPU's own byte.
     pub own_samples: u64,
-    /// Of these, set.
+    /// Those in which it was set.
     pub own_set: u64,
-    /// Samples of other vCPUs' bytes.
+    /// Samples of another vCPU's byte.
     pub other_samples: u64,
-    /// Of these, set.
+    /// Those in which it was set.
     pub other_set: u64,
-    /// Half of the times that a byte was seen set, so long had passed since its vCPU's last sign of life; 0 where none
-    /// gives one.
+    /// Time from a vCPU's last sign of life to the first sample that found its byte set: median
+    /// (ns); 0 if vCPUs give no such signs.
     pub seen_p50_ns: u64,
-    /// So long, 99 in 100 times.
+    /// The same, 99th percentile (ns).
     pub seen_p99_ns: u64,
 }
 
-impl ByteFigures {
+impl PreemptedFigures {
     fn new(vcpus: &[VcpuReport], khz: u32) -> Self {
         let latencies = Times::new(&histogram(vcpus, |vcpu| &vcpu.waits, khz), None);
         Self {
@@ -83,14 +83,14 @@ impl ByteFigures {
         }
     }
 
-    /// Share of samples in which another vCPU's byte was set.
+    /// Fraction of samples in which another vCPU's byte was set.
     pub fn other_share(&self) -> f64 {
         ratio(self.other_set as f64, self.other_samples as f64)
     }
 }
 
 impl WindowFigures {
-    /// The figures of a window that our payload reported, in a guest of `config` that did `workload`.
+    /// Evaluates the window of a guest of `config` that did `workload`, by its report and the host.
     pub(super) fn new(report: &Report, workload: Workload, window: &Window, config: &GuestConfig) -> Self {
         let vcpus = report.vcpus.get(..config.vcpus).unwrap_or(&report.vcpus);
         let header = &report.header;
@@ -106,18 +106,18 @@ impl WindowFigures {
             preemptions: total(|account| account.involuntary_switches),
             sleeps: total(|account| account.voluntary_switches),
             other_tasks_cpus: window.other_tasks(),
-            stolen_cpus: window.stolen(),
+            steal_cpus: window.stolen(),
             disturbed: window.is_disturbed(),
         };
         let lock = (workload.job == Job::Contend).then(|| {
-            let cpu_time = config.cpus.count() as f64 * host.length_ns as f64;
-            LockFigures::new(vcpus, khz, length_ns, workload, ratio(host.run_ns as f64, cpu_time), cpu_time)
+            let cpu_time_ns = config.cpus.count() as f64 * host.length_ns as f64;
+            LockFigures::new(vcpus, LockWindow { khz, length_ns, workload, run_ns: host.run_ns, cpu_time_ns })
         });
         let samples = matches!(workload.job, Job::Watch | Job::Conformance);
-        let byte = samples.then(|| ByteFigures::new(vcpus, khz));
+        let preempted = samples.then(|| PreemptedFigures::new(vcpus, khz));
         let closed = sum(vcpus, |vcpu| &vcpu.steal_at_close);
         let guest_steal_ns = closed.saturating_sub(sum(vcpus, |vcpu| &vcpu.steal_at_open));
         let checks = if workload.job == Job::Checks { CheckFigures::all(report, khz) } else { Vec::new() };
-        Self { length_ns, host, guest_steal_ns, lock, byte, checks }
+        Self { length_ns, host, guest_steal_ns, lock, preempted, checks }
     }
 }
