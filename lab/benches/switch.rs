@@ -1,5 +1,7 @@
-//! What a host context switch takes, with and without the BPF program: criterion's figures of what `vmm-lab bench switch`
-//! compares in one run. Where BPF is not allowed only the first can be had, and the others say why.
+//! Criterion's figures for a host context switch, with and without the BPF program.
+//!
+//! `vmm-lab bench switch` compares the same settings in one run. Settings that the host does not
+//! allow are skipped with the reason.
 
 use criterion::Criterion;
 use host::cpus::Cpus;
@@ -7,7 +9,7 @@ use lab::bench::switch::{Setting, last_of};
 
 fn main() {
     let Ok(cpu) = Cpus::allowed().map(last_of) else {
-        return eprintln!("SKIPPED: this process cannot tell which CPUs it may use");
+        return eprintln!("SKIPPED: cannot read the CPU affinity of this process");
     };
     let mut criterion = Criterion::default().sample_size(20).configure_from_args();
     let mut group = criterion.benchmark_group("switch");

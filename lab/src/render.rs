@@ -1,11 +1,12 @@
-//! Renderings of one run: what is printed when it is over.
+//! Renderings of one run, printed at its end.
 
 use std::fmt::{self, Display, Write as _};
 
 use crate::results::{LockFigures, RunResult, WindowFigures};
 use crate::table::{Table, count, figure};
+use host::facts::HostFacts;
 
-/// What a run printed on its own is worth: a line on host and publisher, then what the payload's job gave.
+/// Summary of a run: a line about host and publisher, then the figures of the payload's job.
 pub struct Summary<'a>(pub &'a RunResult);
 
 impl Display for Summary<'_> {
@@ -19,22 +20,22 @@ impl Display for Summary<'_> {
             if let Some(lock) = &window.lock {
                 write!(f, "{}", lock_table(result, window, lock))?;
             }
-            if let Some(byte) = &window.byte {
+            if let Some(preempted) = &window.preempted {
                 writeln!(
                     f,
-                    "Byte of another vCPU set in {:.2} % of {} samples, the own one in {} of {}",
-                    100.0 * byte.other_share(),
-                    figure(byte.other_samples as f64),
-                    byte.own_set,
-                    figure(byte.own_samples as f64),
+                    "Preempted of another vCPU set in {:.2} % of {} samples, own in {} of {}",
+                    100.0 * preempted.other_share(),
+                    figure(preempted.other_samples as f64),
+                    preempted.own_set,
+                    figure(preempted.own_samples as f64),
                 )?;
             }
             if window.host.disturbed {
                 writeln!(f, "{}", Disturbed(window))?;
             }
         }
-        if let Some(why) = result.outcome.ended_early() {
-            writeln!(f, "Ended early ({why}): figures are those of the time until then")?;
+        if let Some(why) = result.outcome.kind.ended_early() {
+            writeln!(f, "Ended early ({why}): the figures cover the time until then")?;
         }
         for finding in &result.findings {
             let verdict = match finding.broken_at {
@@ -47,7 +48,17 @@ impl Display for Summary<'_> {
     }
 }
 
-/// Where, what, by whom, how long.
+/// The host in short: processor, backend of KVM, kernel.
+pub struct HostLine<'a>(pub &'a HostFacts);
+
+impl Display for HostLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let HostFacts { processor, kvm_backend, kernel, .. } = self.0;
+        write!(f, "{processor} (KVM on {kvm_backend}, Linux {kernel})")
+    }
+}
+
+/// One line: the guest, the host, the publisher, the length of the window.
 pub struct Headline<'a>(pub &'a RunResult);
 
 impl Display for Headline<'_> {
@@ -55,13 +66,11 @@ impl Display for Headline<'_> {
         let RunResult { host, guest, publisher, .. } = self.0;
         write!(
             f,
-            "{} vCPU{} on CPUs {} of {} (KVM on {}, Linux {}), publisher {} ({})",
+            "{} vCPU{} on CPUs {} of {}, publisher {} ({})",
             guest.vcpus,
             if guest.vcpus == 1 { "" } else { "s" },
             guest.cpus,
-            host.processor,
-            host.kvm_backend,
-            host.kernel,
+            HostLine(host),
             publisher.kind,
             publisher.why,
         )?;
@@ -72,7 +81,7 @@ impl Display for Headline<'_> {
     }
 }
 
-/// That a point should not be believed, and why.
+/// A warning that the window was disturbed, with the reason.
 struct Disturbed<'a>(&'a WindowFigures);
 
 impl Display for Disturbed<'_> {
@@ -80,50 +89,47 @@ impl Display for Disturbed<'_> {
         let host = &self.0.host;
         write!(
             f,
-            "Disturbed: other processes used {:.2} CPUs, and an outer hypervisor took {:.2}",
-            host.other_tasks_cpus, host.stolen_cpus
+            "Disturbed: other tasks used {:.2} CPUs, and an outer hypervisor took {:.2}",
+            host.other_tasks_cpus, host.steal_cpus
         )
     }
 }
 
 fn lock_table(result: &RunResult, window: &WindowFigures, lock: &LockFigures) -> Table {
-    let mut table = Table::new(&LOCK_COLUMNS, 2);
+    let header = [
+        "lock",
+        "wait",
+        "acq/s",
+        "p50 us",
+        "p99 us",
+        "longest ms",
+        "steal s",
+        "preempted/s",
+        "seen/s",
+        "halts/s",
+    ];
+    let mut table = Table::new(&header, 2);
     let name = result.workload.map(|w| [w.lock.to_string(), w.wait.to_string()]).unwrap_or_default();
-    table.row(name.into_iter().chain(lock_cells(window, lock)));
+    let us = |ns: u64| figure(ns as f64 / 1e3);
+    table.row(name.into_iter().chain([
+        figure(lock.per_second),
+        us(lock.waits.p50_ns),
+        us(lock.waits.p99_ns),
+        figure(lock.waits.longest_ns as f64 / 1e6),
+        figure(window.guest_steal_ns as f64 / 1e9),
+        per_second(window, window.host.preemptions),
+        per_second(window, lock.preempted_seen),
+        per_second(window, lock.halts),
+    ]));
     table
 }
 
-/// Heads of the columns of [`lock_cells`], after lock and wait.
-pub const LOCK_COLUMNS: [&str; 10] = [
-    "lock",
-    "wait",
-    "acq/s",
-    "p50 us",
-    "p99 us",
-    "longest ms",
-    "steal s",
-    "preempted/s",
-    "byte seen/s",
-    "halts/s",
-];
-
-/// What a lock gave in a window.
-pub fn lock_cells(window: &WindowFigures, lock: &LockFigures) -> [String; 8] {
-    let seconds = window.length_ns as f64 / 1e9;
-    let a_second = |count: u64| figure(count as f64 / seconds.max(f64::MIN_POSITIVE));
-    [
-        figure(lock.per_second),
-        figure(lock.waits.p50_ns as f64 / 1e3),
-        figure(lock.waits.p99_ns as f64 / 1e3),
-        figure(lock.waits.longest_ns as f64 / 1e6),
-        figure(window.guest_steal_ns as f64 / 1e9),
-        a_second(window.host.preemptions),
-        a_second(lock.preempted_seen),
-        a_second(lock.halts),
-    ]
+/// Formats `count` per second of `window`.
+pub fn per_second(window: &WindowFigures, count: u64) -> String {
+    figure(count as f64 * 1e9 / (window.length_ns as f64).max(1.0))
 }
 
-/// Where the time went, a mark a line.
+/// The milestones of the run, one per line, in us.
 pub fn timings(result: &RunResult) -> String {
     let mut text = String::new();
     let mut before = 0.0;

@@ -1,98 +1,184 @@
-//! Locks: what each gives and what that costs, waiting in one way or another, with so many vCPUs a CPU.
+//! `bench locks`: the throughput that locks retain in each way of waiting when vCPUs share CPUs.
 //!
-//! Two figures compare within a round: what a point *kept* of the same lock's throughput, waiting the same way, at the first
-//! load; and what it *gained* over the same lock at the same load with the first way to wait.
+//! Two figures compare within a round. `retained` is the throughput relative to the same lock with
+//! the same way of waiting at the first overcommit. `speedup` is the throughput relative to the
+//! same lock at the same overcommit with the first way of waiting.
 
 use std::fmt::{self, Display};
 
-use protocol::payload::params::{Lock, Workload};
+use clap::Args;
+use protocol::payload::params::{Check, Lock, Workload};
 use serde::Serialize;
 
-use super::rounds::{Ratio, Rounds};
-use super::{Bench, BenchError};
-use crate::cli::LocksArgs;
-use crate::experiment::{Point, WaitMode};
-use crate::results::{LockFigures, Shares};
+use super::{BenchArgs, BenchReport, RoundArgs, ratio_cells, rounds_cell};
+use crate::options::LoadArgs;
+use crate::options::parse::{self, Named};
+use crate::render::HostLine;
+use crate::results::{LockFigures, RunResult};
+use crate::runner::{Experiment, Point, Rounds, RunnerError, WaitMode, lock_of};
 use crate::table::{Table, figure};
+use host::facts::HostFacts;
+use steal_time::publisher::PublisherKind;
 
-/// All rounds.
+/// Lets all vCPUs come up before the window opens.
+const WARMUP_MS: u32 = 200;
+
+/// `vmm-lab bench locks`.
+#[derive(Debug, Args)]
+pub struct LocksArgs {
+    /// Options of all benches.
+    #[command(flatten)]
+    pub common: BenchArgs,
+    /// Rounds and windows.
+    #[command(flatten)]
+    pub rounds: RoundArgs,
+    /// Locks, separated by commas [default: all]
+    #[arg(id = "lock", long, value_name = "LIST", value_delimiter = ',', value_parser = Named(Lock::ALL, Lock::name))]
+    pub locks: Vec<Lock>,
+    /// Ways of waiting, separated by commas; each is compared with the first. In preempted/16
+    /// waiters read the byte once per 16 turns of the loop
+    #[arg(long = "wait", value_name = "LIST", value_delimiter = ',', default_value = "spin,threshold,preempted", value_parser = parse::wait_mode)]
+    pub waits: Vec<WaitMode>,
+    /// vCPUs per CPU, separated by commas; each is compared with the first
+    #[arg(long = "overcommit", value_name = "LIST", value_delimiter = ',', default_value = "1,4,8", value_parser = clap::value_parser!(u16).range(1..=255))]
+    pub overcommits: Vec<u16>,
+    /// Publisher of the steal-time records
+    #[arg(long, value_name = "PUBLISHER", default_value = "bpf", value_parser = vmm::cli::publisher)]
+    pub publisher: PublisherKind,
+    /// Form of the check that waiters use
+    #[arg(long, value_name = "FORM", value_parser = Named(Check::ALL, Check::name), default_value = "save0")]
+    pub check: Check,
+    /// Critical sections and waiting.
+    #[command(flatten)]
+    pub load: LoadArgs,
+}
+
+/// Results of all rounds.
 #[derive(Debug, Serialize)]
 pub(super) struct LocksBench {
     #[serde(flatten)]
-    rounds: Rounds,
+    rounds: LockRounds,
     #[serde(skip)]
     points: Vec<Point>,
-    /// What loads, and ways to wait, are compared with.
-    #[serde(skip)]
-    first: Option<(usize, WaitMode)>,
 }
 
-pub(super) fn run(args: &LocksArgs) -> Result<LocksBench, BenchError> {
-    let kinds = if args.kinds.is_empty() { Lock::ALL } else { &args.kinds };
+pub(super) fn run(args: &LocksArgs) -> Result<LocksBench, RunnerError> {
+    let locks = if args.locks.is_empty() { Lock::ALL } else { &args.locks };
     let mut points = Vec::new();
-    for lock in kinds.iter().copied() {
+    for lock in locks.iter().copied() {
         for wait in args.waits.iter().copied() {
-            points.extend(args.loads.iter().map(|load| Point {
+            points.extend(args.overcommits.iter().map(|overcommit| Point {
                 lock,
                 wait,
                 check: args.check,
                 publisher: args.publisher,
-                overcommit: usize::from(*load),
+                overcommit: usize::from(*overcommit),
             }));
         }
     }
-    let rounds = Rounds::measure(args.load.over(Workload::DEFAULT), &points, args.rounds, &args.common)?;
-    let first = points.first().map(|point| (point.overcommit, point.wait));
-    Ok(LocksBench { rounds, points, first })
+    let rounds = measure(&points, args.load.apply_to(Workload::DEFAULT), args.rounds, &args.common)?;
+    Ok(LocksBench { rounds, points })
 }
 
-/// A column: its head, and the median of what it shows.
-type Column = (&'static str, fn(&Rounds, Point) -> f64);
+/// Rounds of guests that contend for locks.
+pub(super) type LockRounds = Rounds<Point, RunResult>;
 
-const MS: f64 = 1e6;
-const US: f64 = 1e3;
+/// Measures `points` in rounds; `workload` is what they have in common.
+pub(super) fn measure(
+    points: &[Point],
+    workload: Workload,
+    args: RoundArgs,
+    common: &BenchArgs,
+) -> Result<LockRounds, RunnerError> {
+    let workload = Workload { warmup_ms: WARMUP_MS, duration_ms: args.duration_ms, ..workload };
+    let experiment = Experiment { host: HostFacts::probe(), cpus: common.usable_cpus()?, workload };
+    args.runner(common).measure(points, |point| experiment.measure(*point))
+}
 
-/// What a point gives, besides throughput.
-const GIVES: [Column; 8] = [
-    ("jain", |r, p| r.figure(p, |lock| lock.jain)),
-    ("gap ms", |r, p| r.figure(p, |lock| lock.longest_gap_ns as f64 / MS)),
-    ("worst", |r, p| r.worst(p, |lock| lock.longest_gap_ns as f64 / MS)),
-    ("p50 us", |r, p| r.figure(p, |lock| lock.waits.p50_ns as f64 / US)),
-    ("p99 us", |r, p| r.figure(p, |lock| lock.waits.p99_ns as f64 / US)),
-    ("longest ms", |r, p| r.figure(p, |lock| lock.waits.longest_ns as f64 / MS)),
-    ("by time p50 ms", |r, p| r.figure(p, |lock| lock.waits_by_time.p50_ns as f64 / MS)),
-    ("p99 ms", |r, p| r.figure(p, |lock| lock.waits_by_time.p99_ns as f64 / MS)),
+/// Throughput of the lock (acquisitions per second).
+pub(super) fn throughput(result: &RunResult) -> Option<f64> {
+    Some(lock_of(result)?.1.per_second)
+}
+
+/// The median over rounds of a figure of `point`; 0 without any.
+fn median(rounds: &LockRounds, point: Point, figure: impl Fn(&LockFigures) -> f64) -> f64 {
+    rounds.median(&point, |result| Some(figure(lock_of(result)?.1))).unwrap_or(0.0)
+}
+
+/// The median over rounds of a count per second of `point`; 0 without any.
+pub(super) fn rate(rounds: &LockRounds, point: Point, count: impl Fn(&LockFigures) -> u64) -> f64 {
+    let rate = |result: &RunResult| {
+        let (window, lock) = lock_of(result)?;
+        Some(count(lock) as f64 * 1e9 / (window.length_ns as f64).max(1.0))
+    };
+    rounds.median(&point, rate).unwrap_or(0.0)
+}
+
+/// A column: its header, and its cell for a point.
+type Column = (&'static str, fn(&LockRounds, Point) -> String);
+
+fn ms(rounds: &LockRounds, point: Point, ns: fn(&LockFigures) -> u64) -> String {
+    figure(median(rounds, point, |lock| ns(lock) as f64 / 1e6))
+}
+
+fn us(rounds: &LockRounds, point: Point, ns: fn(&LockFigures) -> u64) -> String {
+    figure(median(rounds, point, |lock| ns(lock) as f64 / 1e3))
+}
+
+/// The mean length in us of events that took `total` ns together.
+fn mean_us(rounds: &LockRounds, point: Point, event: fn(&LockFigures) -> (u64, u64)) -> String {
+    let mean = |(count, total_ns): (u64, u64)| total_ns as f64 / 1e3 / count.max(1) as f64;
+    figure(median(rounds, point, |lock| mean(event(lock))))
+}
+
+fn share(rounds: &LockRounds, point: Point, share: fn(&LockFigures) -> f64) -> String {
+    format!("{:.3}", median(rounds, point, share))
+}
+
+fn count(rounds: &LockRounds, point: Point, count: fn(&LockFigures) -> u64) -> String {
+    figure(rate(rounds, point, count))
+}
+
+const WAITS: [Column; 6] = [
+    ("jain", |r, p| share(r, p, |lock| lock.jain)),
+    ("gap ms", |r, p| ms(r, p, |lock| lock.longest_gap_ns)),
+    ("worst", |r, p| {
+        let gaps = r.of(&p).filter_map(|result| Some(lock_of(result)?.1.longest_gap_ns));
+        figure(gaps.max().unwrap_or(0) as f64 / 1e6)
+    }),
+    ("p99 us", |r, p| us(r, p, |lock| lock.waits.p99_ns)),
+    ("longest ms", |r, p| ms(r, p, |lock| lock.waits.longest_ns)),
+    ("time-weighted p99 ms", |r, p| ms(r, p, |lock| lock.waits_by_time.p99_ns)),
 ];
 
-/// A part of the CPU time.
-type Part = fn(&Shares) -> f64;
-
-/// Shares of all CPU time.
-const SHARES: [(&str, Part); 6] = [
-    ("useful", |shares| shares.useful),
-    ("spin", |shares| shares.spin),
-    ("wasted", |shares| shares.wasted),
-    ("kicks", |shares| shares.kicks),
-    ("rest", |shares| shares.rest),
-    ("idle", |shares| shares.idle),
+const CPU_TIME: [Column; 8] = [
+    ("useful", |r, p| share(r, p, |lock| lock.shares.useful)),
+    ("spin", |r, p| share(r, p, |lock| lock.shares.spin)),
+    ("wasted", |r, p| share(r, p, |lock| lock.shares.wasted)),
+    ("kicks", |r, p| share(r, p, |lock| lock.shares.kicks)),
+    ("other", |r, p| share(r, p, |lock| lock.shares.other)),
+    ("idle", |r, p| share(r, p, |lock| lock.shares.idle)),
+    ("wake p50 us", |r, p| us(r, p, |lock| lock.wakes.p50_ns)),
+    ("p99 us", |r, p| us(r, p, |lock| lock.wakes.p99_ns)),
 ];
 
-/// A counter.
-type Count = fn(&LockFigures) -> u64;
+const PREEMPTIONS: [Column; 6] = [
+    ("holder", |r, p| count(r, p, |lock| lock.holder_preemptions)),
+    ("next", |r, p| count(r, p, |lock| lock.next_preemptions)),
+    ("unnamed", |r, p| count(r, p, |lock| lock.unnamed)),
+    ("holder us", |r, p| mean_us(r, p, |lock| (lock.holder_preemptions, lock.holder_stall_ns))),
+    ("next us", |r, p| mean_us(r, p, |lock| (lock.next_preemptions, lock.next_stall_ns))),
+    ("unnamed us", |r, p| mean_us(r, p, |lock| (lock.unnamed, lock.unnamed_ns))),
+];
 
-/// Counts in a second.
-const RATES: [(&str, Count); 11] = [
-    ("holder", |lock| lock.holder_preemptions),
-    ("next", |lock| lock.next_preemptions),
-    ("unnamed", |lock| lock.unnamed),
-    ("byte", |lock| lock.preempted_seen),
-    ("halts", |lock| lock.halts),
-    ("spurious", |lock| lock.spurious_wakes),
-    ("kicks", |lock| lock.kicks),
-    ("yields", |lock| lock.yields),
-    ("steals", |lock| lock.steals),
-    ("early", |lock| lock.early_waits),
-    ("exits", |lock| lock.queue_exits),
+const EVENTS: [Column; 7] = [
+    ("preempted seen", |r, p| count(r, p, |lock| lock.preempted_seen)),
+    ("halts", |r, p| count(r, p, |lock| lock.halts)),
+    ("kicks", |r, p| count(r, p, |lock| lock.kicks)),
+    ("yields", |r, p| count(r, p, |lock| lock.yields)),
+    ("steals", |r, p| count(r, p, |lock| lock.steals)),
+    ("early", |r, p| count(r, p, |lock| lock.early_waits)),
+    ("exits", |r, p| count(r, p, |lock| lock.queue_exits)),
 ];
 
 impl LocksBench {
@@ -100,64 +186,48 @@ impl LocksBench {
         [point.lock.to_string(), point.wait.to_string(), format!("{}x", point.overcommit)]
     }
 
-    fn what_they_give(&self) -> Table {
-        let heads = [
-            "lock", "wait", "load", "clean", "acq/s", "kept", "(least", "most)", "gained", "(least", "most)",
+    fn throughput_table(&self, first: Point) -> Table {
+        let header = [
+            "lock",
+            "wait",
+            "overcommit",
+            "rounds",
+            "acq/s",
+            "retained",
+            "(min",
+            "max)",
+            "speedup",
+            "(min",
+            "max)",
         ];
-        let heads: Vec<&str> = heads.into_iter().chain(GIVES.map(|(head, _)| head)).collect();
-        let mut table = Table::new(&heads, 3);
+        let mut table = Table::new(&header, 3);
         for point in self.points.iter().copied() {
-            let (load, wait) = self.first.unwrap_or((point.overcommit, point.wait));
-            let kept = self.rounds.ratio(point, Point { overcommit: load, ..point });
-            let gained = self.rounds.ratio(point, Point { wait, ..point });
-            let clean = kept.map_or(0, |kept| kept.clean);
+            let ratio = |base| self.rounds.ratio(&point, &base, throughput);
+            let retained = ratio(Point { overcommit: first.overcommit, ..point });
+            let speedup = ratio(Point { wait: first.wait, ..point });
             let middle = [
-                format!("{clean}/{}", self.rounds.count()),
-                figure(self.rounds.figure(point, |lock| lock.per_second)),
+                rounds_cell(retained, self.rounds.count()),
+                figure(median(&self.rounds, point, |lock| lock.per_second)),
             ];
-            let figures = GIVES.map(|(head, column)| {
-                let value = column(&self.rounds, point);
-                if head == "jain" { format!("{value:.3}") } else { figure(value) }
-            });
             let cells = Self::names(point).into_iter().chain(middle);
-            table.row(cells.chain(ratio_cells(kept)).chain(ratio_cells(gained)).chain(figures));
+            table.row(cells.chain(ratio_cells(retained)).chain(ratio_cells(speedup)));
         }
         table
     }
 
-    fn what_they_cost(&self) -> Table {
-        let heads = ["lock", "wait", "load"].into_iter().chain(SHARES.map(|(head, _)| head));
-        let last = ["wake p50 us", "p99 us", "holder us", "next us", "unnamed us"];
-        let heads: Vec<&str> = heads.chain(RATES.map(|(head, _)| head)).chain(last).collect();
-        let mut table = Table::new(&heads, 3);
+    fn table(&self, columns: &[Column]) -> Table {
+        let names = ["lock", "wait", "overcommit"];
+        let header: Vec<_> = names.into_iter().chain(columns.iter().map(|(header, _)| *header)).collect();
+        let mut table = Table::new(&header, 3);
         for point in self.points.iter().copied() {
-            let shares = SHARES
-                .map(|(_, share)| format!("{:.3}", self.rounds.figure(point, |lock| share(&lock.shares))));
-            let rates = RATES.map(|(_, count)| figure(self.rounds.rate(point, count)));
-            let mean = |total: u64, count: u64| total as f64 / US / (count.max(1)) as f64;
-            let last = [
-                self.rounds.figure(point, |lock| lock.wakes.p50_ns as f64 / US),
-                self.rounds.figure(point, |lock| lock.wakes.p99_ns as f64 / US),
-                self.rounds.figure(point, |lock| mean(lock.holder_stall_ns, lock.holder_preemptions)),
-                self.rounds.figure(point, |lock| mean(lock.next_stall_ns, lock.next_preemptions)),
-                self.rounds.figure(point, |lock| mean(lock.unnamed_ns, lock.unnamed)),
-            ];
-            table.row(Self::names(point).into_iter().chain(shares).chain(rates).chain(last.map(figure)));
+            let cells = columns.iter().map(|(_, cell)| cell(&self.rounds, point));
+            table.row(Self::names(point).into_iter().chain(cells));
         }
         table
     }
 }
 
-/// A ratio's median, least and most; `-` of none.
-pub(super) fn ratio_cells(ratio: Option<Ratio>) -> [String; 3] {
-    let show = |value: f64| if value < 0.01 { format!("{value:.5}") } else { format!("{value:.3}") };
-    match ratio {
-        Some(Ratio { median, least, most, .. }) => [median, least, most].map(show),
-        None => ["-", "-", "-"].map(str::to_owned),
-    }
-}
-
-impl Bench for LocksBench {
+impl BenchReport for LocksBench {
     fn was_interrupted(&self) -> bool {
         self.rounds.interrupted
     }
@@ -165,44 +235,48 @@ impl Bench for LocksBench {
 
 impl Display for LocksBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rounds = self.rounds.count();
         if self.rounds.interrupted {
-            writeln!(f, "Interrupted in round {}\n", self.rounds.count())?;
+            writeln!(f, "Interrupted in round {rounds}\n")?;
         }
-        let Some(first) = self.rounds.first() else { return Ok(()) };
+        let (Some(run), Some(first)) = (self.rounds.first(), self.points.first()) else { return Ok(()) };
         let Workload {
             locks, section_ns, section_spread, think_ns, think_spread, readers, duration_ms, ..
-        } = first.workload.unwrap_or_default();
-        write!(
-            f,
-            "{} (KVM on {}, Linux {}), CPUs {}, publisher {}; {section_ns} ns ({section_spread}) in the lock, \
-             {think_ns} ns ({think_spread}) between",
-            first.host.processor,
-            first.host.kvm_backend,
-            first.host.kernel,
-            first.guest.cpus,
-            first.publisher.kind,
-        )?;
+        } = run.workload.unwrap_or_default();
+        let (host, cpus, publisher) = (HostLine(&run.host), &run.guest.cpus, run.publisher.kind);
+        writeln!(f, "{host}, CPUs {cpus}, publisher {publisher};")?;
+        write!(f, "{section_ns} ns ({section_spread}) in the lock, {think_ns} ns ({think_spread}) between")?;
         if locks > 1 {
             write!(f, ", {locks} locks")?;
         }
         if readers > 0 {
             write!(f, ", {readers} % of sections only read")?;
         }
-        writeln!(f, "; {duration_ms} ms a point, median of {} rounds\n", self.rounds.count())?;
-        let (load, wait) = self.first.map_or((1, String::new()), |(load, wait)| (load, wait.to_string()));
-        writeln!(f, "{}", self.what_they_give())?;
+        writeln!(f, "; {duration_ms} ms a point, median of {rounds} rounds\n")?;
+        writeln!(f, "{}", self.throughput_table(*first))?;
         writeln!(
             f,
-            "kept: of the same lock, waiting the same way, at {load}x; gained: over {wait}; both in the same round, of \
-             clean rounds.\ngap: longest time in which nobody got through, and the worst of all rounds. Waits by grant, \
-             then by time.\n"
+            "retained: relative to the same lock and wait at {}x. speedup: relative to wait {}.\n\
+             Both compare within undisturbed rounds.\n",
+            first.overcommit, first.wait
         )?;
-        writeln!(f, "{}", self.what_they_cost())?;
+        writeln!(f, "{}", self.table(&WAITS))?;
         writeln!(
             f,
-            "Shares of all CPU time, of which wasted is the part of spin that was for a preempted vCPU; then counts in a \
-             second.\nholder, next: preempted in the lock, or as the one to whom it was passed; unnamed: where nobody can \
-             name it. What each cost on average, last."
-        )
+            "gap: longest time without any acquisition; worst: of all rounds. The rest are waits.\n"
+        )?;
+        writeln!(f, "{}", self.table(&CPU_TIME))?;
+        writeln!(
+            f,
+            "Shares of all CPU time; wasted is the part of spin for a preempted vCPU. wake: kick to running.\n"
+        )?;
+        writeln!(f, "{}", self.table(&PREEMPTIONS))?;
+        writeln!(
+            f,
+            "Preemptions per second, and their mean stall: of the holder, of the vCPU that the lock was\n\
+             passed to, and of a vCPU that no waiter could name.\n"
+        )?;
+        writeln!(f, "{}", self.table(&EVENTS))?;
+        writeln!(f, "Counts per second.")
     }
 }

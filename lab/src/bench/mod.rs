@@ -1,101 +1,119 @@
-//! Benches: one question each, answered by a table that one command prints.
+//! Benches: each answers one question with a table.
+//!
+//! All benches measure their points through [`crate::runner`]. Each has its `Args` beside its code.
 
-mod byte;
 pub mod checks;
 mod locks;
 pub mod policies;
-mod rounds;
+mod preempted;
 mod sanity;
 mod sched;
 mod startup;
 pub mod switch;
 
 use std::fmt::Display;
+use std::path::PathBuf;
 
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use crate::cli::{self, BenchArgs};
-use crate::experiment::ExperimentError;
-use crate::guest::LabGuestError;
-use crate::output::{OutputError, OutputFile};
-use crate::session::SessionError;
-use host::cpus::CpuError;
-use steal_time::bpf::BpfError;
+pub use self::policies::{PoliciesArgs, PoliciesCli};
+use crate::options::parse;
+use crate::output::OutputFile;
+use crate::runner::{Runner, RunnerError};
+use crate::table::ratio;
+use host::cpus::{CpuError, Cpus};
 
-/// A bench could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum BenchError {
-    /// A guest could not be run.
-    #[error(transparent)]
-    Guest(#[from] LabGuestError),
-    /// A point could not be measured.
-    #[error(transparent)]
-    Experiment(#[from] ExperimentError),
-    /// Guests under a policy could not be run.
-    #[error(transparent)]
-    Fleet(#[from] SessionError),
-    /// They have no figures.
-    #[error("Cannot measure a point: {0}")]
-    Point(String),
-    /// The CPUs.
-    #[error(transparent)]
-    Cpus(#[from] CpuError),
-    /// The file for the results.
-    #[error(transparent)]
-    Output(#[from] OutputError),
-    /// The program that is measured.
-    #[error(transparent)]
-    Bpf(#[from] BpfError),
-    /// What the kernel accounts for.
-    #[error("Cannot read the account of a thread (is /proc mounted?)")]
-    Account(#[source] std::io::Error),
-    /// The embedded payload's code.
-    #[error(transparent)]
-    Code(#[from] checks::CodeError),
-    /// Too few CPUs for what it compares.
-    #[error("This bench compares one CPU with two, and may use only CPUs {0} (try another --cpus)")]
-    TooFewCpus(host::cpus::Cpus),
-    /// Another process, started to be measured, did not do its part.
-    #[error("Cannot measure `{command}`: {how}")]
-    Process {
-        /// The command line.
-        command: String,
-        /// What happened.
-        how: String,
-    },
+/// `vmm-lab bench`: what can be measured.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// How often spinning vCPUs read each other's `preempted` set, on one CPU and on two
+    Preempted(BenchArgs),
+    /// What each form of the check costs: a call, its caller, and a lock that uses it
+    Checks(checks::ChecksArgs),
+    /// Throughput that locks retain in each way of waiting when vCPUs share CPUs
+    Locks(locks::LocksArgs),
+    /// What host policies cost locks, in one wide guest or in several narrow ones
+    Policies(PoliciesArgs),
+    /// How accurately each mechanism carries out the decisions of a policy
+    Sched(sched::SchedBenchArgs),
+    /// Time from exec to exit of a guest that resets at once, beside QEMU
+    Startup(startup::StartupArgs),
+    /// What the BPF program costs a context switch, of vCPU threads and of other tasks
+    Switch(BenchArgs),
 }
 
-/// A bench that was made.
-pub trait Bench: Display {
-    /// Whether the user ended it before it was done. What it has is printed all the same.
+/// Options of all benches.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Host CPUs to use, as in 0,2-3
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<Cpus>,
+    /// Write all results to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Hide the progress bar
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+impl BenchArgs {
+    fn usable_cpus(&self) -> Result<Cpus, CpuError> {
+        vmm::cli::usable_cpus(self.cpus.as_ref())
+    }
+}
+
+/// Options of benches that measure in rounds.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct RoundArgs {
+    /// Number of rounds, of which the median is shown
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse::rounds())]
+    pub rounds: u16,
+    /// Length of a measured window
+    #[arg(long, value_name = "MS", default_value_t = 500)]
+    pub duration_ms: u32,
+    /// How many times a disturbed point is measured again
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub retries: u16,
+}
+
+impl RoundArgs {
+    fn runner(self, common: &BenchArgs) -> Runner {
+        Runner { rounds: self.rounds, warmup_rounds: 0, retries: self.retries, quiet: common.quiet }
+    }
+}
+
+/// The results of a bench, which display as its tables.
+pub trait BenchReport: Display {
+    /// Whether the user ended the bench early. It displays what it measured until then.
     fn was_interrupted(&self) -> bool {
         false
     }
 }
 
-/// Makes a bench.
+/// Runs a bench, and writes its results to the requested file.
 ///
 /// # Errors
-/// [`BenchError`].
-pub fn run(bench: cli::Bench) -> Result<Box<dyn Bench>, BenchError> {
+/// [`RunnerError`] if a point could not be measured or the file could not be written.
+pub fn run(bench: BenchCommand) -> Result<Box<dyn BenchReport>, RunnerError> {
     Ok(match bench {
-        cli::Bench::Byte(args) => Box::new(saved(&args, byte::run)?),
-        cli::Bench::Checks(args) => Box::new(saved(&args.common, |_| checks::run(&args))?),
-        cli::Bench::Locks(args) => Box::new(saved(&args.common, |_| locks::run(&args))?),
-        cli::Bench::Policies(args) => {
+        BenchCommand::Preempted(args) => Box::new(saved(&args, preempted::run)?),
+        BenchCommand::Checks(args) => Box::new(saved(&args.common, |_| checks::run(&args))?),
+        BenchCommand::Locks(args) => Box::new(saved(&args.common, |_| locks::run(&args))?),
+        BenchCommand::Policies(args) => {
             Box::new(saved(&args.common, |_| policies::compare(&args.policies, &args))?)
         }
-        cli::Bench::Scheduling(args) => Box::new(saved(&args.common, |_| sched::run(&args))?),
-        cli::Bench::Startup(args) => Box::new(startup::run(&args)?),
-        cli::Bench::Switch(args) => Box::new(saved(&args, switch::run)?),
+        BenchCommand::Sched(args) => Box::new(saved(&args.common, |_| sched::run(&args))?),
+        BenchCommand::Startup(args) => Box::new(startup::run(&args)?),
+        BenchCommand::Switch(args) => Box::new(saved(&args, switch::run)?),
     })
 }
 
-/// Makes a bench, and writes what it gave to the file that was asked for, if it can be written.
+/// Runs `bench` after checking that the requested file can be written, then writes it.
 fn saved<T: Serialize>(
     args: &BenchArgs,
-    bench: impl FnOnce(&BenchArgs) -> Result<T, BenchError>,
-) -> Result<T, BenchError> {
+    bench: impl FnOnce(&BenchArgs) -> Result<T, RunnerError>,
+) -> Result<T, RunnerError> {
     let json = args.json.as_deref().map(OutputFile::at).transpose()?;
     let bench = bench(args)?;
     if let Some(json) = json {
@@ -104,26 +122,15 @@ fn saved<T: Serialize>(
     Ok(bench)
 }
 
-/// The middle one, or the mean of the two in the middle.
-fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => None,
-        len if len % 2 == 1 => values.get(middle).copied(),
-        _ => Some(f64::midpoint(*values.get(middle - 1)?, *values.get(middle)?)),
-    }
+/// Formats the median, minimum and maximum of a ratio; `-` stands for none.
+fn ratio_cells(found: Option<crate::runner::Ratio>) -> [String; 3] {
+    found.map_or_else(
+        || ["-", "-", "-"].map(str::to_owned),
+        |found| [found.median, found.min, found.max].map(ratio),
+    )
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn median_of_an_even_number_is_between_the_two_in_the_middle() {
-        assert_eq!(median([]), None);
-        assert_eq!(median([3.0, 1.0, 2.0]), Some(2.0));
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0]), Some(2.5));
-    }
+/// Formats undisturbed rounds over all rounds.
+fn rounds_cell(found: Option<crate::runner::Ratio>, all: usize) -> String {
+    format!("{}/{all}", found.map_or(0, |found| found.rounds))
 }

@@ -1,86 +1,90 @@
-//! Sanity: what a few lines of arithmetic say that policies do to a saturated lock, and whether they did.
+//! Sanity: compares what saturated locks retain under policies with a two-line model.
 //!
-//! With k vCPUs a CPU, round robin leaves a test-and-set lock about 1/k: one holder is preempted in each turn, and the lock
-//! stands still until that one's next. A lock that passes itself on is given about once a turn to somebody who does not run, and
-//! is left next to nothing. Letting holders finish saves the first and not the second; running whoever is next in line saves the
-//! second in part, since each grant then costs a switch. A gang is ideal for guests no wider than the host, and of no use to one
-//! that is.
+//! With k vCPUs per CPU, round robin leaves a test-and-set lock about 1/k: one holder is preempted
+//! in each slice, and the lock waits until that vCPU's next slice. A lock that is handed over in
+//! order goes about once per slice to a vCPU that does not run, which leaves nearly nothing.
+//! Deferring the preemption of holders saves the first lock and not the second. Running the next
+//! vCPU in line saves the second in part, because each grant then costs a switch. A gang is ideal
+//! for guests as wide as the host, and useless for a wider one.
 
 use std::fmt::{self, Display};
 
 use protocol::payload::params::Lock;
 
-use crate::cli::Shape;
+use super::policies::Shape;
 
-/// What a point kept.
+/// What a point retained.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Kept {
+pub(super) struct Retained {
     pub(super) policy: String,
     pub(super) lock: Lock,
     pub(super) shape: Shape,
-    pub(super) load: u16,
+    pub(super) overcommit: u16,
     pub(super) share: f64,
 }
 
-/// Whether a point is where it should be.
+/// A point beside the bounds that the model gives.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Verdict {
     what: String,
-    kept: f64,
-    least: f64,
-    most: f64,
+    retained: f64,
+    min: f64,
+    max: f64,
 }
 
 impl Verdict {
     fn holds(&self) -> bool {
-        (self.least..=self.most).contains(&self.kept)
+        (self.min..=self.max).contains(&self.retained)
     }
 }
 
 impl Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { what, kept, least, most } = self;
+        let Self { what, retained, min, max } = self;
         let verdict = if self.holds() { "as expected" } else { "NOT AS EXPECTED" };
-        write!(f, "{what}: kept {kept:.4}, expected {least:.4} to {most:.4}: {verdict}")
+        write!(f, "{what}: retained {retained:.4}, expected {min:.4} to {max:.4}: {verdict}")
     }
 }
 
-/// How far from 1/k a test-and-set lock may be under round robin: what is lost depends on luck.
-const LUCK: f64 = 2.0;
-/// What is next to nothing.
+/// Factor by which test-and-set may differ from 1/k under round robin, as holders are hit by
+/// chance.
+const CHANCE: f64 = 2.0;
+/// Upper bound of nearly nothing.
 const COLLAPSE: f64 = 0.02;
-/// What is nearly all.
+/// Lower bound of nearly everything.
 const NEARLY_ALL: f64 = 0.8;
-/// How many times more than under round robin a queue gets where the next in line is run.
+/// Factor over round robin that a queue gains at least when the next vCPU in line is run.
 const IN_PART: f64 = 3.0;
 
-/// Judges those of `points` of which the arithmetic says anything.
-pub(super) fn sanity(points: &[Kept]) -> Vec<Verdict> {
+/// Judges those `points` for which the model gives bounds.
+pub(super) fn sanity(points: &[Retained]) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
-    let rr = |lock, load| {
-        points.iter().find(|p| is(p, "rr") && p.lock == lock && p.load == load && p.shape == Shape::Wide)
+    let rr = |lock, overcommit| {
+        points
+            .iter()
+            .find(|p| is(p, "rr") && p.lock == lock && p.overcommit == overcommit && p.shape == Shape::Wide)
     };
-    for point in points.iter().filter(|point| point.load > 1) {
-        let Kept { policy, lock, shape, load, share } = point;
+    for point in points.iter().filter(|point| point.overcommit > 1) {
+        let Retained { policy, lock, shape, overcommit, share } = point;
         let bounds = match (lock, shape) {
             (Lock::Tas, Shape::Wide) if is(point, "rr") => {
-                Some((1.0 / f64::from(*load) / LUCK, 1.0 / f64::from(*load) * LUCK))
+                Some((1.0 / f64::from(*overcommit) / CHANCE, 1.0 / f64::from(*overcommit) * CHANCE))
             }
             (Lock::Ticket, Shape::Wide) if is(point, "rr") || is(point, "deferral") => Some((0.0, COLLAPSE)),
             (Lock::Tas, Shape::Wide) if is(point, "deferral") => Some((NEARLY_ALL, 1.1)),
             (Lock::Ticket, Shape::Wide) if is(point, "yield") => {
-                rr(*lock, *load).map(|rr| (rr.share * IN_PART, 1.1))
+                rr(*lock, *overcommit).map(|rr| (rr.share * IN_PART, 1.1))
             }
             (Lock::Tas | Lock::Ticket, Shape::Narrow) if is(point, "gang") => Some((NEARLY_ALL, 1.1)),
             _ => None,
         };
-        let what = format!("{policy}, {lock}, {load}x, {shape}");
-        verdicts.extend(bounds.map(|(least, most)| Verdict { what, kept: *share, least, most }));
+        let what = format!("{policy}, {lock}, {overcommit}x, {shape}");
+        verdicts.extend(bounds.map(|(min, max)| Verdict { what, retained: *share, min, max }));
     }
     verdicts
 }
 
-fn is(point: &Kept, name: &str) -> bool {
+fn is(point: &Retained, name: &str) -> bool {
     point.policy.split(':').next() == Some(name)
 }
 
@@ -88,21 +92,21 @@ fn is(point: &Kept, name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn kept(policy: &str, lock: Lock, load: u16, share: f64) -> Kept {
-        Kept { policy: policy.to_owned(), lock, shape: Shape::Wide, load, share }
+    fn retained(policy: &str, lock: Lock, overcommit: u16, share: f64) -> Retained {
+        Retained { policy: policy.to_owned(), lock, shape: Shape::Wide, overcommit, share }
     }
 
     #[test]
-    fn points_are_judged_by_what_the_arithmetic_says_of_them_and_others_are_not() {
+    fn points_with_bounds_are_judged_and_others_are_not() {
         let points = [
-            kept("rr:slice=3ms", Lock::Tas, 4, 0.3),
-            kept("rr:slice=3ms", Lock::Tas, 8, 0.3),
-            kept("rr:slice=3ms", Lock::Ticket, 4, 0.001),
-            kept("yield:target=next", Lock::Ticket, 4, 0.01),
-            kept("yield:target=next", Lock::Ticket, 8, 0.01),
-            kept("deferral", Lock::Tas, 4, 0.5),
-            kept("deferral", Lock::Ticket, 1, 0.5),
-            kept("host", Lock::Tas, 4, 0.5),
+            retained("rr:slice=3ms", Lock::Tas, 4, 0.3),
+            retained("rr:slice=3ms", Lock::Tas, 8, 0.3),
+            retained("rr:slice=3ms", Lock::Ticket, 4, 0.001),
+            retained("yield:target=next", Lock::Ticket, 4, 0.01),
+            retained("yield:target=next", Lock::Ticket, 8, 0.01),
+            retained("deferral", Lock::Tas, 4, 0.5),
+            retained("deferral", Lock::Ticket, 1, 0.5),
+            retained("host", Lock::Tas, 4, 0.5),
         ];
         let verdicts: Vec<_> =
             sanity(&points).iter().map(|verdict| (verdict.what.clone(), verdict.holds())).collect();

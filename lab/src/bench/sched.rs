@@ -1,257 +1,264 @@
-//! Scheduling: how far what happens is what was planned, by each mechanism, in turns of so many milliseconds.
+//! `bench sched`: how accurately each mechanism carries out round robin with a given slice.
 //!
-//! The guest does nothing but count, so that its count is the time it had: what a guest of one vCPU a CPU counts when the host is
-//! left alone is all there is. Beside it stands what the kernel's own record of switches says, and how long decisions took. `off`
-//! publishes: what publishing costs is another question.
+//! The guest only counts, so its count is the CPU time that it had. The count of a guest with one
+//! vCPU per CPU under the host's scheduler is the baseline. Beside it stand the kernel's record of
+//! context switches and the delays of decisions. The default publisher is `off`: the cost of
+//! publishing is the question of `bench switch`.
 
 use std::fmt::{self, Display};
-use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use clap::Args;
 use protocol::payload::params::{Job, Workload};
 use serde::Serialize;
 
-use super::{Bench, BenchError, median};
-use crate::cli::{SchedBenchArgs, usable_cpus};
-use crate::demo::progress_bar;
-use crate::guest::LabConfig;
+use super::{BenchArgs, BenchReport, RoundArgs};
 use crate::policy::catalogue::PolicyChoice;
-use crate::results::{Quantiles, SchedFigures};
+use crate::render::HostLine;
+use crate::results::{OutcomeKind, Quantiles, SchedFigures};
+use crate::runner::{Experiment, Rounds, RunnerError, SessionPlan};
 use crate::sched::SchedConfig;
+use crate::sched::cpu_hog::Load;
 use crate::sched::mechanism::{MechanismChoice, MechanismKind};
-use crate::session::{self, SessionConfig, SessionResult};
-use crate::table::{Table, figure};
+use crate::session::{SessionError, SessionResult};
+use crate::table::{Table, figure, or_dash, ratio};
 use host::facts::HostFacts;
+use steal_time::publisher::PublisherKind;
 
+/// Lets all vCPUs come up, and scheduling begin, before the window opens.
 const WARMUP_MS: u32 = 150;
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time after which a vCPU that did not run ends the run; longer than a run.
+const STARVATION: Duration = Duration::from_secs(30);
 
-/// Takes one of the quantiles.
-type At = fn(Quantiles) -> u64;
+/// `vmm-lab bench sched`.
+#[derive(Debug, Args)]
+pub struct SchedBenchArgs {
+    /// Options of all benches.
+    #[command(flatten)]
+    pub common: BenchArgs,
+    /// Rounds and windows.
+    #[command(flatten)]
+    pub rounds: RoundArgs,
+    /// Slices, separated by commas
+    #[arg(long = "slice-ms", value_name = "LIST", value_delimiter = ',', default_value = "1,3,10", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub slices_ms: Vec<u32>,
+    /// vCPUs per CPU, separated by commas
+    #[arg(long = "overcommit", value_name = "LIST", value_delimiter = ',', default_value = "2", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub overcommits: Vec<u16>,
+    /// Publisher of the steal-time records
+    #[arg(long, value_name = "PUBLISHER", default_value = "off", value_parser = vmm::cli::publisher)]
+    pub publisher: PublisherKind,
+    /// Load the CPUs beside the guest, as in duty=50%,burst=10ms
+    #[arg(long, value_name = "LOAD")]
+    pub cpu_hog: Option<Load>,
+}
 
-/// A point.
+/// One guest under round robin, or under the host's scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 struct Point {
-    /// By which mechanism; `None` for the host left alone, with a vCPU a CPU.
+    /// The mechanism; `None` for the baseline.
     mechanism: Option<MechanismKind>,
-    /// The length of a turn (ms).
+    /// Slice of round robin (ms).
     slice_ms: u32,
-    /// vCPUs a CPU.
-    load: u16,
+    /// vCPUs per CPU.
+    overcommit: u16,
 }
 
-/// All rounds.
+/// One vCPU per CPU under the host's scheduler.
+const FREE: Point = Point { mechanism: None, slice_ms: 0, overcommit: 1 };
+
+impl Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.mechanism {
+            None => f.write_str("free"),
+            Some(kind) => write!(f, "{kind}, {} ms, {}x", self.slice_ms, self.overcommit),
+        }
+    }
+}
+
+/// Results of all rounds.
 #[derive(Debug, Serialize)]
 pub(super) struct SchedBench {
-    rounds: Vec<Vec<(Point, SessionResult)>>,
+    #[serde(flatten)]
+    rounds: Rounds<Point, SessionResult>,
     #[serde(skip)]
     points: Vec<Point>,
-    interrupted: bool,
 }
 
-const FREE: Point = Point { mechanism: None, slice_ms: 0, load: 1 };
-
-pub(super) fn run(args: &SchedBenchArgs) -> Result<SchedBench, BenchError> {
-    let cpus = usable_cpus(args.common.cpus.as_ref())?;
+pub(super) fn run(args: &SchedBenchArgs) -> Result<SchedBench, RunnerError> {
     let mut points = vec![FREE];
     for kind in [MechanismKind::Class, MechanismKind::Deschedule] {
-        for load in args.loads.iter().copied() {
-            let point = |slice_ms| Point { mechanism: Some(kind), slice_ms, load };
-            points.extend(args.quanta.iter().copied().map(point));
+        for overcommit in args.overcommits.iter().copied() {
+            let point = |slice_ms| Point { mechanism: Some(kind), slice_ms, overcommit };
+            points.extend(args.slices_ms.iter().copied().map(point));
         }
     }
-    let bar = progress_bar(points.len() * usize::from(args.rounds.rounds), args.common.quiet);
-    let mut all = SchedBench { rounds: Vec::new(), points, interrupted: false };
-    let host = HostFacts::probe();
-    'rounds: for _ in 0..args.rounds.rounds {
-        let mut runs = Vec::new();
-        for point in &all.points {
-            bar.set_message(Name(*point).to_string());
-            let workload = Workload {
-                job: Job::Watch,
-                warmup_ms: WARMUP_MS,
-                duration_ms: args.rounds.duration_ms,
-                ..Workload::DEFAULT
-            };
-            let timeout = Duration::from_millis(args.rounds.duration_ms.into()) + PATIENCE;
-            let vcpus = cpus.count() * usize::from(point.load);
-            let words = workload.to_string();
-            let guest = LabConfig::embedded(vcpus, cpus.clone(), args.publisher, words, timeout);
-            let config =
-                SessionConfig { guest, guests: 1, sched: Some(sched(*point)?), cpu_hog: args.cpu_hog };
-            let result = session::run(&config, io::sink, Instant::now())?.result(&host, config.cpu_hog);
-            match result.guests.first().map(|guest| guest.outcome.kind) {
-                Some("reset") => {}
-                Some("interrupted") => {
-                    all.interrupted = true;
-                    all.rounds.push(runs);
-                    break 'rounds;
-                }
-                how => {
-                    return Err(BenchError::Point(format!(
-                        "{}: {}",
-                        Name(*point),
-                        how.unwrap_or("no guest")
-                    )));
-                }
-            }
-            runs.push((*point, result));
-            bar.inc(1);
+    let workload = Workload {
+        job: Job::Watch,
+        warmup_ms: WARMUP_MS,
+        duration_ms: args.rounds.duration_ms,
+        ..Workload::DEFAULT
+    };
+    let experiment = Experiment { host: HostFacts::probe(), cpus: args.common.usable_cpus()?, workload };
+    let rounds = args.rounds.runner(&args.common).measure(&points, |point| {
+        let plan = SessionPlan {
+            guests: 1,
+            vcpus: experiment.cpus.count() * usize::from(point.overcommit),
+            publisher: args.publisher,
+            sched: Some(sched(*point)?),
+            cpu_hog: args.cpu_hog,
+        };
+        let result = experiment.run_session(plan, workload)?;
+        match result.guests.iter().find(|guest| guest.outcome.kind != OutcomeKind::Reset) {
+            Some(guest) => Err(RunnerError::failed(point, guest.outcome.in_short())),
+            None => Ok(result),
         }
-        all.rounds.push(runs);
-    }
-    bar.finish_and_clear();
-    Ok(all)
+    })?;
+    Ok(SchedBench { rounds, points })
 }
 
-fn sched(point: Point) -> Result<SchedConfig, BenchError> {
+fn sched(point: Point) -> Result<SchedConfig, RunnerError> {
     let text = match point.mechanism {
         None => "host:affinity=home".to_owned(),
         Some(_) => format!("rr:slice={}ms", point.slice_ms),
     };
-    let policy: PolicyChoice = text.parse().map_err(session::SessionError::from_policy)?;
+    let policy: PolicyChoice = text.parse().map_err(SessionError::from_policy)?;
     let mechanism = point.mechanism.map_or(MechanismChoice::Auto, MechanismChoice::Only);
-    Ok(SchedConfig { policy, mechanism, seed: 1, starvation: PATIENCE, traces: false })
+    Ok(SchedConfig { policy, mechanism, seed: 1, starvation: STARVATION, traces: false })
 }
 
-struct Name(Point);
-
-impl Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.mechanism {
-            None => f.write_str("free"),
-            Some(kind) => write!(f, "{kind}, {} ms, {}x", self.0.slice_ms, self.0.load),
-        }
-    }
-}
-
-/// What the guest counted, each second.
+/// What the guest counted per ns.
 fn progress(result: &SessionResult) -> Option<f64> {
     let window = result.guests.first()?.window.as_ref()?;
-    Some(window.byte?.own_samples as f64 / (window.length_ns as f64).max(1.0))
+    Some(window.preempted?.own_samples as f64 / (window.length_ns as f64).max(1.0))
 }
 
+/// Takes one of the quantiles (ns).
+type At = fn(Quantiles) -> u64;
+
+const P50: At = |times| times.p50_ns;
+const P99: At = |times| times.p99_ns;
+const MAX: At = |times| times.max_ns;
+
 impl SchedBench {
-    /// The median over rounds of what `figure` gives of a point and of the free one in the same round.
-    fn median(
-        &self,
-        point: Point,
-        figure: impl Fn(&SessionResult, &SessionResult) -> Option<f64>,
-    ) -> Option<f64> {
-        let of = |round: &Vec<(Point, SessionResult)>| {
-            let find = |wanted| round.iter().find(|(point, _)| *point == wanted).map(|(_, result)| result);
-            figure(find(point)?, find(FREE)?)
+    fn median(&self, point: Point, figure: impl Fn(&SchedFigures) -> Option<f64>) -> Option<f64> {
+        self.rounds.median(&point, |result| figure(result.sched.as_ref()?))
+    }
+
+    /// Medians over rounds of several quantiles of a delay in us, separated by slashes.
+    fn delays(&self, point: Point, pick: fn(&SchedFigures) -> Option<Quantiles>, at: &[At]) -> String {
+        let us = |at: &At| {
+            let of = |s: &SchedFigures| Some(at(pick(s).filter(|times| times.count > 0)?) as f64 / 1e3);
+            or_dash(self.median(point, of), |us| format!("{us:.1}"))
         };
-        median(self.rounds.iter().filter_map(of))
+        at.iter().map(us).collect::<Vec<_>>().join(" / ")
     }
 
-    fn of_steering(&self, point: Point, figure: impl Fn(&SchedFigures) -> Option<f64>) -> Option<f64> {
-        self.median(point, |result, _| figure(result.sched.as_ref()?))
+    fn names(point: Point) -> [String; 3] {
+        [
+            point.mechanism.map_or_else(|| "free".to_owned(), |kind| kind.to_string()),
+            if point.slice_ms == 0 { "-".to_owned() } else { point.slice_ms.to_string() },
+            format!("{}x", point.overcommit),
+        ]
     }
 
-    fn table(&self) -> Table {
-        let heads = [
+    fn schedule_table(&self) -> Table {
+        let header = [
             "mechanism",
-            "turn ms",
-            "load",
+            "slice ms",
+            "overcommit",
             "decisions",
             "guest",
             "fidelity",
-            "in turn",
-            "late p50 us",
-            "p99",
-            "on p50 us",
-            "p99",
-            "most",
-            "off p50 us",
-            "byte p50 us",
-            "p99",
+            "on-plan",
             "missed",
             "gaps",
-            "of them fair server",
+            "fair server",
         ];
-        let mut table = Table::new(&heads, 1);
+        let mut table = Table::new(&header, 1);
         for point in self.points.iter().copied() {
-            let us = |pick: fn(&SchedFigures) -> Option<Quantiles>, at: At| {
-                let value = self.of_steering(point, |s| {
-                    pick(s).filter(|times| times.count > 0).map(|times| at(times) as f64 / 1e3)
-                });
-                value.map_or_else(|| "-".to_owned(), |us| format!("{us:.1}"))
-            };
-            let share =
-                |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
-            let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), figure);
-            let guest = self.median(point, |here, free| Some(progress(here)? / progress(free)?));
+            let guest =
+                self.rounds.median_with(&point, &FREE, |here, free| Some(progress(here)? / progress(free)?));
             let fidelity =
-                self.of_steering(point, |s| Some(s.fact.as_ref().filter(|_| s.decisions > 0)?.fidelity));
-            let (p50, p99): (At, At) = (|times| times.p50_ns, |times| times.p99_ns);
-            let on = |s: &SchedFigures| s.fact.as_ref().map(|fact| fact.on);
-            let gaps = |named: bool| {
-                self.of_steering(point, |s| {
+                self.median(point, |s| Some(s.fact.as_ref().filter(|_| s.decisions > 0)?.fidelity));
+            let on_plan = guest.zip(fidelity).map(|(guest, fidelity)| guest * fidelity);
+            let gaps = |of_fair_server: bool| {
+                self.median(point, |s| {
                     let gaps = s.fact.as_ref()?.gaps.iter();
-                    Some(gaps.filter(|gap| !named || gap.name == "fair server").count() as f64)
+                    Some(gaps.filter(|gap| !of_fair_server || gap.name == "fair server").count() as f64)
                 })
             };
-            table.row([
-                point.mechanism.map_or_else(|| "free".to_owned(), |kind| kind.to_string()),
-                if point.slice_ms == 0 { "-".to_owned() } else { point.slice_ms.to_string() },
-                format!("{}x", point.load),
-                number(self.of_steering(point, |s| Some(s.decisions as f64))),
-                share(guest),
-                share(fidelity),
-                share(guest.zip(fidelity).map(|(guest, fidelity)| guest * fidelity)),
-                us(|s| Some(s.late), p50),
-                us(|s| Some(s.late), p99),
-                us(on, p50),
-                us(on, p99),
-                us(on, |times| times.most_ns),
-                us(|s| s.fact.as_ref().map(|fact| fact.off), p50),
-                us(|s| Some(s.byte), p50),
-                us(|s| Some(s.byte), p99),
-                number(self.of_steering(point, |s| Some(s.fact.as_ref()?.missed as f64))),
-                number(gaps(false)),
-                number(gaps(true)),
-            ]);
+            table.row(Self::names(point).into_iter().chain([
+                or_dash(self.median(point, |s| Some(s.decisions as f64)), figure),
+                or_dash(guest, ratio),
+                or_dash(fidelity, ratio),
+                or_dash(on_plan, ratio),
+                or_dash(self.median(point, |s| Some(s.fact.as_ref()?.missed as f64)), figure),
+                or_dash(gaps(false), figure),
+                or_dash(gaps(true), figure),
+            ]));
+        }
+        table
+    }
+
+    fn delay_table(&self) -> Table {
+        let header = [
+            "mechanism",
+            "slice ms",
+            "overcommit",
+            "decision delay us",
+            "dispatch delay us",
+            "stop delay us",
+            "preempted us",
+        ];
+        let mut table = Table::new(&header, 1);
+        for point in self.points.iter().copied() {
+            table.row(Self::names(point).into_iter().chain([
+                self.delays(point, |s| Some(s.late), &[P50, P99]),
+                self.delays(point, |s| s.fact.as_ref().map(|fact| fact.on), &[P50, P99, MAX]),
+                self.delays(point, |s| s.fact.as_ref().map(|fact| fact.off), &[P50]),
+                self.delays(point, |s| Some(s.byte), &[P50, P99]),
+            ]));
         }
         table
     }
 }
 
-impl Bench for SchedBench {
+impl BenchReport for SchedBench {
     fn was_interrupted(&self) -> bool {
-        self.interrupted
+        self.rounds.interrupted
     }
 }
 
 impl Display for SchedBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.interrupted {
-            writeln!(f, "Interrupted in round {}\n", self.rounds.len())?;
+        let rounds = self.rounds.count();
+        if self.rounds.interrupted {
+            writeln!(f, "Interrupted in round {rounds}\n")?;
         }
-        let Some(first) = self.rounds.iter().flatten().next().map(|(_, result)| result) else {
-            return Ok(());
-        };
-        let Some(guest) = first.guests.first() else { return Ok(()) };
-        let load = first.cpu_hog.map_or_else(|| "nothing".to_owned(), |load| load.to_string());
+        let Some(result) = self.rounds.first() else { return Ok(()) };
+        let Some(guest) = result.guests.first() else { return Ok(()) };
+        let hog = result.cpu_hog.map_or_else(|| "nothing".to_owned(), |load| load.to_string());
         writeln!(
             f,
-            "{} (KVM on {}, Linux {}), CPUs {}, publisher {}; round robin, {} ms a point, medians of {} rounds; beside it: {load}\n",
-            guest.host.processor,
-            guest.host.kvm_backend,
-            guest.host.kernel,
+            "{}, CPUs {}, publisher {};\nround robin, {} ms a point, medians of {rounds} rounds; CPU hog: {hog}\n",
+            HostLine(&guest.host),
             guest.guest.cpus,
             guest.publisher.kind,
             guest.workload.unwrap_or_default().duration_ms,
-            self.rounds.len(),
         )?;
-        writeln!(f, "{}", self.table())?;
+        writeln!(f, "{}", self.schedule_table())?;
         writeln!(
             f,
-            "guest: what the guest did, as a share of what it does with a vCPU a CPU and no policy, in the same round. fidelity: \
-             what part of\ntheir CPU time vCPUs ran in their turns, by the kernel's record of switches. in turn: both. late: \
-             from the end of a turn to the\ndecision; on, off: from the decision to the new thread having the CPU, the old one \
-             having lost it; byte: from the order to the byte,\nwhere this monitor writes it. gaps: 20 ms and more, in one piece \
-             or in several, in which nobody ran who should have."
+            "guest: work relative to one vCPU per CPU without a policy, in the same round. fidelity: share of\n\
+             vCPU time inside the assigned slices, by the kernel's record. on-plan: guest x fidelity. missed:\n\
+             decisions whose vCPU did not run. gaps: 20 ms and more in which no assigned vCPU ran.\n"
+        )?;
+        writeln!(f, "{}", self.delay_table())?;
+        writeln!(
+            f,
+            "p50 / p99 / max. decision: end of the slice to the decision. dispatch, stop: decision to the new\n\
+             vCPU running, to the old one stopped. preempted: request to the byte set by the monitor."
         )
     }
 }

@@ -1,14 +1,13 @@
-//! The price of a switch: what the BPF program takes of each, for vCPU threads and for strangers.
+//! `bench switch`: what the BPF program costs a context switch, of vCPU threads and of other tasks.
 //!
-//! Two threads share a CPU and yield it to each other, as often as they can, in several settings: without any program; with
-//! one that does nothing; with ours, as strangers; with ours, as vCPUs whose records it writes; and both with the classic
-//! one. The settings take turns, so that each round compares what it measured in the same moment.
+//! Two threads share a CPU and yield it to each other in several settings: without a program, with
+//! an empty one, and with each of ours, where the threads are vCPUs or other tasks. Each setting
+//! runs once per round, so that a round compares what was measured at nearly the same time.
 //!
-//! Two figures, since neither is enough. The kernel's run statistics say how long the program itself takes, net of the
-//! empty one; wall time says what a switch takes with everything around it, the tracepoint and the caches, too.
+//! Two figures are needed. The kernel's run statistics give the program's own time, net of an empty
+//! program. Wall time adds what surrounds the program: the tracepoint and cache misses.
 
 use std::fmt::{self, Display};
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,9 +15,10 @@ use std::time::{Duration, Instant};
 use protocol::VcpuId;
 use serde::Serialize;
 
-use super::{Bench, BenchError, median};
-use crate::cli::{BenchArgs, usable_cpus};
-use crate::table::{Table, figure};
+use super::{BenchArgs, BenchReport};
+use crate::render::HostLine;
+use crate::runner::{Measurement, Rounds, Runner, RunnerError};
+use crate::table::{Table, figure, or_dash};
 use host::cpus::Cpus;
 use host::facts::HostFacts;
 use host::stats::{ThreadStats, own_run_delay_ns};
@@ -26,112 +26,112 @@ use host::thread::own_tid;
 use steal_time::bpf::{EmptyProgram, Program, RecordAddr, RunStats, RunTime};
 
 const THREADS: usize = 2;
-const ROUNDS: usize = 15;
+const ROUNDS: u16 = 15;
 const LENGTH: Duration = Duration::from_millis(60);
 
-/// What is attached to the switch while it is measured. Each is a bench of criterion's, too (`cargo bench`).
+/// The program at the switch, and what it takes the threads for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Setting {
     /// No program.
     Nothing,
-    /// One that does nothing.
+    /// An empty program.
     Empty,
-    /// Ours, which does not know the threads.
-    Strangers,
-    /// Ours, which takes them for vCPUs and writes their records.
+    /// Ours; the threads are not attached.
+    OtherTasks,
+    /// Ours; the threads are vCPUs, whose records it writes.
     Vcpus,
-    /// The classic program, which does not know the threads.
-    ClassicStrangers,
-    /// The classic program, which takes them for vCPUs and writes their bytes.
+    /// The classic program; the threads are not attached.
+    ClassicOtherTasks,
+    /// The classic program; the threads are vCPUs, whose bytes it writes.
     ClassicVcpus,
 }
 
 impl Setting {
-    /// All of them.
+    /// All settings.
     pub const ALL: [Self; 6] = [
         Self::Nothing,
         Self::Empty,
-        Self::Strangers,
+        Self::OtherTasks,
         Self::Vcpus,
-        Self::ClassicStrangers,
+        Self::ClassicOtherTasks,
         Self::ClassicVcpus,
     ];
 
-    /// As the table has it.
+    /// Name of the setting in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nothing => "no program",
             Self::Empty => "empty program",
-            Self::Strangers => "ours, strangers",
+            Self::OtherTasks => "ours, other tasks",
             Self::Vcpus => "ours, vCPUs",
-            Self::ClassicStrangers => "classic, strangers",
+            Self::ClassicOtherTasks => "classic, other tasks",
             Self::ClassicVcpus => "classic, vCPUs",
         }
     }
 
-    /// How long `count` switches take on `cpu`, going by as many as it does in some hundredths of a second.
+    /// Time of `count` switches on `cpu`, extrapolated from 60 ms of switches.
     ///
     /// # Errors
-    /// [`BenchError`], most likely that BPF is not allowed.
-    pub fn time_of(self, count: u64, cpu: &Cpus) -> Result<Duration, BenchError> {
+    /// [`RunnerError`], most likely because BPF is not permitted.
+    pub fn time_of(self, count: u64, cpu: &Cpus) -> Result<Duration, RunnerError> {
         let (wall_ns, _) = measure(self, cpu)?;
         Ok(Duration::from_secs_f64(wall_ns * count as f64 / 1e9))
     }
 }
 
-/// What was measured in one setting, by round.
-#[derive(Debug, Serialize)]
-struct Row {
-    setting: Setting,
-    /// Of a switch, all in all (ns).
-    wall_ns: Vec<f64>,
-    /// Of a run of the program, with statistics kept (ns).
-    program_ns: Vec<f64>,
+impl Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
 }
 
-/// All of it.
+/// One setting in one round.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Sample {
+    /// Wall time per switch (ns).
+    wall_ns: f64,
+    /// Mean time of a run of the program (ns), measured apart, while the kernel keeps statistics.
+    program_ns: Option<f64>,
+}
+
+impl Measurement for Sample {}
+
+/// Results of all rounds.
 #[derive(Debug, Serialize)]
 pub struct SwitchBench {
     host: HostFacts,
-    rows: Vec<Row>,
+    #[serde(flatten)]
+    rounds: Rounds<Setting, Sample>,
 }
 
-pub(super) fn run(args: &BenchArgs) -> Result<SwitchBench, BenchError> {
-    let cpu = last_of(usable_cpus(args.cpus.as_ref())?);
-    let row = |setting| Row { setting, wall_ns: Vec::new(), program_ns: Vec::new() };
-    let mut rows: Vec<_> = Setting::ALL.map(row).into();
-    // One round that does not count warms the caches.
-    for round in 0..=ROUNDS {
-        for row in &mut rows {
-            let (wall_ns, _) = measure(row.setting, &cpu)?;
-            let stats = RunStats::enable()?;
-            let (_, program_ns) = measure(row.setting, &cpu)?;
-            drop(stats);
-            if round > 0 {
-                row.wall_ns.push(wall_ns);
-                row.program_ns.extend(program_ns);
-            }
-        }
-    }
-    Ok(SwitchBench { host: HostFacts::probe(), rows })
+pub(super) fn run(args: &BenchArgs) -> Result<SwitchBench, RunnerError> {
+    let cpu = last_of(args.usable_cpus()?);
+    let runner = Runner { rounds: ROUNDS, warmup_rounds: 1, retries: 0, quiet: args.quiet };
+    let rounds = runner.measure(&Setting::ALL, |setting| {
+        let (wall_ns, _) = measure(*setting, &cpu)?;
+        let _stats = RunStats::enable()?;
+        let (_, program_ns) = measure(*setting, &cpu)?;
+        Ok(Sample { wall_ns, program_ns })
+    })?;
+    Ok(SwitchBench { host: HostFacts::probe(), rounds })
 }
 
-/// The last CPU: the first has the interrupts.
+/// The last CPU of `cpus`: the first one serves most interrupts.
 pub fn last_of(cpus: Cpus) -> Cpus {
     cpus.without(&cpus.first(cpus.count().saturating_sub(1))).unwrap_or(cpus)
 }
 
-/// Nanoseconds of a switch, and of a run of the program, if statistics are kept.
-fn measure(setting: Setting, cpu: &Cpus) -> Result<(f64, Option<f64>), BenchError> {
+/// Measures the wall time per switch and, if statistics are kept, per run of the program (ns).
+fn measure(setting: Setting, cpu: &Cpus) -> Result<(f64, Option<f64>), RunnerError> {
     Ok(match setting {
         Setting::Nothing => (yield_to_each_other(cpu, None)?, None),
         Setting::Empty => {
             let program = EmptyProgram::load()?;
             timed(|| yield_to_each_other(cpu, None), || Ok(program.time()?))?
         }
-        Setting::Strangers | Setting::Vcpus | Setting::ClassicStrangers | Setting::ClassicVcpus => {
-            let is_classic = matches!(setting, Setting::ClassicStrangers | Setting::ClassicVcpus);
+        Setting::OtherTasks | Setting::Vcpus | Setting::ClassicOtherTasks | Setting::ClassicVcpus => {
+            let is_classic = matches!(setting, Setting::ClassicOtherTasks | Setting::ClassicVcpus);
             let load = if is_classic { Program::load_classic } else { Program::load };
             let program = load(THREADS, THREADS)?;
             let vcpus = matches!(setting, Setting::Vcpus | Setting::ClassicVcpus).then_some(&program);
@@ -141,19 +141,20 @@ fn measure(setting: Setting, cpu: &Cpus) -> Result<(f64, Option<f64>), BenchErro
 }
 
 fn timed(
-    yields: impl FnOnce() -> Result<f64, BenchError>,
-    time: impl Fn() -> Result<RunTime, BenchError>,
-) -> Result<(f64, Option<f64>), BenchError> {
+    yields: impl FnOnce() -> Result<f64, RunnerError>,
+    time: impl Fn() -> Result<RunTime, RunnerError>,
+) -> Result<(f64, Option<f64>), RunnerError> {
     let before = time()?;
     let wall_ns = yields()?;
     Ok((wall_ns, time()?.mean_ns_since(before)))
 }
 
-/// Two threads on `cpu` yield to each other, as vCPUs of `program` if there is one: nanoseconds a switch.
-fn yield_to_each_other(cpu: &Cpus, program: Option<&Program>) -> Result<f64, BenchError> {
+/// Lets two threads on `cpu` yield to each other, attached to `program` if there is one. Returns
+/// the time per switch (ns).
+fn yield_to_each_other(cpu: &Cpus, program: Option<&Program>) -> Result<f64, RunnerError> {
     let (ready, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let spin = |index: usize| -> Result<(u64, Duration), BenchError> {
-        // Whatever happens, the other one must not wait for this one.
+    let spin = |index: usize| -> Result<(u64, Duration), RunnerError> {
+        // An error is returned after the loop: the other thread waits for this one to be ready.
         let prepared = cpu.pin_this_thread();
         let vcpu = VcpuId::new(index).filter(|_| prepared.is_ok());
         let attached = match (program, vcpu) {
@@ -168,7 +169,7 @@ fn yield_to_each_other(cpu: &Cpus, program: Option<&Program>) -> Result<f64, Ben
         while ready.load(Ordering::SeqCst) < THREADS {
             thread::yield_now();
         }
-        let account = || ThreadStats::read(own_tid()).map_err(host);
+        let account = || ThreadStats::read(own_tid()).map_err(unreadable);
         let (began, before) = (Instant::now(), account()?);
         while !is_over.load(Ordering::Relaxed) {
             for _ in 0..64 {
@@ -186,7 +187,7 @@ fn yield_to_each_other(cpu: &Cpus, program: Option<&Program>) -> Result<f64, Ben
     let ends = thread::scope(|scope| {
         let spin = &spin;
         [0, 1].map(|index| scope.spawn(move || spin(index))).map(|thread| {
-            thread.join().unwrap_or_else(|_| Err(host(io::Error::other("a thread has panicked"))))
+            thread.join().unwrap_or_else(|_| Err(RunnerError::failed("a switch", "a thread has panicked")))
         })
     });
     let (mut switches, mut longest) = (0, Duration::ZERO);
@@ -198,51 +199,48 @@ fn yield_to_each_other(cpu: &Cpus, program: Option<&Program>) -> Result<f64, Ben
     Ok(longest.as_nanos() as f64 / switches.max(1) as f64)
 }
 
-fn host(source: io::Error) -> BenchError {
-    BenchError::Account(source)
+#[expect(clippy::needless_pass_by_value, reason = "an argument of map_err")]
+fn unreadable(error: std::io::Error) -> RunnerError {
+    RunnerError::failed("the switches of a thread", format_args!("{error} (is /proc mounted?)"))
 }
 
-impl SwitchBench {
-    /// The median over the rounds of what `row` takes more than `than`.
-    fn more(row: &[f64], than: &[f64]) -> Option<f64> {
-        median(row.iter().zip(than).map(|(row, than)| row - than))
+impl BenchReport for SwitchBench {
+    fn was_interrupted(&self) -> bool {
+        self.rounds.interrupted
     }
 }
 
-impl Bench for SwitchBench {}
-
 impl Display for SwitchBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let host = &self.host;
         writeln!(
             f,
-            "Two threads yield one CPU to each other; {} (KVM on {}, Linux {}); ns a switch, median of {ROUNDS} rounds\n",
-            host.processor, host.kvm_backend, host.kernel
+            "Two threads yield one CPU to each other; {}; ns a switch, median of {} rounds\n",
+            HostLine(&self.host),
+            self.rounds.count(),
         )?;
-        let mut table = Table::new(
-            &["attached", "program", "net of empty", "switch", "more than without", "than empty"],
-            1,
-        );
-        let [nothing, empty, ..] = self.rows.as_slice() else { return Ok(()) };
-        for row in &self.rows {
-            let cell = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), figure);
-            let has_program = row.setting != Setting::Nothing;
-            table.row([
-                row.setting.name().to_owned(),
-                cell(median(row.program_ns.iter().copied())),
-                cell(Self::more(&row.program_ns, &empty.program_ns)),
-                cell(median(row.wall_ns.iter().copied())),
-                cell(Self::more(&row.wall_ns, &nothing.wall_ns).filter(|_| has_program)),
-                cell(Self::more(&row.wall_ns, &empty.wall_ns).filter(|_| has_program)),
-            ]);
+        let header = ["attached", "program", "net of empty", "switch", "over none", "over empty"];
+        let mut table = Table::new(&header, 1);
+        let wall = |sample: &Sample| Some(sample.wall_ns);
+        for setting in Setting::ALL {
+            let over = |base| {
+                let over = |sample: &Sample, base: &Sample| Some(sample.wall_ns - base.wall_ns);
+                self.rounds.median_with(&setting, &base, over).filter(|_| setting != Setting::Nothing)
+            };
+            let net = |sample: &Sample, base: &Sample| Some(sample.program_ns? - base.program_ns?);
+            let cells = [
+                self.rounds.median(&setting, |sample| sample.program_ns),
+                self.rounds.median_with(&setting, &Setting::Empty, net),
+                self.rounds.median(&setting, wall),
+                over(Setting::Nothing),
+                over(Setting::Empty),
+            ];
+            let cells = cells.map(|value| or_dash(value, figure));
+            table.row([setting.name().to_owned()].into_iter().chain(cells));
         }
         writeln!(f, "{table}")?;
         writeln!(
             f,
-            "program: on sched_switch, by the kernel's run statistics; between two vCPUs one leaves and one arrives in each \
-             run. switch: wall time, without statistics. It contains a second run of ours, which looks whether a switch-in \
-             was overlooked, whenever the FPU registers are loaded. Bars: 200 ns for vCPUs, 50 for strangers, of the program, \
-             net of empty."
+            "program: its own time at sched_switch, by the kernel's run statistics. Between two vCPUs each run\n             handles one that leaves and one that arrives. switch: wall time without statistics. It includes a\n             second run of ours, which looks for a missed switch-in when the FPU registers are loaded.\n             Bars, net of empty: 200 ns for vCPUs, 50 ns for other tasks."
         )
     }
 }

@@ -1,4 +1,4 @@
-//! The check's code, and its callers': read from the payload as it was built, by a disassembler.
+//! Machine code of the check and of its callers, disassembled from the built payload.
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use object::{Object, ObjectSection, ObjectSymbol};
@@ -6,54 +6,44 @@ use protocol::payload::params::Check;
 use serde::Serialize;
 
 use crate::payload;
+use crate::runner::RunnerError;
 
-/// The embedded payload's code cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum CodeError {
-    /// It is no ELF file.
-    #[error("Cannot read the embedded payload")]
-    NoElf(#[from] object::Error),
-    /// A symbol is missing.
-    #[error("The embedded payload has no function `{0}` (was it stripped?)")]
-    Missing(String),
-}
-
-/// What a compiler made of a function.
+/// The code of a function, as compiled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct FunctionCode {
-    /// Its length.
+    /// Length in bytes.
     pub bytes: u64,
-    /// Registers that it saves.
+    /// Registers that it saves: `push` instructions.
     pub pushes: usize,
-    /// Times that it puts a variable on the stack, or takes it from there.
+    /// Instructions that access a slot of the stack frame.
     pub spills: usize,
-    /// Calls in it.
+    /// `call` instructions.
     pub calls: usize,
-    /// Whether it begins on a cache line.
+    /// Whether it begins at a cache line.
     pub is_aligned: bool,
 }
 
-/// A form of the check, and what it does to its callers.
+/// The code of a form of the check and of its callers.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct FormCode {
-    /// Its own code; `None` where there is none to be called.
+    /// The check itself; `None` if it is inlined.
     pub check: Option<FunctionCode>,
-    /// An owner's spinner around it, compiled alone.
+    /// A loop that waits for a lock's owner, compiled alone.
     pub spin: FunctionCode,
-    /// The same, compiled into a larger function.
+    /// The same loop, compiled into a larger function.
     pub folded: FunctionCode,
 }
 
-/// Reads what the embedded payload has of `form`.
+/// Disassembles `form` and its callers from the embedded payload.
 ///
 /// # Errors
-/// [`CodeError`].
-pub fn of(form: Check) -> Result<FormCode, CodeError> {
-    let elf = object::File::parse(payload::BYTES)?;
+/// [`RunnerError::Failed`] if the payload is no ELF file or has no symbols.
+pub fn of(form: Check) -> Result<FormCode, RunnerError> {
+    let elf = object::File::parse(payload::BYTES).map_err(|error| unreadable(&error))?;
     let function = |name: String| function(&elf, &name);
     let check = match form {
         Check::Inline => None,
-        // Called through a pointer; what is called has landed.
+        // The pointer leads to the form that landed in Linux.
         Check::Pointer => Some(function("check_save0".to_owned())?),
         form => Some(function(format!("check_{form}"))?),
     };
@@ -64,12 +54,18 @@ pub fn of(form: Check) -> Result<FormCode, CodeError> {
     })
 }
 
-fn function(elf: &object::File<'_>, name: &str) -> Result<FunctionCode, CodeError> {
-    let missing = || CodeError::Missing(name.to_owned());
+fn unreadable(error: &object::Error) -> RunnerError {
+    RunnerError::failed("the code of the embedded payload", error)
+}
+
+fn function(elf: &object::File<'_>, name: &str) -> Result<FunctionCode, RunnerError> {
+    let missing =
+        || RunnerError::failed(name, "the embedded payload has no such function (was it stripped?)");
     let symbol = elf.symbols().find(|symbol| symbol.name() == Ok(name)).ok_or_else(missing)?;
     let section = symbol.section_index().ok_or_else(missing)?;
-    let section = elf.section_by_index(section)?;
-    let code = section.data_range(symbol.address(), symbol.size())?.ok_or_else(missing)?;
+    let section = elf.section_by_index(section).map_err(|error| unreadable(&error))?;
+    let code = section.data_range(symbol.address(), symbol.size()).map_err(|error| unreadable(&error))?;
+    let code = code.ok_or_else(missing)?;
     let mut found = FunctionCode {
         bytes: symbol.size(),
         is_aligned: symbol.address().is_multiple_of(64),
@@ -87,7 +83,7 @@ fn function(elf: &object::File<'_>, name: &str) -> Result<FunctionCode, CodeErro
     Ok(found)
 }
 
-/// Whether `instruction` reads or writes a slot of the stack frame.
+/// Whether `instruction` accesses a slot of the stack frame.
 fn touches_the_stack(instruction: &Instruction) -> bool {
     let has_memory = (0..instruction.op_count()).any(|place| instruction.op_kind(place) == OpKind::Memory);
     has_memory && instruction.mnemonic() != Mnemonic::Lea && instruction.memory_base() == Register::RSP

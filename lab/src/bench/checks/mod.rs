@@ -1,57 +1,72 @@
-//! Checks: how cheap can `vcpu_is_preempted()` be, and does it matter?
+//! `bench checks`: what each form of `vcpu_is_preempted()` costs, and whether it matters.
 //!
-//! For each form: its code and its callers', as a disassembler reads them from the payload; a call and a turn of its callers'
-//! loops, as a vCPU times them; and what is left of that at the end, the throughput of a lock whose waiters use it.
+//! For each form it disassembles the check and its callers, times a call and a turn of the callers'
+//! loops on a vCPU, and measures the throughput of locks whose waiters use it.
 
 pub mod code;
 
 use std::fmt::{self, Display};
 
+use clap::Args;
 use protocol::payload::params::{Check, Job, Lock, Wait, Workload};
 use serde::Serialize;
 
-pub use self::code::CodeError;
-use self::code::FormCode;
-use super::locks::ratio_cells;
-use super::rounds::Rounds;
-use super::{Bench, BenchError, median};
-use crate::cli::{ChecksArgs, usable_cpus};
-use crate::experiment::{Experiment, Point, WaitMode};
+use self::code::{FormCode, FunctionCode};
+use super::locks::{self, LockRounds, throughput};
+use super::{BenchArgs, BenchReport, RoundArgs, ratio_cells};
+use crate::render::HostLine;
 use crate::results::{CheckFigures, RunResult};
+use crate::runner::{Experiment, Point, Rounds, Runner, RunnerError, WaitMode};
 use crate::table::{Table, figure};
 use host::facts::HostFacts;
 use steal_time::publisher::PublisherKind;
 
-/// A lock of each kind: one whose waiters ask about its holder, one whose spinners queue, Linux' writers.
+/// Locks of three kinds: waiters read the holder's byte, spinners queue, Linux' writers.
 const LOCKS: [Lock; 3] = [Lock::Tas, Lock::Mutex, Lock::Rwsem];
-const LOADS: [usize; 2] = [1, 4];
+const OVERCOMMITS: [usize; 2] = [1, 4];
 
-/// What others are compared with: what landed.
+/// The form that landed in Linux; others are compared with it.
 const BASE: Check = Check::Save0;
 
-/// All that was found.
+/// `vmm-lab bench checks`.
+#[derive(Debug, Args)]
+pub struct ChecksArgs {
+    /// Options of all benches.
+    #[command(flatten)]
+    pub common: BenchArgs,
+    /// Rounds and windows.
+    #[command(flatten)]
+    pub rounds: RoundArgs,
+}
+
+/// Results of all parts.
 #[derive(Debug, Serialize)]
 pub(super) struct ChecksBench {
     code: Vec<(&'static str, FormCode)>,
-    timed: Vec<RunResult>,
-    locks: Rounds,
+    timed: Rounds<&'static str, RunResult>,
+    locks: LockRounds,
 }
 
-pub(super) fn run(args: &ChecksArgs) -> Result<ChecksBench, BenchError> {
+/// The only point of the timing rounds: each guest times all forms.
+const TIMING: &str = "time of all forms";
+
+pub(super) fn run(args: &ChecksArgs) -> Result<ChecksBench, RunnerError> {
     let code = Check::ALL.iter().map(|form| Ok((form.name(), code::of(*form)?)));
-    let code = code.collect::<Result<Vec<_>, CodeError>>()?;
-    let cpus = usable_cpus(args.common.cpus.as_ref())?;
+    let code = code.collect::<Result<Vec<_>, RunnerError>>()?;
     let workload = Workload { job: Job::Checks, ..Workload::DEFAULT };
-    let experiment = Experiment { host: HostFacts::probe(), cpus, workload };
-    let timed = (0..args.rounds.rounds).map(|_| experiment.run(1, PublisherKind::Off, workload));
-    let timed = timed.collect::<Result<Vec<_>, _>>()?;
+    let experiment = Experiment { host: HostFacts::probe(), cpus: args.common.usable_cpus()?, workload };
+    let runner = Runner { retries: 0, ..args.rounds.runner(&args.common) };
+    let timed = runner.measure(&[TIMING], |_| experiment.run(1, PublisherKind::Off, workload))?;
+    if timed.interrupted {
+        return Err(RunnerError::Interrupted);
+    }
     let points: Vec<Point> = points().collect();
-    let locks = Rounds::measure(Workload::DEFAULT, &points, args.rounds, &args.common)?;
+    let locks = locks::measure(&points, Workload::DEFAULT, args.rounds, &args.common)?;
     Ok(ChecksBench { code, timed, locks })
 }
 
 fn points() -> impl Iterator<Item = Point> {
-    LOADS.into_iter().flat_map(|overcommit| {
+    OVERCOMMITS.into_iter().flat_map(|overcommit| {
         LOCKS
             .into_iter()
             .flat_map(move |lock| Check::ALL.iter().map(move |check| point(lock, *check, overcommit)))
@@ -63,68 +78,59 @@ fn point(lock: Lock, check: Check, overcommit: usize) -> Point {
 }
 
 impl ChecksBench {
-    /// The median over rounds of a figure of the form in place `form`, or of none at all, the last one.
-    fn timed(&self, form: usize, pick: fn(&CheckFigures) -> f64) -> f64 {
-        let figure = |run: &RunResult| Some(pick(run.window.as_ref()?.checks.get(form)?));
-        median(self.timed.iter().filter_map(figure)).unwrap_or(0.0)
+    /// The median over rounds of a figure of the form at `index`; the last index is no form.
+    fn time(&self, index: usize, pick: fn(&CheckFigures) -> f64) -> String {
+        let figure = |run: &RunResult| Some(pick(run.window.as_ref()?.checks.get(index)?));
+        format!("{:.2}", self.timed.median(&TIMING, figure).unwrap_or(0.0))
     }
 
-    fn code_table(&self) -> Table {
-        let heads = [
-            "form",
-            "bytes",
-            "ns a call",
-            "in a chain",
-            "spin: bytes",
-            "pushes",
-            "spills",
-            "ns a turn",
-            "folded: bytes",
-            "pushes",
-            "spills",
-            "ns a turn",
-        ];
-        let mut table = Table::new(&heads, 1);
-        for (place, (form, code)) in self.code.iter().enumerate() {
-            let time = |pick| format!("{:.2}", self.timed(place, pick));
-            let caller = |code: code::FunctionCode| {
-                [code.bytes.to_string(), code.pushes.to_string(), code.spills.to_string()]
-            };
-            let first = [
-                (*form).to_owned(),
-                code.check.map_or_else(|| "-".to_owned(), |check| check.bytes.to_string()),
-                time(|cost| cost.call_ns),
-                time(|cost| cost.chain_ns),
-            ];
-            let spin = caller(code.spin).into_iter().chain([time(|cost| cost.spin_ns)]);
-            let folded = caller(code.folded).into_iter().chain([time(|cost| cost.folded_ns)]);
-            table.row(first.into_iter().chain(spin).chain(folded));
+    fn check_table(&self) -> Table {
+        let header =
+            ["form", "bytes", "ns a call", "in a chain", "spin: bytes", "pushes", "spills", "ns a spin"];
+        let mut table = Table::new(&header, 1);
+        let call = |index| [self.time(index, |cost| cost.call_ns), self.time(index, |cost| cost.chain_ns)];
+        for (index, (form, code)) in self.code.iter().enumerate() {
+            let bytes = code.check.map_or_else(|| "-".to_owned(), |check| check.bytes.to_string());
+            let cells = [(*form).to_owned(), bytes].into_iter().chain(call(index));
+            table.row(cells.chain(caller(code.spin)).chain([self.time(index, |cost| cost.spin_ns)]));
         }
-        let nothing = self.code.len();
-        let time = |pick| format!("{:.2}", self.timed(nothing, pick));
-        table.row(["none".to_owned(), String::new(), time(|cost| cost.call_ns), time(|cost| cost.chain_ns)]);
+        table.row(["none".to_owned(), String::new()].into_iter().chain(call(self.code.len())));
+        table
+    }
+
+    fn folded_table(&self) -> Table {
+        let mut table = Table::new(&["form", "folded: bytes", "pushes", "spills", "ns a spin"], 1);
+        for (index, (form, code)) in self.code.iter().enumerate() {
+            let cells = [(*form).to_owned()].into_iter().chain(caller(code.folded));
+            table.row(cells.chain([self.time(index, |cost| cost.folded_ns)]));
+        }
         table
     }
 
     fn lock_table(&self) -> Table {
-        let heads = ["lock", "form", "load", "acq/s", "over save0", "(least", "most)", "byte/s"];
-        let mut table = Table::new(&heads, 3);
+        let header =
+            ["lock", "form", "overcommit", "acq/s", "over save0", "(min", "max)", "preempted seen/s"];
+        let mut table = Table::new(&header, 3);
         for point in points() {
-            let base = Point { check: BASE, ..point };
             let first = [
                 point.lock.to_string(),
                 point.check.to_string(),
                 format!("{}x", point.overcommit),
-                figure(self.locks.figure(point, |lock| lock.per_second)),
+                figure(self.locks.median(&point, throughput).unwrap_or(0.0)),
             ];
-            let seen = figure(self.locks.rate(point, |lock| lock.preempted_seen));
-            table.row(first.into_iter().chain(ratio_cells(self.locks.ratio(point, base))).chain([seen]));
+            let ratio = self.locks.ratio(&point, &Point { check: BASE, ..point }, throughput);
+            let seen = figure(locks::rate(&self.locks, point, |lock| lock.preempted_seen));
+            table.row(first.into_iter().chain(ratio_cells(ratio)).chain([seen]));
         }
         table
     }
 }
 
-impl Bench for ChecksBench {
+fn caller(code: FunctionCode) -> [String; 3] {
+    [code.bytes.to_string(), code.pushes.to_string(), code.spills.to_string()]
+}
+
+impl BenchReport for ChecksBench {
     fn was_interrupted(&self) -> bool {
         self.locks.interrupted
     }
@@ -133,22 +139,16 @@ impl Bench for ChecksBench {
 impl Display for ChecksBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(first) = self.timed.first() else { return Ok(()) };
+        let host = HostLine(&first.host);
+        writeln!(f, "{host}, CPUs {}; medians of {} rounds\n", first.guest.cpus, self.timed.count())?;
+        writeln!(f, "{}", self.check_table())?;
+        writeln!(f, "{}", self.folded_table())?;
         writeln!(
             f,
-            "{} (KVM on {}, Linux {}), CPUs {}; medians of {} rounds\n",
-            first.host.processor,
-            first.host.kvm_backend,
-            first.host.kernel,
-            first.guest.cpus,
-            self.timed.len(),
+            "bytes: of the check itself. spin, folded: a loop that waits for a lock's owner, compiled alone\n\
+             and into a larger function. none: the empty loop that times a call.\n"
         )?;
-        writeln!(f, "{}", self.code_table())?;
-        writeln!(
-            f,
-            "bytes: of the check itself. spin, folded: an owner's spinner around it, compiled alone and into a larger \
-             function. none: what is left of the loop that times a call.\n"
-        )?;
-        writeln!(f, "Locks whose waiters use it, publisher bpf:\n\n{}", self.lock_table())?;
-        writeln!(f, "over save0: throughput over that with what landed, in the same round, of clean rounds")
+        writeln!(f, "Locks whose waiters use the check, publisher bpf:\n\n{}", self.lock_table())?;
+        writeln!(f, "over save0: throughput relative to save0, within undisturbed rounds.")
     }
 }

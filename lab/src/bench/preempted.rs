@@ -1,0 +1,93 @@
+//! `bench preempted`: two vCPUs spin, and sample their own byte and each other's.
+//!
+//! On one CPU the other vCPU never runs while this one samples, so its byte should always be set.
+//! On two idle CPUs both always run, so it should never be set. The own byte should never be set.
+
+use std::fmt::{self, Display};
+
+use protocol::payload::params::{Job, Workload};
+use serde::Serialize;
+
+use super::{BenchArgs, BenchReport};
+use crate::render::HostLine;
+use crate::results::RunResult;
+use crate::runner::{Experiment, Measurement, Rounds, Runner, RunnerError};
+use crate::table::{Table, figure};
+use host::facts::HostFacts;
+use steal_time::publisher::PublisherKind;
+
+const VCPUS: usize = 2;
+
+/// A publisher, and the number of CPUs that the vCPUs share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+struct Point {
+    publisher: PublisherKind,
+    cpus: usize,
+}
+
+impl Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, {} CPUs", self.publisher, self.cpus)
+    }
+}
+
+/// Results of all points.
+#[derive(Debug, Serialize)]
+pub(super) struct PreemptedBench(Rounds<Point, RunResult>);
+
+pub(super) fn run(args: &BenchArgs) -> Result<PreemptedBench, RunnerError> {
+    let cpus = args.usable_cpus()?;
+    if cpus.count() < VCPUS {
+        return Err(RunnerError::TooFewCpus(cpus));
+    }
+    let workload = Workload { job: Job::Watch, ..Workload::DEFAULT };
+    let publishers = PublisherKind::ALL.into_iter().filter(|kind| *kind != PublisherKind::Off);
+    let points: Vec<_> =
+        publishers.flat_map(|publisher| [1, VCPUS].map(|cpus| Point { publisher, cpus })).collect();
+    let host = HostFacts::probe();
+    let runs = Runner::once(args.quiet).measure(&points, |point| {
+        let experiment = Experiment { host: host.clone(), cpus: cpus.first(point.cpus), workload };
+        experiment.run(VCPUS, point.publisher, workload)
+    })?;
+    if runs.interrupted { Err(RunnerError::Interrupted) } else { Ok(PreemptedBench(runs)) }
+}
+
+impl BenchReport for PreemptedBench {}
+
+impl Display for PreemptedBench {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let header = [
+            "publisher",
+            "CPUs",
+            "samples",
+            "other's preempted set %",
+            "own preempted set",
+            "preempted",
+            "healed",
+        ];
+        let mut table = Table::new(&header, 2);
+        for (point, run) in self.0.iter() {
+            let window = run.window.as_ref();
+            let Some((window, preempted)) = window.and_then(|window| Some((window, window.preempted?)))
+            else {
+                continue;
+            };
+            let publications = run.vcpus.iter().filter_map(|vcpu| vcpu.publication);
+            let healed: u64 = publications.map(|counts| counts.program.healed).sum();
+            table.row([
+                point.publisher.to_string(),
+                format!("{}{}", point.cpus, if run.is_disturbed() { "*" } else { "" }),
+                figure(preempted.other_samples as f64),
+                format!("{:.3}", 100.0 * preempted.other_share()),
+                preempted.own_set.to_string(),
+                window.host.preemptions.to_string(),
+                healed.to_string(),
+            ]);
+        }
+        if let Some(first) = self.0.first() {
+            let host = HostLine(&first.host);
+            writeln!(f, "Two vCPUs spin and sample; {host}, 1 s a row; * disturbed by other tasks\n")?;
+        }
+        write!(f, "{table}")
+    }
+}
