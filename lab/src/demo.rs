@@ -5,7 +5,9 @@
 //! retains at four.
 
 use std::fmt::{self, Display};
+use std::path::PathBuf;
 
+use clap::Args;
 use protocol::payload::params::{Check, Lock, Wait, Workload};
 use serde::Serialize;
 
@@ -17,7 +19,7 @@ use crate::table::{Table, figure};
 use host::cpus::Cpus;
 use host::facts::HostFacts;
 use steal_time::publisher::{PublisherChoice, PublisherKind};
-use vmm::cli::{choice, usable_cpus};
+use vmm::cli::choice;
 use vmm::cpuid::Supported;
 use vmm::guest::GuestError;
 use vmm::vm::machine::{self, MachineError};
@@ -31,6 +33,23 @@ const WAITS: [WaitMode; 3] =
 /// With start and end of each guest, 24 points take about 15 s.
 const WARMUP_MS: u32 = 100;
 const WINDOW_MS: u32 = 480;
+
+/// Options of the demonstration.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Host CPUs that the vCPU threads may use, as in 0,2-3 [default: all that this process may use]
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<Cpus>,
+    /// Publisher of the steal-time records: auto, bpf, perf, monitor, kernel or off
+    #[arg(long, value_name = "PUBLISHER", default_value = "auto", value_parser = choice)]
+    pub publisher: PublisherChoice,
+    /// Write the results to this file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Print nothing
+    #[arg(long)]
+    pub quiet: bool,
+}
 
 /// Results of the demonstration.
 #[derive(Clone, Debug, Serialize)]
