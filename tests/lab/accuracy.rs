@@ -1,35 +1,24 @@
-//! Accuracy: the oracle, and the faults that it must find.
-
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on says so and fails"
-)]
-
-#[path = "../support/lab.rs"]
-mod support;
+//! Accuracy: the oracle, and the faults that it finds.
 
 use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::support::{
+    alone, end_of, has, judge_undisturbed, kill, needs, start, vmm_lab, wait_for, wait_for_cpu_time,
+};
 use lab::accuracy::{self, Row, Tally};
 use lab::cli::AccuracyArgs;
 use steal_time::publisher::PublisherKind;
-use support::{
-    alone, end_of, has_bpf, has_classic_bpf, has_perf, has_two_cpus, kill, start, vmm_lab, wait_for,
-    wait_for_cpu_time,
-};
 
-/// The publishers that a program publishes for, of those that can be had.
+/// The publishers with a BPF program that this host allows.
 fn programs() -> Vec<PublisherKind> {
-    let bpf = has_bpf().then_some(PublisherKind::Bpf);
-    bpf.into_iter().chain(has_classic_bpf().then_some(PublisherKind::BpfClassic)).collect()
+    let bpf = has::bpf().then_some(PublisherKind::Bpf);
+    bpf.into_iter().chain(has::classic_bpf().then_some(PublisherKind::BpfClassic)).collect()
 }
 
-/// What is found out about one publisher.
-fn judged(publisher: PublisherKind, faults: Option<&str>, duration_ms: u32) -> Row {
+/// Measures one publisher.
+fn measure(publisher: PublisherKind, faults: Option<&str>, duration_ms: u32) -> Row {
     let args = AccuracyArgs {
         publishers: vec![publisher],
         faults: faults.map(|faults| faults.parse().expect("faults")),
@@ -37,12 +26,13 @@ fn judged(publisher: PublisherKind, faults: Option<&str>, duration_ms: u32) -> R
         duration_ms,
         json: None,
     };
-    let accuracy = alone(|| accuracy::run(&args, |_| {})).expect("there is somebody to look");
+    let accuracy = alone(|| accuracy::run(&args, |_| {})).expect("the oracle can be run");
     accuracy.rows.into_iter().next().expect("a row for each publisher")
 }
 
-/// Nothing was lost, the publisher has counted each switch, and told what the host took.
-fn is_exact(tally: &Tally) {
+/// Asserts that the oracle lost nothing, and that the publisher counted each switch and published
+/// all steal.
+fn assert_exact(tally: &Tally) {
     assert!(tally.doubts.is_empty(), "{:?}", tally.doubts);
     let counted = tally.counted.expect("it counts").program;
     assert_eq!((counted.sched_out, counted.timeslices()), (tally.outs, tally.ins), "{counted:?}");
@@ -50,51 +40,57 @@ fn is_exact(tally: &Tally) {
 }
 
 #[test]
-fn program_misses_nothing_and_counts_to_the_last_whether_it_is_looked_at_or_moved_about() {
-    if !has_perf() || !has_two_cpus() {
-        return;
-    }
-    for publisher in programs() {
-        let row = judged(publisher, None, 1_000);
-        let finding = row.finding.expect("it can be measured");
-        assert!(finding.tally.outs > 100 && finding.byte.sched_out.missed == 0, "{:?}", finding.byte);
-        is_exact(&finding.tally);
-        let moves = row.moves.expect("it can be measured");
-        assert!(moves.moves > 50 && moves.tally.outs > 50, "{moves:?}");
-        is_exact(&moves.tally);
-    }
+fn program_misses_no_switch_while_the_oracle_samples_and_under_migration() {
+    needs!(perf, two_cpus);
+    judge_undisturbed(|| {
+        for publisher in programs() {
+            let row = measure(publisher, None, 1_000);
+            let finding = row.finding.expect("it can be measured");
+            assert!(finding.tally.outs > 100 && finding.byte.sched_out.missed == 0, "{:?}", finding.byte);
+            assert_exact(&finding.tally);
+            let moves = row.moves.expect("it can be measured");
+            assert!(moves.moves > 50 && moves.tally.outs > 50, "{moves:?}");
+            assert_exact(&moves.tally);
+        }
+    });
 }
 
 #[test]
-fn perf_counts_each_switch_and_tells_what_was_lost() {
-    if !has_perf() || !has_two_cpus() {
-        return;
-    }
-    let row = judged(PublisherKind::Perf, None, 1_000);
-    is_exact(&row.finding.expect("it can be measured").tally);
-    is_exact(&row.moves.expect("it can be measured").tally);
+fn perf_counts_every_switch_and_publishes_all_steal() {
+    needs!(perf, two_cpus);
+    judge_undisturbed(|| {
+        let row = measure(PublisherKind::Perf, None, 1_000);
+        assert_exact(&row.finding.expect("it can be measured").tally);
+        assert_exact(&row.moves.expect("it can be measured").tally);
+    });
 }
 
 #[test]
-fn switch_ins_that_are_overlooked_are_healed_and_counted_to_the_last() {
-    if !has_perf() || !has_two_cpus() {
-        return;
-    }
-    for publisher in programs() {
-        let row = judged(publisher, Some("lose_every=4"), 1_000);
-        let finding = row.finding.expect("it can be measured");
-        is_exact(&finding.tally);
-        let counted = finding.tally.counted.expect("it counts").program;
-        assert!(counted.healed + counted.unseen >= finding.tally.ins / 5, "{counted:?}");
-        // A vCPU may lose its CPU again before the loss is found out; but every preemption is told.
-        assert_eq!(finding.byte.sched_out.missed, 0, "{} returns missed", finding.byte.sched_in.missed);
-        is_exact(&row.moves.expect("it can be measured").tally);
-    }
+fn lost_switch_ins_are_healed_and_all_are_counted() {
+    needs!(perf, two_cpus);
+    judge_undisturbed(|| {
+        for publisher in programs() {
+            let row = measure(publisher, Some("lose_every=4"), 1_000);
+            let finding = row.finding.expect("it can be measured");
+            assert_exact(&finding.tally);
+            let counted = finding.tally.counted.expect("it counts").program;
+            assert!(counted.healed + counted.unseen >= finding.tally.ins / 5, "{counted:?}");
+            // A vCPU may be preempted again before a lost switch-in is healed, but every preemption is published
+            assert_eq!(
+                finding.byte.sched_out.missed, 0,
+                "{} switch-ins missed",
+                finding.byte.sched_in.missed
+            );
+            assert_exact(&row.moves.expect("it can be measured").tally);
+        }
+    });
 }
 
-/// What was found is `made` within 5 %, but for what nobody saw; a handful more or less is no rate. Of what was `found`, so
-/// much may have gone wrong without any fault.
-fn is_found(what: &str, (found, without): (u64, u64), unseen: u64, made: u64) {
+/// Asserts that the oracle found the faults that were `made`, within 5 %.
+///
+/// Of those `found`, `without` may be errors without a fault; `unseen` faults were between two
+/// samples. A handful more or less is no rate.
+fn assert_found(what: &str, (found, without): (u64, u64), unseen: u64, made: u64) {
     const HANDFUL: u64 = 6;
     assert!(made >= 40, "{what}: {made} made");
     let slack = made / 20 + HANDFUL;
@@ -106,47 +102,46 @@ fn is_found(what: &str, (found, without): (u64, u64), unseen: u64, made: u64) {
 }
 
 #[test]
-fn oracle_finds_each_fault_at_its_rate() {
-    if !has_bpf() || !has_perf() || !has_two_cpus() {
-        return;
-    }
-    let found = |faults| judged(PublisherKind::Bpf, Some(faults), 2_000).finding.expect("it can be measured");
-    // What goes wrong without any fault, because there is a thread that copies: too late, or not at all.
-    let copied = found("drop=0.000001");
-    assert_eq!(copied.faults().expect("it counts").dropped, 0);
-    let by_copying = copied.byte;
+fn oracle_finds_each_injected_fault_at_its_rate() {
+    needs!(bpf, perf, two_cpus);
+    judge_undisturbed(|| {
+        let found =
+            |faults| measure(PublisherKind::Bpf, Some(faults), 2_000).finding.expect("it can be measured");
+        // Errors without a fault, since a thread copies the byte: late, or not at all
+        let copied = found("drop=0.000001");
+        assert_eq!(copied.faults().expect("it counts").dropped, 0);
+        let by_copying = copied.byte;
 
-    let dropped = found("drop=0.3");
-    let made = dropped.faults().expect("it counts").dropped;
-    let missed = (dropped.byte.sched_out.missed, by_copying.sched_out.missed);
-    is_found("drop", missed, dropped.byte.sched_out.unobserved, made);
+        let dropped = found("drop=0.3");
+        let made = dropped.faults().expect("it counts").dropped;
+        let missed = (dropped.byte.sched_out.missed, by_copying.sched_out.missed);
+        assert_found("drop", missed, dropped.byte.sched_out.unobserved, made);
 
-    let lies = found("false_hz=400");
-    let made = lies.faults().expect("it counts").falsely_set;
-    // A lie about a vCPU that has just been preempted, which the copying thread does not know yet, is none.
-    let clear_too_long = by_copying.wrongly_clear.total_ns;
-    let came_true = made * clear_too_long / by_copying.observed_ns;
-    let falsely_set = (lies.byte.falsely_set, by_copying.falsely_set);
-    is_found("false", falsely_set, lies.byte.sched_out.unobserved + came_true, made);
+        let spurious = found("false_hz=400");
+        let made = spurious.faults().expect("it counts").falsely_set;
+        // A false byte is true if the vCPU has just been preempted and the copying thread is late
+        let clear_too_long = by_copying.wrongly_clear.total_ns;
+        let came_true = made * clear_too_long / by_copying.observed_ns;
+        let falsely_set = (spurious.byte.falsely_set, by_copying.falsely_set);
+        assert_found("false", falsely_set, spurious.byte.sched_out.unobserved + came_true, made);
 
-    let stuck = found("stick");
-    let counts = stuck.faults().expect("it counts");
-    // A preemption that was not copied is over before its end could have been; the byte is stuck all the same.
-    let uncopied = stuck.byte.sched_out.happened.saturating_sub(counts.sets);
-    let missed = (stuck.byte.sched_in.missed, uncopied);
-    is_found("stick", missed, stuck.byte.sched_in.unobserved, counts.stuck);
-    assert!(stuck.byte.sched_in.latencies_ns.is_empty());
+        let stuck = found("stick");
+        let counts = stuck.faults().expect("it counts");
+        // A preemption that was not copied is shorter than the copying period. The byte is stuck all the same
+        let uncopied = stuck.byte.sched_out.happened.saturating_sub(counts.sets);
+        let missed = (stuck.byte.sched_in.missed, uncopied);
+        assert_found("stick", missed, stuck.byte.sched_in.unobserved, counts.stuck);
+        assert!(stuck.byte.sched_in.latencies_ns.is_empty());
 
-    let late = found("delay_us=500").byte;
-    // Two preemptions between which the copying thread did not look are one to it: hence not the least, but the median.
-    assert!(late.sched_out.quantile_ns(0.5).expect("slow preemptions are seen") >= 490_000, "{late:?}");
+        let late = found("delay_us=500").byte;
+        // The copying thread takes two preemptions between two copies for one: the median is compared, not the minimum
+        assert!(late.sched_out.quantile_ns(0.5).expect("slow preemptions are seen") >= 490_000, "{late:?}");
+    });
 }
 
 #[test]
-fn doctor_has_the_oracle_look_at_each_publisher() {
-    if !has_perf() || !has_two_cpus() {
-        return;
-    }
+fn doctor_reports_the_byte_of_each_publisher() {
+    needs!(perf, two_cpus);
     let ended = alone(|| end_of(&mut vmm_lab(["doctor"])));
     assert_eq!(ended.status, Some(0), "{ended:?}");
     for publisher in ["bpf", "bpf-classic", "perf", "monitor", "kernel"] {
@@ -157,16 +152,12 @@ fn doctor_has_the_oracle_look_at_each_publisher() {
 }
 
 #[test]
-fn quality_needs_a_cpu_to_look_from_and_can_be_interrupted() {
-    if !has_perf() {
-        return;
-    }
+fn accuracy_needs_a_cpu_for_the_oracle_and_can_be_interrupted() {
+    needs!(perf);
     let ended = end_of(&mut vmm_lab(["accuracy", "--cpus", "0"]));
     assert_eq!(ended.status, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("CPU of its own") && ended.stderr.contains("--cpus"), "{ended:?}");
-    if !has_two_cpus() {
-        return;
-    }
+    needs!(two_cpus);
     let mut command = vmm_lab(["accuracy", "--publishers", "perf,monitor"]);
     let mut running = start(command.stdout(Stdio::piped()).stderr(Stdio::null()));
     let stdout = running.take_stdout();

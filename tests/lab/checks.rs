@@ -1,15 +1,6 @@
-//! What each form of the check does to its callers, read from the payload as it was built.
+//! The cost of each form of the check to its callers, read from the built payload.
 
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on says so and fails"
-)]
-
-#[path = "../support/lab.rs"]
-mod support;
-
+use crate::support::{alone, needs};
 use host::cpus::Cpus;
 use host::facts::HostFacts;
 use lab::bench::checks::code::{self, FormCode};
@@ -17,14 +8,13 @@ use lab::experiment::Experiment;
 use lab::table::Table;
 use protocol::payload::params::{Check, Job, Workload};
 use steal_time::publisher::PublisherKind;
-use support::has_kvm;
 
 fn code_of(form: Check) -> FormCode {
     code::of(form).expect("the payload has symbols")
 }
 
 #[test]
-fn callers_of_each_form_as_a_disassembler_reads_them() {
+fn callers_of_each_form_call_it_once_and_are_aligned() {
     let heads = [
         "form",
         "bytes",
@@ -50,22 +40,22 @@ fn callers_of_each_form_as_a_disassembler_reads_them() {
     for form in Check::ALL.iter().copied() {
         let FormCode { check, spin, folded } = code_of(form);
         let calls = usize::from(form != Check::Inline);
-        assert_eq!((spin.calls, folded.calls), (calls, calls), "{form}: each loop asks in one place");
+        assert_eq!((spin.calls, folded.calls), (calls, calls), "{form}: each loop checks in one place");
         for function in check.into_iter().chain([spin, folded]) {
-            assert!(function.is_aligned, "{form}: its place must not decide");
+            assert!(function.is_aligned, "{form}: alignment must not decide");
         }
     }
 }
 
 #[test]
-fn what_landed_saves_nothing_and_its_ancestors_save_one_two_and_eight() {
+fn check_of_linux_saves_no_register_and_earlier_forms_save_one_two_and_eight() {
     let saved = |form| code_of(form).check.expect("it is called").pushes;
     assert_eq!([Check::Save0, Check::Save1, Check::Save2, Check::Thunk].map(saved), [0, 1, 2, 8]);
     assert_eq!(code_of(Check::Save0).check.map(|check| check.bytes), Some(19));
 }
 
 #[test]
-fn callee_save_check_spares_its_caller_what_a_plain_function_costs() {
+fn callee_save_check_costs_its_caller_less_than_a_plain_function() {
     let plain = code_of(Check::Call);
     for form in [Check::Thunk, Check::Save2, Check::Save1, Check::Save0, Check::Pointer] {
         let callee_save = code_of(form);
@@ -76,15 +66,13 @@ fn callee_save_check_spares_its_caller_what_a_plain_function_costs() {
 }
 
 #[test]
-fn every_form_is_timed_and_none_is_free() {
-    if !has_kvm() {
-        return;
-    }
+fn every_form_takes_time() {
+    needs!(kvm);
     let workload = Workload { job: Job::Checks, ..Workload::DEFAULT };
     let cpus = Cpus::allowed().unwrap();
     let experiment = Experiment { host: HostFacts::probe(), cpus, workload };
-    // The second vCPU halts meanwhile.
-    let result = experiment.run(2, PublisherKind::Off, workload).unwrap();
+    // The second vCPU halts meanwhile
+    let result = alone(|| experiment.run(2, PublisherKind::Off, workload)).unwrap();
     let checks = result.window.unwrap().checks;
     let forms: Vec<_> = checks.iter().map(|cost| cost.form).collect();
     let words: Vec<_> = Check::ALL.iter().map(|form| form.name()).chain(["none"]).collect();

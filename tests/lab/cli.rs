@@ -1,28 +1,18 @@
-//! Bad input: each mistake costs one line that names the thing and the cure, status 1 or 2, and leaves nothing behind.
-
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on says so and fails"
-)]
-
-#[path = "../support/lab.rs"]
-mod support;
+//! Bad input ends with status 1 or 2, one line that names the thing and the cure, and no results.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use support::elf::{Segment, executable};
-use support::{Ended, Fixture, end_of, has_bpf, has_kvm, has_program, skip, vmm_lab};
+use crate::support::elf::{Segment, executable};
+use crate::support::{Ended, Fixture, cpus, end_of, has, needs, skip, vmm_lab};
 
-/// The monitor must refuse these arguments with this status, and say all of `words` in one line.
+/// Asserts that the lab refuses these arguments with this status and one line with all of `words`.
 fn refuses(args: &[&str], status: i32, words: &[&str]) {
     complains(&end_of(&mut vmm_lab(with_command(args))), status, words);
 }
 
-/// `args`, behind the command `run` if they begin with options of a guest.
+/// `args`, after the command `run` if they begin with options of a guest.
 fn with_command<'a>(args: &[&'a str]) -> Vec<&'a str> {
     let is_guest = args.first().is_some_and(|first| first.starts_with("--") && *first != "--json");
     is_guest.then_some("run").into_iter().chain(args.iter().copied()).collect()
@@ -37,10 +27,10 @@ fn complains(ended: &Ended, status: i32, words: &[&str]) {
     }
 }
 
-/// The monitor must refuse this payload.
+/// Asserts that the monitor refuses this payload.
 fn refuses_payload(payload: &[u8], words: &[&str]) {
     let file = Fixture::file("payload.bin", payload);
-    if has_kvm() {
+    if has::kvm() {
         refuses(&["--vcpus", "1", "--publisher", "off", "--payload", file.arg()], 1, words);
     }
 }
@@ -71,17 +61,16 @@ fn unknown_option_and_unknown_value_are_named() {
 
 #[test]
 fn cpu_that_does_not_exist_is_named_with_those_that_do() {
-    refuses(&["--vcpus", "1", "--cpus", "900"], 2, &["CPU 900", &support::cpus().to_string()]);
+    refuses(&["--vcpus", "1", "--cpus", "900"], 2, &["CPU 900", &cpus().to_string()]);
     refuses(&["--vcpus", "1", "--cpus", "1-"], 2, &["--cpus", "0,2-3"]);
     refuses(&["bench", "byte", "--cpus", "900"], 2, &["CPU 900"]);
 }
 
 #[test]
-fn word_that_the_payload_does_not_know_is_named() {
-    if has_kvm() {
-        refuses(&["--vcpus", "1", "--cmdline", "lock=spin"], 2, &["lock=spin", "malthusian or cull"]);
-        refuses(&["--vcpus", "1", "--cmdline", "quiet"], 2, &["quiet"]);
-    }
+fn unknown_parameter_of_the_payload_is_named() {
+    needs!(kvm);
+    refuses(&["--vcpus", "1", "--cmdline", "lock=spin"], 2, &["lock=spin", "malthusian or cull"]);
+    refuses(&["--vcpus", "1", "--cmdline", "quiet"], 2, &["quiet"]);
 }
 
 #[test]
@@ -94,9 +83,7 @@ fn results_file_that_cannot_be_written_is_refused_before_anything_runs() {
 
 #[test]
 fn run_that_fails_leaves_no_results_file() {
-    if !has_kvm() {
-        return;
-    }
+    needs!(kvm);
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("results.json");
     refuses(
@@ -108,21 +95,16 @@ fn run_that_fails_leaves_no_results_file() {
 }
 
 #[test]
-fn payload_that_is_not_there_is_named() {
-    if has_kvm() {
-        refuses(
-            &["--vcpus", "1", "--payload", "/nowhere/guest.bin"],
-            1,
-            &["/nowhere/guest.bin", "No such file"],
-        );
-        refuses(&["--vcpus", "1", "--payload", "/dev/zero"], 1, &["/dev/zero", "no plain file", "256 MiB"]);
-        refuses(&["--vcpus", "1", "--payload", "/dev"], 1, &["/dev", "directory"]);
-        refuses(&["--vcpus", "1", "--initrd", "/nowhere/initrd"], 1, &["/nowhere/initrd", "No such file"]);
-    }
+fn missing_payload_is_named() {
+    needs!(kvm);
+    refuses(&["--vcpus", "1", "--payload", "/nowhere/guest.bin"], 1, &["/nowhere/guest.bin", "No such file"]);
+    refuses(&["--vcpus", "1", "--payload", "/dev/zero"], 1, &["/dev/zero", "no plain file", "256 MiB"]);
+    refuses(&["--vcpus", "1", "--payload", "/dev"], 1, &["/dev", "directory"]);
+    refuses(&["--vcpus", "1", "--initrd", "/nowhere/initrd"], 1, &["/nowhere/initrd", "No such file"]);
 }
 
 #[test]
-fn payload_that_is_no_kernel_is_refused() {
+fn payload_that_is_not_a_kernel_is_refused() {
     refuses_payload(b"", &["payload.bin", "empty"]);
     refuses_payload(b"#!/bin/sh\n", &["payload.bin", "neither an ELF file nor a bzImage", "--flat"]);
     refuses_payload(b"\x7fELF", &["payload.bin", "cut short"]);
@@ -138,7 +120,7 @@ fn payload_that_is_no_kernel_is_refused() {
 }
 
 #[test]
-fn payload_that_does_not_fit_is_refused_with_a_size_that_does() {
+fn payload_that_does_not_fit_is_refused_with_a_size_that_fits() {
     let high = executable(0x0fff_0000, &[Segment::of(0x0fff_0000, &[0xf4])]);
     refuses_payload(&high, &["segment 0", "0xfff0000", "128 MiB", "--memory 256"]);
     let wild = executable(u64::MAX - 1, &[Segment::of(u64::MAX - 1, &[0xf4])]);
@@ -159,59 +141,55 @@ fn segments_that_overlap_and_entries_outside_are_refused() {
 
 #[test]
 fn memory_too_small_or_too_large_is_refused() {
-    if has_kvm() {
-        refuses(&["--vcpus", "1", "--memory", "0"], 2, &["--memory"]);
-        refuses(&["--vcpus", "1", "--memory", "2"], 1, &["segment", "2 MiB", "--memory"]);
-        refuses(&["--vcpus", "1", "--memory", "999999999999"], 2, &["999999999999", "--memory"]);
-        refuses(&["--vcpus", "1", "--memory", "18446744073709551615"], 2, &["--memory"]);
-        // What no mistake in counting explains, and the host does not have all the same.
-        let ended = end_of(&mut vmm_lab([
-            "run",
-            "--vcpus",
-            "1",
-            "--memory",
-            "33554432",
-            "--job",
-            "reset",
-            "--publisher",
-            "off",
-        ]));
-        assert!(ended.status == Some(0) || ended.stderr.contains("try a smaller --memory"), "{ended:?}");
-    }
+    needs!(kvm);
+    refuses(&["--vcpus", "1", "--memory", "0"], 2, &["--memory"]);
+    refuses(&["--vcpus", "1", "--memory", "2"], 1, &["segment", "2 MiB", "--memory"]);
+    refuses(&["--vcpus", "1", "--memory", "999999999999"], 2, &["999999999999", "--memory"]);
+    refuses(&["--vcpus", "1", "--memory", "18446744073709551615"], 2, &["--memory"]);
+    // A size that is valid, but more than the host has
+    let ended = end_of(&mut vmm_lab([
+        "run",
+        "--vcpus",
+        "1",
+        "--memory",
+        "33554432",
+        "--job",
+        "reset",
+        "--publisher",
+        "off",
+    ]));
+    assert!(ended.status == Some(0) || ended.stderr.contains("try a smaller --memory"), "{ended:?}");
 }
 
 #[test]
 fn workload_options_with_a_foreign_payload_are_refused() {
     let payload = Fixture::file("other.elf", &executable(0x10_0000, &[Segment::of(0x10_0000, &[0xf4])]));
-    if has_kvm() {
-        let args = ["--vcpus", "1", "--payload", payload.arg(), "--lock", "mutex"];
-        refuses(&args, 2, &["lock=mutex", "is not"]);
-    }
+    needs!(kvm);
+    let args = ["--vcpus", "1", "--payload", payload.arg(), "--lock", "mutex"];
+    refuses(&args, 2, &["lock=mutex", "is not"]);
 }
 
 #[test]
-fn payload_cannot_be_written_into_a_folder_that_is_not_there() {
+fn payload_in_a_missing_folder_cannot_be_written() {
     refuses(&["write-payload", "/nowhere/guest.bin"], 1, &["/nowhere/guest.bin", "No such file"]);
 }
 
-/// `vmm` in a mount namespace of its own, where `/dev` is empty.
+/// In a mount namespace where `/dev` is empty.
 #[test]
 fn without_dev_kvm_the_cure_is_named() {
-    if !has_program("unshare") {
-        return;
-    }
+    needs!(program("unshare"));
     let script = r#"mount -t tmpfs none /dev && exec "$0" run --vcpus 1 --publisher off"#;
     let ended =
         end_of(Command::new("unshare").args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_vmm-lab")]));
     if ended.stderr.contains("unshare") || ended.stderr.contains("mount") {
-        return skip("a mount namespace takes root");
+        return skip("only root can make a mount namespace");
     }
     complains(&ended, 1, &["/dev/kvm", "does not exist", "module"]);
 }
 
-/// The binary where anybody may run it, and how to become nobody.
+/// Runs the lab as user `nobody`, from a folder that is open to all.
 fn as_nobody(args: &[&str]) -> Option<Ended> {
-    if !has_program("setpriv") {
+    if !has::program("setpriv") {
         return None;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -221,7 +199,7 @@ fn as_nobody(args: &[&str]) -> Option<Ended> {
     let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups"];
     let ended = end_of(Command::new("setpriv").args(nobody).arg(&copy).args(with_command(args)));
     if ended.stderr.contains("setpriv") {
-        skip("becoming nobody takes root");
+        skip("only root can become nobody");
         return None;
     }
     Some(ended)
@@ -231,7 +209,7 @@ fn as_nobody(args: &[&str]) -> Option<Ended> {
 fn without_permission_for_dev_kvm_the_cure_is_named() {
     let mode = Path::new("/dev/kvm").metadata().map(|metadata| metadata.permissions().mode());
     match mode {
-        Ok(mode) if mode & 0o006 != 0 => return skip("/dev/kvm is open to everybody here"),
+        Ok(mode) if mode & 0o006 != 0 => return skip("/dev/kvm is open to all users"),
         Ok(_) => {}
         Err(_) => return skip("there is no /dev/kvm"),
     }
@@ -240,9 +218,9 @@ fn without_permission_for_dev_kvm_the_cure_is_named() {
     }
 }
 
-/// Root, but without the capabilities that BPF takes.
+/// Runs the lab as root without the capabilities for BPF.
 fn without_bpf(args: &[&str]) -> Option<Ended> {
-    if !has_bpf() || !has_program("setpriv") {
+    if !has::bpf() || !has::program("setpriv") {
         return None;
     }
     let drop = ["--bounding-set", "-bpf,-perfmon,-sys_admin"];
@@ -250,7 +228,7 @@ fn without_bpf(args: &[&str]) -> Option<Ended> {
         Command::new("setpriv").args(drop).arg(env!("CARGO_BIN_EXE_vmm-lab")).args(with_command(args)),
     );
     if ended.stderr.contains("setpriv") {
-        skip("dropping capabilities takes root");
+        skip("only root can drop capabilities");
         return None;
     }
     Some(ended)
@@ -264,7 +242,7 @@ fn without_bpf_rights_the_cure_is_named() {
 }
 
 #[test]
-fn without_bpf_rights_auto_takes_the_next_best_and_says_why() {
+fn without_bpf_rights_auto_takes_the_next_publisher_and_prints_why() {
     if let Some(ended) = without_bpf(&["--vcpus", "1", "--job", "reset"]) {
         assert_eq!(ended.status, Some(0), "{ended:?}");
         assert!(
@@ -276,13 +254,13 @@ fn without_bpf_rights_auto_takes_the_next_best_and_says_why() {
 }
 
 #[test]
-fn without_bpf_rights_the_suite_judges_what_it_can_and_says_why_not_the_rest() {
+fn without_bpf_rights_the_suite_judges_the_other_publishers_and_prints_why() {
     if let Some(ended) = without_bpf(&["conformance", "--publishers", "bpf,kernel"]) {
         assert_eq!(ended.status, Some(0), "{ended:?}");
         let row = ended.stdout.lines().find(|line| line.contains("starts-at-zero")).expect("a table");
         let cells: Vec<_> = row.split_ascii_whitespace().collect();
-        assert_eq!(cells, ["3", "starts-at-zero", "-", "1"], "KVM's own is judged");
-        let why = ended.stdout.lines().find(|line| line.starts_with("bpf 1-31 ")).expect("bpf is not");
+        assert_eq!(cells, ["3", "starts-at-zero", "-", "1"], "the in-kernel publisher is judged");
+        let why = ended.stdout.lines().find(|line| line.starts_with("bpf 1-31 ")).expect("a line for bpf");
         assert!(why.contains("not judged") && why.contains("CAP_BPF"), "{why}");
     }
 }

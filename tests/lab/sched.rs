@@ -1,15 +1,5 @@
-//! Guests under a policy: what is decided happens, by either mechanism; and whatever a policy does, the run ends cleanly and says
-//! what it has.
-
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on says so and fails"
-)]
-
-#[path = "../support/lab.rs"]
-mod support;
+//! Guests under a policy: decisions take effect by either mechanism, and the run ends cleanly with
+//! its figures whatever the policy does.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -26,37 +16,38 @@ use lab::sched::dispatcher::End;
 use lab::sched::mechanism::{MechanismChoice, MechanismKind};
 use lab::session::{self, SessionConfig, SessionResult, SessionRun};
 use steal_time::publisher::PublisherKind;
-use support::{
-    alone, cpus, end_of, has_kvm, has_perf, has_two_cpus, kill, skip, start, vmm_lab, vmm_run,
-    wait_for_cpu_time,
-};
 use vmm::supervise::Outcome;
+
+use crate::support::{
+    Fixture, alone, cpus, end_of, has, judge_undisturbed, kill, needs, skip, start, vmm_lab, vmm_run,
+    wait_for, wait_for_cpu_time,
+};
 
 const MS: u64 = 1_000_000;
 
 /// The mechanisms that this host allows.
 fn mechanisms() -> Vec<MechanismKind> {
-    if !has_kvm() {
+    if !has::kvm() {
         return Vec::new();
     }
     let allowed = thread::spawn(|| set_own_class(Class::Fifo(1)).is_ok()).join().unwrap();
     if !allowed {
-        skip("the class mechanism: no real-time class here");
+        skip("mechanism class: no right to a real-time class");
         return vec![MechanismKind::Deschedule];
     }
     vec![MechanismKind::Deschedule, MechanismKind::Class]
 }
 
-/// Runs `guests` guests of two vCPUs a CPU each.
+/// Runs `guests` guests of two vCPUs per CPU each.
 fn schedule(
     policy: PolicyChoice,
     mechanism: MechanismKind,
     guests: usize,
-    words: &str,
+    params: &str,
 ) -> (SessionRun, SessionResult) {
     let vcpus = 2 * cpus().count();
     let timeout = Duration::from_secs(40);
-    let guest = LabConfig::embedded(vcpus, cpus(), PublisherKind::Monitor, words.to_owned(), timeout);
+    let guest = LabConfig::embedded(vcpus, cpus(), PublisherKind::Monitor, params.to_owned(), timeout);
     let config = SessionConfig {
         guest,
         guests,
@@ -81,121 +72,137 @@ fn catalogued(text: &str) -> PolicyChoice {
 const CONTEND: &str = "job=contend lock=tas wait=spin warmup_ms=50 duration_ms=300";
 
 #[test]
-fn round_robin_happens_as_it_is_rehearsed_and_everybody_gets_on() {
-    for mechanism in mechanisms() {
-        let (run, result) = schedule(catalogued("rr:slice=2ms"), mechanism, 1, CONTEND);
+fn round_robin_follows_its_dry_run_and_every_vcpu_progresses() {
+    judge_undisturbed(|| {
+        for mechanism in mechanisms() {
+            let (run, result) = schedule(catalogued("rr:slice=2ms"), mechanism, 1, CONTEND);
+            assert!(
+                matches!(run.guests[0].monitor.outcome, Outcome::Reset),
+                "{:?}",
+                run.guests[0].monitor.outcome
+            );
+            let sched = result.sched.expect("it was scheduled");
+            assert_eq!((sched.mechanism, sched.ended.as_deref()), (mechanism, None));
+            assert!(sched.decisions > 50, "{sched:?}");
+            assert_eq!(sched.preemptions + cpus().count() as u64, sched.decisions);
+            // The dry run ends with the run, which may have lost a slice to the host. The order is the same
+            assert!(sched.drift.same + 4 >= sched.decisions.min(sched.drift.dry_run), "{:?}", sched.drift);
+            let figures = &result.guests[0].vcpus;
+            assert!(figures.iter().all(|vcpu| vcpu.acquisitions > 0), "{figures:?}");
+        }
+    });
+}
+
+#[test]
+fn descheduled_vcpu_is_marked_and_its_time_is_steal() {
+    needs!(kvm);
+    judge_undisturbed(|| {
+        let (run, result) = schedule(catalogued("rr:slice=2ms"), MechanismKind::Deschedule, 1, CONTEND);
+        let sched = result.sched.as_ref().expect("it was scheduled");
+        assert!(sched.byte.count > 0);
+        let held: u64 = run.guests[0]
+            .vcpus
+            .iter()
+            .flat_map(|vcpu| &vcpu.descheduled)
+            .map(|held| held.descheduled_ns)
+            .sum();
+        assert!(held > 0);
+        let window = result.guests[0].window.as_ref().expect("a window");
+        // Half of the vCPUs are descheduled at any time
         assert!(
-            matches!(run.guests[0].monitor.outcome, Outcome::Reset),
-            "{:?}",
-            run.guests[0].monitor.outcome
+            window.guest_steal_ns > window.length_ns / 2,
+            "{} of {}",
+            window.guest_steal_ns,
+            window.length_ns
         );
-        let sched = result.sched.expect("it was steered");
-        assert_eq!((sched.mechanism, sched.ended.as_deref()), (mechanism, None));
-        assert!(sched.decisions > 50, "{sched:?}");
-        assert_eq!(sched.preemptions + cpus().count() as u64, sched.decisions);
-        // The rehearsal ends with the run, which may have lost a turn to the host; what was decided is in its order.
-        assert!(sched.drift.same + 4 >= sched.decisions.min(sched.drift.dry_run), "{:?}", sched.drift);
-        let figures = &result.guests[0].vcpus;
-        assert!(figures.iter().all(|vcpu| vcpu.acquisitions > 0), "{figures:?}");
-    }
+        assert!(
+            run.guests[0].vcpus.iter().all(|vcpu| vcpu.stats.counts.is_some_and(|counts| counts.parks > 0))
+        );
+    });
 }
 
 #[test]
-fn parked_vcpu_says_so_and_its_time_is_steal() {
-    if !has_kvm() {
-        return;
-    }
-    let (run, result) = schedule(catalogued("rr:slice=2ms"), MechanismKind::Deschedule, 1, CONTEND);
-    let sched = result.sched.as_ref().expect("it was steered");
-    assert!(sched.byte.count > 0);
-    let held: u64 =
-        run.guests[0].vcpus.iter().flat_map(|vcpu| &vcpu.descheduled).map(|held| held.descheduled_ns).sum();
-    assert!(held > 0);
-    let window = result.guests[0].window.as_ref().expect("a window");
-    // Half of the vCPUs are parked at any time.
-    assert!(
-        window.guest_steal_ns > window.length_ns / 2,
-        "{} of {}",
-        window.guest_steal_ns,
-        window.length_ns
-    );
-    assert!(run.guests[0].vcpus.iter().all(|vcpu| vcpu.stats.counts.is_some_and(|counts| counts.parks > 0)));
-}
-
-#[test]
-fn kernels_own_record_shows_one_vcpu_a_cpu_in_its_turn() {
-    if !has_perf() || !has_two_cpus() {
-        return;
-    }
-    for mechanism in mechanisms() {
-        let (_, result) =
-            schedule(catalogued("rr:slice=5ms"), mechanism, 1, "job=watch warmup_ms=50 duration_ms=300");
-        let fact = result.sched.and_then(|sched| sched.fact).expect("perf tells");
-        // Nothing here ever sleeps: what ran out of turn was a switch under way.
-        assert!(fact.fidelity > 0.5, "{mechanism}: {fact:?}");
-        assert!(fact.on.count > 20 && fact.planned > 0.9, "{mechanism}: {fact:?}");
-    }
+fn perf_records_show_one_vcpu_per_cpu_in_its_slice() {
+    needs!(perf, two_cpus);
+    judge_undisturbed(|| {
+        for mechanism in mechanisms() {
+            let (_, result) =
+                schedule(catalogued("rr:slice=5ms"), mechanism, 1, "job=watch warmup_ms=50 duration_ms=300");
+            let fact = result.sched.and_then(|sched| sched.fact).expect("perf tells");
+            // No vCPU sleeps: one that runs out of its slice is being switched
+            assert!(fact.fidelity > 0.5, "{mechanism}: {fact:?}");
+            assert!(fact.on.count > 20 && fact.planned > 0.9, "{mechanism}: {fact:?}");
+        }
+    });
 }
 
 #[test]
 fn every_policy_of_the_catalogue_lets_a_guest_end() {
-    for mechanism in mechanisms() {
-        for entry in lab::policy::catalogue::CATALOGUE {
-            if entry.name == "replay" {
-                continue; // needs a file, and has a test of its own
+    judge_undisturbed(|| {
+        for mechanism in mechanisms() {
+            for entry in lab::policy::catalogue::CATALOGUE {
+                if entry.name == "replay" {
+                    continue; // needs a file and has its own test
+                }
+                let params = "job=contend lock=mutex wait=preempted warmup_ms=30 duration_ms=60";
+                let (run, result) = schedule(catalogued(entry.name), mechanism, 1, params);
+                assert!(
+                    matches!(run.guests[0].monitor.outcome, Outcome::Reset),
+                    "{} by {mechanism}: {:?}, {:?}",
+                    entry.name,
+                    run.guests[0].monitor.outcome,
+                    result.sched
+                );
             }
-            let words = "job=contend lock=mutex wait=preempted warmup_ms=30 duration_ms=60";
-            let (run, result) = schedule(catalogued(entry.name), mechanism, 1, words);
-            assert!(
-                matches!(run.guests[0].monitor.outcome, Outcome::Reset),
-                "{} by {mechanism}: {:?}, {:?}",
-                entry.name,
-                run.guests[0].monitor.outcome,
-                result.sched
-            );
         }
-    }
+    });
 }
 
 #[test]
-fn trace_is_replayed_in_its_order() {
-    if !has_kvm() {
-        return;
-    }
-    let rows: String = (0..40)
-        .map(|turn: u64| format!("{},{},{},4000000\n", turn / 2 * 4 * MS, turn % 2, turn % 4))
-        .fold(String::new(), |all, row| all + &row);
-    let trace = support::Fixture::file("trace.csv", rows.as_bytes());
-    let (run, result) =
-        schedule(catalogued(&format!("replay:file={}", trace.arg())), MechanismKind::Deschedule, 1, CONTEND);
-    assert!(matches!(run.guests[0].monitor.outcome, Outcome::Reset));
-    assert!(result.sched.expect("it was steered").decisions > 20);
+fn trace_is_replayed_in_order() {
+    needs!(kvm);
+    judge_undisturbed(|| {
+        let rows: String = (0..40)
+            .map(|turn: u64| format!("{},{},{},4000000\n", turn / 2 * 4 * MS, turn % 2, turn % 4))
+            .fold(String::new(), |all, row| all + &row);
+        let trace = Fixture::file("trace.csv", rows.as_bytes());
+        let (run, result) = schedule(
+            catalogued(&format!("replay:file={}", trace.arg())),
+            MechanismKind::Deschedule,
+            1,
+            CONTEND,
+        );
+        assert!(matches!(run.guests[0].monitor.outcome, Outcome::Reset));
+        assert!(result.sched.expect("it was scheduled").decisions > 20);
+    });
 }
 
 #[test]
-fn several_guests_are_steered_together_and_each_has_its_figures() {
-    for mechanism in mechanisms() {
-        let (run, result) = schedule(catalogued("gang:slice=2ms"), mechanism, 2, CONTEND);
-        assert_eq!(run.guests.len(), 2);
-        for (guest, figures) in run.guests.iter().zip(&result.guests) {
-            assert!(matches!(guest.monitor.outcome, Outcome::Reset), "{:?}", guest.monitor.outcome);
-            let lock = figures.window.as_ref().and_then(|window| window.lock.as_ref()).expect("a lock");
-            assert!(lock.acquisitions > 0);
+fn several_guests_are_scheduled_together_and_each_has_figures() {
+    judge_undisturbed(|| {
+        for mechanism in mechanisms() {
+            let (run, result) = schedule(catalogued("gang:slice=2ms"), mechanism, 2, CONTEND);
+            assert_eq!(run.guests.len(), 2);
+            for (guest, figures) in run.guests.iter().zip(&result.guests) {
+                assert!(matches!(guest.monitor.outcome, Outcome::Reset), "{:?}", guest.monitor.outcome);
+                let lock = figures.window.as_ref().and_then(|window| window.lock.as_ref()).expect("a lock");
+                assert!(lock.acquisitions > 0);
+            }
+            let sched = run.sched.expect("they were scheduled");
+            let of_second = |vcpu: Option<usize>| vcpu.is_some_and(|vcpu| vcpu >= sched.vcpus[0]);
+            assert!(sched.log.chosen.iter().any(|chosen| of_second(chosen.to)));
+            assert!(sched.log.chosen.iter().any(|chosen| chosen.to.is_some() && !of_second(chosen.to)));
         }
-        let sched = run.sched.expect("they were steered");
-        let of_second = |vcpu: Option<usize>| vcpu.is_some_and(|vcpu| vcpu >= sched.vcpus[0]);
-        assert!(sched.log.chosen.iter().any(|chosen| of_second(chosen.to)));
-        assert!(sched.log.chosen.iter().any(|chosen| chosen.to.is_some() && !of_second(chosen.to)));
-    }
+    });
 }
 
-/// Round robin, and something else now and then.
+/// Round robin, and an odd decision now and then.
 #[derive(Debug)]
 struct Odd {
     queues: RunQueues,
     ticks: u32,
     now_and_then: fn(u32, &SchedState, &mut Vec<Decision>),
-    /// Who is never let run.
+    /// A vCPU that never runs.
     forgotten: Option<usize>,
 }
 
@@ -243,35 +250,37 @@ impl Policy for Odd {
 }
 
 #[test]
-fn decisions_that_make_no_sense_are_refused_whole_and_counted_and_the_guest_goes_on() {
-    let odd = |ticks: u32, state: &SchedState, out: &mut Vec<Decision>| match ticks % 8 {
-        1 => out.push(Decision::Run { cpu: 99, vcpu: 0, until: state.now + MS }),
-        3 => out.push(Decision::Idle { cpu: 0, until: state.now }),
-        5 => out.extend([Decision::Throttle { vcpu: 0 }, Decision::Unthrottle { vcpu: 0 }]),
-        _ => {}
-    };
-    for mechanism in mechanisms() {
-        let (run, result) = schedule(Odd::choice("odd", odd, None), mechanism, 1, CONTEND);
-        assert!(
-            matches!(run.guests[0].monitor.outcome, Outcome::Reset),
-            "{:?}",
-            run.guests[0].monitor.outcome
-        );
-        let sched = result.sched.expect("it was steered");
-        let refused = sched.refused;
-        assert!(refused.impossible > 0 && refused.contradictory > 0, "{refused:?}");
-        assert!(sched.unanswered > 0);
-        assert!(run.sched.expect("it was steered").log.stopped.is_empty(), "none was obeyed by half");
-    }
+fn impossible_decisions_are_refused_whole_and_counted_and_the_guest_runs_on() {
+    judge_undisturbed(|| {
+        let odd = |ticks: u32, state: &SchedState, out: &mut Vec<Decision>| match ticks % 8 {
+            1 => out.push(Decision::Run { cpu: 99, vcpu: 0, until: state.now + MS }),
+            3 => out.push(Decision::Idle { cpu: 0, until: state.now }),
+            5 => out.extend([Decision::Throttle { vcpu: 0 }, Decision::Unthrottle { vcpu: 0 }]),
+            _ => {}
+        };
+        for mechanism in mechanisms() {
+            let (run, result) = schedule(Odd::choice("odd", odd, None), mechanism, 1, CONTEND);
+            assert!(
+                matches!(run.guests[0].monitor.outcome, Outcome::Reset),
+                "{:?}",
+                run.guests[0].monitor.outcome
+            );
+            let sched = result.sched.expect("it was scheduled");
+            let refused = sched.refused;
+            assert!(refused.impossible > 0 && refused.contradictory > 0, "{refused:?}");
+            assert!(sched.unanswered > 0);
+            assert!(run.sched.expect("it was scheduled").log.stopped.is_empty(), "none took effect in part");
+        }
+    });
 }
 
 #[test]
-fn policy_that_panics_ends_the_run_cleanly_and_says_why() {
+fn policy_that_panics_ends_the_run_cleanly_with_its_message() {
     for mechanism in mechanisms() {
         let odd =
             |ticks: u32, _: &SchedState, _: &mut Vec<Decision>| assert!(ticks < 200, "no idea what to do");
-        let words = "job=contend lock=tas wait=spin warmup_ms=10 duration_ms=30000";
-        let (run, result) = schedule(Odd::choice("nervous", odd, None), mechanism, 1, words);
+        let params = "job=contend lock=tas wait=spin warmup_ms=10 duration_ms=30000";
+        let (run, result) = schedule(Odd::choice("nervous", odd, None), mechanism, 1, params);
         assert!(
             matches!(run.guests[0].monitor.outcome, Outcome::Stopped),
             "{:?}",
@@ -287,11 +296,11 @@ fn policy_that_panics_ends_the_run_cleanly_and_says_why() {
 }
 
 #[test]
-fn policy_that_never_lets_a_vcpu_run_ends_the_run_cleanly_and_says_which() {
+fn policy_that_starves_a_vcpu_ends_the_run_cleanly_with_its_number() {
     for mechanism in mechanisms() {
-        // No lock: the one that is forgotten might hold it.
-        let words = "job=watch warmup_ms=10 duration_ms=30000";
-        let (run, result) = schedule(Odd::choice("forgetful", |_, _, _| {}, Some(2)), mechanism, 1, words);
+        // No lock: the starved vCPU might hold it
+        let params = "job=watch warmup_ms=10 duration_ms=30000";
+        let (run, result) = schedule(Odd::choice("forgetful", |_, _, _| {}, Some(2)), mechanism, 1, params);
         let end = run.sched.as_ref().and_then(|sched| sched.end.clone());
         assert!(matches!(end, Some(End::Starved { guest: 0, vcpu: 2, .. })), "{end:?}");
         assert!(matches!(run.guests[0].monitor.outcome, Outcome::Stopped));
@@ -301,50 +310,48 @@ fn policy_that_never_lets_a_vcpu_run_ends_the_run_cleanly_and_says_which() {
 }
 
 #[test]
-fn guest_tells_what_it_holds_and_rings_only_where_the_policy_asks() {
-    if !has_kvm() {
-        return;
-    }
-    let told = |run: &SessionRun| {
-        let report = run.guests[0].report.as_ref().expect("our payload reports");
-        let page = &report.hints[0];
-        let turn = page.host.slice_end.load(Ordering::Relaxed);
-        (run.guests[0].workload.expect("it is ours").hints, turn)
-    };
-    let (run, result) = schedule(catalogued("rr"), MechanismKind::Deschedule, 1, CONTEND);
-    assert_eq!((told(&run), result.sched.map(|sched| sched.rings)), ((false, 0), Some(0)));
-    let (run, _) = schedule(catalogued("slice-left"), MechanismKind::Deschedule, 1, CONTEND);
-    assert!(told(&run).1 > 0, "it was told when its turn ends");
-    let words = "job=contend lock=ticket wait=yield warmup_ms=50 duration_ms=300";
-    let (run, result) = schedule(catalogued("yield:target=next"), MechanismKind::Deschedule, 1, words);
-    assert!(told(&run).0);
-    let sched = result.sched.expect("it was steered");
-    assert!(sched.rings > 0 && sched.decisions > 300, "{sched:?}");
-    assert_eq!(
-        result.guests[0].vcpus.iter().map(|vcpu| vcpu.directed_yields).sum::<u64>(),
-        0,
-        "nobody else was asked"
-    );
+fn guest_gives_hints_and_rings_the_doorbell_only_if_the_policy_needs_them() {
+    needs!(kvm);
+    judge_undisturbed(|| {
+        let hints_of = |run: &SessionRun| {
+            let report = run.guests[0].report.as_ref().expect("our payload reports");
+            let page = &report.hints[0];
+            let slice_end = page.host.slice_end.load(Ordering::Relaxed);
+            (run.guests[0].workload.expect("it is ours").hints, slice_end)
+        };
+        let (run, result) = schedule(catalogued("rr"), MechanismKind::Deschedule, 1, CONTEND);
+        assert_eq!((hints_of(&run), result.sched.map(|sched| sched.rings)), ((false, 0), Some(0)));
+        let (run, _) = schedule(catalogued("slice-left"), MechanismKind::Deschedule, 1, CONTEND);
+        assert!(hints_of(&run).1 > 0, "the guest knows the end of its slice");
+        let params = "job=contend lock=ticket wait=yield warmup_ms=50 duration_ms=300";
+        let (run, result) = schedule(catalogued("yield:target=next"), MechanismKind::Deschedule, 1, params);
+        assert!(hints_of(&run).0);
+        let sched = result.sched.expect("it was scheduled");
+        assert!(sched.rings > 0 && sched.decisions > 300, "{sched:?}");
+        assert_eq!(
+            result.guests[0].vcpus.iter().map(|vcpu| vcpu.directed_yields).sum::<u64>(),
+            0,
+            "the monitor makes no directed yields under a policy"
+        );
+    });
 }
 
 #[test]
-fn ctrl_c_ends_a_steered_run_with_its_figures() {
-    if !has_kvm() {
-        return;
-    }
+fn ctrl_c_ends_a_scheduled_run_with_its_figures() {
+    needs!(kvm);
     let args = ["--vcpus", "4", "--duration-ms", "60000", "--policy", "rr", "--mechanism", "deschedule"];
     let mut running = start(vmm_run(args).stdout(std::process::Stdio::piped()));
     let stdout = running.take_stdout().expect("it is piped");
     wait_for_cpu_time(&running, Duration::from_millis(500));
     kill(running.id(), "INT");
-    assert_eq!(support::wait_for(running), Some(130));
+    assert_eq!(wait_for(running), Some(130));
     let printed = io::read_to_string(stdout).expect("it prints text");
     assert!(printed.contains("Policy rr (seed 1) by deschedule"), "{printed}");
     assert!(printed.contains("interrupted"), "{printed}");
 }
 
 #[test]
-fn policies_and_mechanisms_that_make_no_sense_are_refused_in_one_line() {
+fn invalid_policies_and_mechanisms_are_refused_in_one_line() {
     for (args, message) in [
         (["--policy", "rr:slice=never"], "slice=never cannot be read"),
         (["--policy", "prayer"], "there is no policy \"prayer\""),

@@ -1,33 +1,29 @@
-//! Foreign payloads: guests that were not made for this monitor, and how their runs end.
+//! Foreign payloads: guests that were not made for this monitor, and how they end.
 
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on says so and fails"
-)]
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "../support/monitor.rs"]
 mod support;
+mod vcpu;
 
 use std::io::Read;
 use std::process::Stdio;
 
 use support::elf::{Segment, executable};
-use support::{Ended, Fixture, end_of, has_kvm, kill, start, vmm, wait_for};
+use support::{Ended, Fixture, end_of, has, kill, needs, start, vmm, wait_for};
 
-/// Where the tests' own code is loaded and entered, in long mode at CPL 0.
-const ENTRY: u64 = 0x10_0000;
+/// GPA at which test code is loaded and entered, in long mode at CPL 0.
+const ENTRY_GPA: u64 = 0x10_0000;
 
 /// `mov $status, %al; out %al, $0xf4`.
 const EXIT_WITH_AL: [u8; 2] = [0xe6, 0xf4];
 
 /// Runs machine code as an ELF file without notes.
 fn run_code(code: &[u8], args: &[&str]) -> Option<Ended> {
-    if !has_kvm() {
+    if !has::kvm() {
         return None;
     }
-    let payload = Fixture::file("code.elf", &executable(ENTRY, &[Segment::of(ENTRY, code)]));
+    let payload = Fixture::file("code.elf", &executable(ENTRY_GPA, &[Segment::of(ENTRY_GPA, code)]));
     let all = ["--vcpus", "1", "--publisher", "off", "--quiet", "--payload", payload.arg()];
     Some(end_of(&mut vmm(all.iter().chain(args))))
 }
@@ -38,10 +34,8 @@ fn status_of(code: &[u8]) -> Option<i32> {
 }
 
 #[test]
-fn pvh_kernel_that_is_not_ours_starts_its_second_cpu_and_resets() {
-    if !has_kvm() {
-        return;
-    }
+fn foreign_pvh_kernel_starts_its_second_cpu_and_resets() {
+    needs!(kvm);
     let kernel = Fixture::assembled("foreign.S");
     for publisher in ["off", "auto"] {
         let args = ["--vcpus", "2", "--quiet", "--publisher", publisher, "--payload", kernel.arg()];
@@ -53,7 +47,7 @@ fn pvh_kernel_that_is_not_ours_starts_its_second_cpu_and_resets() {
 
 #[test]
 fn elf_without_notes_is_entered_in_long_mode() {
-    // %al is what is left of the top bit of %rax: 1 only where registers have 64 bits.
+    // %al gets the top bit of %rax: 1 only if registers have 64 bits
     let code = [
         &[0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0x80][..], // movabs $1 << 63, %rax
         &[0x48, 0xc1, 0xe8, 63],                      // shr $63, %rax
@@ -66,9 +60,7 @@ fn elf_without_notes_is_entered_in_long_mode() {
 
 #[test]
 fn flat_binary_is_loaded_at_1_mib() {
-    if !has_kvm() {
-        return;
-    }
+    needs!(kvm);
     // lea 0(%rip), %rax; shr $16, %eax: 0x100007 becomes 0x10.
     let code = [&[0x48, 0x8d, 0x05, 0, 0, 0, 0, 0xc1, 0xe8, 16][..], &EXIT_WITH_AL].concat();
     let flat = Fixture::file("flat.bin", &code);
@@ -102,7 +94,7 @@ fn string_output_sends_every_byte_to_the_same_port() {
 }
 
 #[test]
-fn exit_port_gives_the_exit_status_also_by_a_wide_write() {
+fn exit_port_gives_the_exit_status_by_byte_and_by_wide_writes() {
     if let Some(status) = status_of(&[&[0xb0, 42][..], &EXIT_WITH_AL].concat()) {
         assert_eq!(status, 42);
         // mov $42, %eax; out %eax, $0xf4
@@ -111,7 +103,7 @@ fn exit_port_gives_the_exit_status_also_by_a_wide_write() {
 }
 
 #[test]
-fn unknown_ports_and_addresses_read_all_ones_and_swallow_writes() {
+fn unclaimed_ports_and_addresses_read_all_ones_and_ignore_writes() {
     // in $0x70, %al
     if let Some(status) = status_of(&[&[0xe4, 0x70][..], &EXIT_WITH_AL].concat()) {
         assert_eq!(status, 0xff);
@@ -124,7 +116,7 @@ fn unknown_ports_and_addresses_read_all_ones_and_swallow_writes() {
 }
 
 #[test]
-fn triple_fault_is_told_with_its_registers_and_status_3() {
+fn triple_fault_ends_with_its_registers_and_status_3() {
     // ud2, without an IDT
     if let Some(ended) = run_code(&[0x0f, 0x0b], &[]) {
         assert_eq!(ended.status, Some(3), "{ended:?}");
@@ -134,7 +126,7 @@ fn triple_fault_is_told_with_its_registers_and_status_3() {
 }
 
 #[test]
-fn access_to_the_msr_faults_where_nobody_publishes() {
+fn access_to_the_msr_faults_without_a_publisher() {
     // mov $0x4b564d03, %ecx; rdmsr: #GP, and without an IDT a triple fault
     if let Some(ended) = run_code(&[0xb9, 0x03, 0x4d, 0x56, 0x4b, 0x0f, 0x32, 0xb0, 0, 0xe6, 0xf4], &[]) {
         assert_eq!(ended.status, Some(3), "{ended:?}");
@@ -142,23 +134,21 @@ fn access_to_the_msr_faults_where_nobody_publishes() {
 }
 
 #[test]
-fn guest_that_does_not_end_is_ended_by_the_time_out() {
+fn endless_guest_is_ended_by_the_timeout() {
     // jmp .
     if let Some(ended) = run_code(&[0xeb, 0xfe], &["--timeout", "0.2"]) {
         assert_eq!(ended.status, Some(4), "{ended:?}");
-        // sti-less hlt: nothing will ever wake it
+        // hlt with interrupts off: nothing wakes it
         assert_eq!(run_code(&[0xf4], &["--timeout", "0.2"]).and_then(|ended| ended.status), Some(4));
     }
 }
 
 #[test]
 fn ctrl_c_ends_the_run_and_is_reported() {
-    if !has_kvm() {
-        return;
-    }
+    needs!(kvm);
     // Sends a byte, then spins: mov $0x3f8, %dx; mov $'!', %al; out %al, %dx; jmp .
     let code = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'!', 0xee, 0xeb, 0xfe];
-    let payload = Fixture::file("code.elf", &executable(ENTRY, &[Segment::of(ENTRY, &code)]));
+    let payload = Fixture::file("code.elf", &executable(ENTRY_GPA, &[Segment::of(ENTRY_GPA, &code)]));
     for signal in ["INT", "TERM"] {
         let mut child = start(vmm(["--vcpus", "3", "--payload", payload.arg()]).stdout(Stdio::piped()));
         let mut stdout = child.take_stdout().unwrap();
@@ -173,18 +163,17 @@ fn ctrl_c_ends_the_run_and_is_reported() {
 }
 
 #[test]
-fn reader_of_the_console_that_goes_away_does_not_hurt_the_guest() {
-    if !has_kvm() {
-        return;
-    }
-    // Sends a thousand times what nobody reads, then exits with 7.
+fn guest_whose_console_reader_is_gone_runs_on() {
+    needs!(kvm);
+    // Sends a thousand bytes to the closed pipe, then exits with 7
     let code = [
         &[0x66, 0xba, 0xf8, 0x03, 0xb9, 0xe8, 0x03, 0, 0][..], // mov $0x3f8, %dx; mov $1000, %ecx
         &[0xb0, b'x', 0xee, 0xff, 0xc9, 0x75, 0xfb], // mov $'x', %al; 1: out %al, %dx; dec %ecx; jnz 1b - 2
         &[0xb0, 7],
         &EXIT_WITH_AL,
     ];
-    let payload = Fixture::file("code.elf", &executable(ENTRY, &[Segment::of(ENTRY, &code.concat())]));
+    let payload =
+        Fixture::file("code.elf", &executable(ENTRY_GPA, &[Segment::of(ENTRY_GPA, &code.concat())]));
     let args = ["--vcpus", "1", "--publisher", "off", "--quiet", "--payload", payload.arg()];
     let mut child = start(vmm(args).stdout(Stdio::piped()));
     drop(child.take_stdout());

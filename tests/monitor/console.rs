@@ -1,15 +1,6 @@
-//! The console: what is typed or piped reaches a foreign guest, and a terminal is left as it was found.
+//! The console: input reaches a foreign guest, and a terminal is restored.
 
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on says so and fails"
-)]
-#![expect(unsafe_code, reason = "a child must make the terminal its own before it becomes the monitor")]
-
-#[path = "../support/lab.rs"]
-mod support;
+#![expect(unsafe_code, reason = "a child takes its controlling terminal before it executes the monitor")]
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -19,25 +10,24 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::{Exclusive, Fixture, LIMIT, Running, end_of, kill, needs, start, vmm_run, wait_for};
 use nix::pty::openpty;
 use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
-use support::{Fixture, LIMIT, Running, end_of, has_kvm, kill, start, vmm_run, wait_for};
 
 fn echo(fixture: &Fixture) -> Command {
     vmm_run(["--vcpus", "1", "--memory", "4", "--publisher", "off", "--quiet", "--payload", fixture.arg()])
 }
 
 #[test]
-fn bytes_piped_reach_the_guest_in_order_however_many_they_are() {
-    if !has_kvm() {
-        return;
-    }
+fn piped_bytes_reach_the_guest_in_order_whatever_their_number() {
+    needs!(kvm);
     let fixture = Fixture::assembled("echo.S");
     let mut text: Vec<u8> =
         (0..3000_u32).map(|place| b"abcdefghij\r\n\x03\x01 "[place as usize % 15]).collect();
     text.push(b'q');
     let expected = [b">", &text[..]].concat();
 
+    let exclusive = Exclusive::take();
     let mut monitor = echo(&fixture);
     monitor.args(["--timeout", "30"]);
     let mut child = monitor.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -50,33 +40,33 @@ fn bytes_piped_reach_the_guest_in_order_however_many_they_are() {
     writer.join().unwrap().expect("the monitor reads all of it");
     assert_eq!((output.status.code(), &output.stdout), (Some(0), &expected));
 
-    // The same from a plain file, which no event loop can wait for.
+    drop(exclusive);
+
+    // The same from a plain file, which epoll refuses
     let file = Fixture::file("typed", &text);
     let ended = end_of(echo(&fixture).stdin(File::open(&file.path).unwrap()));
     assert_eq!((ended.status, ended.stdout.as_bytes()), (Some(0), &expected[..]));
 }
 
 #[test]
-fn end_of_standard_input_is_not_the_end_of_the_guest() {
-    if !has_kvm() {
-        return;
-    }
+fn end_of_standard_input_does_not_end_the_guest() {
+    needs!(kvm);
     let fixture = Fixture::assembled("echo.S");
     let ended = end_of(echo(&fixture).args(["--timeout", "0.3"]).stdin(Stdio::null()));
     assert_eq!((ended.status, ended.stdout.as_str()), (Some(4), ">"));
 }
 
-/// Makes the terminal at standard input the calling process's own, in a session of its own.
+/// Makes standard input the controlling terminal of the calling process, in a new session.
 fn take_terminal() -> io::Result<()> {
     nix::unistd::setsid()?;
-    // SAFETY: TIOCSCTTY takes a number.
+    // SAFETY: TIOCSCTTY takes an integer and touches no memory.
     match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-/// A monitor in the foreground of a terminal of its own.
+/// A monitor in the foreground of its own terminal.
 struct OnTerminal {
     running: Running,
     /// The user's side.
@@ -92,13 +82,13 @@ impl OnTerminal {
         let before = tcgetattr(pty.slave.as_fd()).unwrap();
         let end = || Stdio::from(pty.slave.try_clone().unwrap());
         command.stdin(end()).stdout(end()).stderr(end());
-        // SAFETY: between fork and exec it makes two system calls, and touches no memory.
+        // SAFETY: between fork and exec the closure makes two system calls. It allocates nothing and takes no lock.
         unsafe { command.pre_exec(take_terminal) };
         let running = start(command);
         Self { running, keyboard: File::from(pty.master), terminal: pty.slave, before }
     }
 
-    /// Reads until `text` has come.
+    /// Reads until `text` arrives.
     fn wait_for(&mut self, text: &str) {
         let (began, mut seen) = (Instant::now(), Vec::new());
         while !String::from_utf8_lossy(&seen).contains(text) {
@@ -118,7 +108,7 @@ impl OnTerminal {
         !now.local_flags.intersects(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG)
     }
 
-    /// Waits for the end, and asserts that the terminal is as it was before.
+    /// Waits until the monitor ends and asserts that the terminal is restored.
     fn end(self) -> Option<i32> {
         let status = wait_for(self.running);
         assert_eq!(tcgetattr(self.terminal.as_fd()).unwrap(), self.before);
@@ -127,10 +117,8 @@ impl OnTerminal {
 }
 
 #[test]
-fn terminal_is_raw_while_a_foreign_guest_has_it_and_restored_however_the_run_ends() {
-    if !has_kvm() {
-        return;
-    }
+fn terminal_of_a_foreign_guest_is_raw_and_restored_however_the_run_ends() {
+    needs!(kvm);
     let fixture = Fixture::assembled("echo.S");
     for (ending, status) in [("q", 0), ("\x01x", 130), ("TERM", 130), ("INT", 130), ("timeout", 4)] {
         let mut command = echo(&fixture);
@@ -140,7 +128,7 @@ fn terminal_is_raw_while_a_foreign_guest_has_it_and_restored_however_the_run_end
         let mut monitor = OnTerminal::start(&mut command);
         monitor.wait_for(">");
         assert!(monitor.is_raw(), "{ending:?}");
-        // Ctrl-C is the guest's, and so is the second of two escapes.
+        // The guest gets Ctrl-C, and the second of two escapes
         monitor.type_keys(b"\x03a\x01\x01b");
         monitor.wait_for("\x03a\x01b");
         match ending {
@@ -153,10 +141,8 @@ fn terminal_is_raw_while_a_foreign_guest_has_it_and_restored_however_the_run_end
 }
 
 #[test]
-fn user_is_told_how_to_get_out_and_an_early_end_restores_the_terminal_as_well() {
-    if !has_kvm() {
-        return;
-    }
+fn escape_is_printed_and_an_early_end_restores_the_terminal() {
+    needs!(kvm);
     let fixture = Fixture::assembled("echo.S");
     let mut command =
         vmm_run(["--vcpus", "1", "--memory", "4", "--publisher", "off", "--payload", fixture.arg()]);
@@ -167,15 +153,13 @@ fn user_is_told_how_to_get_out_and_an_early_end_restores_the_terminal_as_well() 
 }
 
 #[test]
-fn terminal_is_left_alone_for_our_own_payload() {
-    if !has_kvm() {
-        return;
-    }
-    let words = ["--vcpus", "2", "--publisher", "off", "--job", "idle", "--duration-ms", "60000"];
-    let mut monitor = OnTerminal::start(&mut vmm_run(words));
+fn terminal_of_the_embedded_payload_stays_cooked() {
+    needs!(kvm);
+    let options = ["--vcpus", "2", "--publisher", "off", "--job", "idle", "--duration-ms", "60000"];
+    let mut monitor = OnTerminal::start(&mut vmm_run(options));
     thread::sleep(Duration::from_millis(300));
     assert!(!monitor.is_raw());
-    // So Ctrl-C is the terminal's, which sends the signal.
+    // So the terminal turns Ctrl-C into SIGINT
     monitor.type_keys(b"\x03");
     assert_eq!(monitor.end(), Some(130));
 }

@@ -1,17 +1,8 @@
-//! Linux as a witness: a kernel whose steal-time code nobody here wrote.
+//! A Linux guest, whose steal-time code is not ours.
 //!
-//! The folder that `VMM_TEST_LINUX` names holds a small kernel (`vmlinux.zst`) and an initramfs (`initramfs.cpio`) whose one
-//! program reports what the guest sees of steal time, line by line. Without it these tests say that they skip.
-
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on says so and fails"
-)]
-
-#[path = "../support/lab.rs"]
-mod support;
+//! The folder `VMM_TEST_LINUX` holds a small kernel (`vmlinux.zst`) and an initramfs
+//! (`initramfs.cpio`). Its one program reports what the guest sees of steal time, line by line.
+//! Without the folder these tests skip.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,12 +17,13 @@ use object::Endianness;
 use object::elf::{FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
 use steal_time::publisher::{PublisherChoice, PublisherKind};
-use support::{Fixture, alone, cpus, has_bpf, has_kvm, skip};
 use vmm::guest::PayloadSource;
 use vmm::supervise::Outcome;
 use vmm::timings::Timings;
 
-/// A kernel whose CPL 0 is emulated takes some 20 s to boot four vCPUs on one CPU.
+use crate::support::{Exclusive, Fixture, cpus, judge_undisturbed, needs, skip};
+
+/// A guest whose CPL 0 code KVM emulates takes some 20 s to boot four vCPUs on one CPU.
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// The kernel, uncompressed, and its initramfs.
@@ -55,7 +47,7 @@ impl Linux {
     }
 
     fn config(&self, vcpus: usize, publisher: PublisherKind, payload: &Fixture, cmdline: &str) -> LabConfig {
-        let config = support::guest(vcpus, publisher, "");
+        let config = crate::support::guest(vcpus, publisher, "");
         config.with(|guest| {
             guest.memory_mib = 128;
             guest.payload = PayloadSource::File { path: payload.path.clone(), flat: false };
@@ -67,31 +59,31 @@ impl Linux {
     }
 }
 
-/// What a guest said, and what the host knew of its vCPUs' threads at the moment of some lines.
+/// The console output of a guest, and the run delays of its vCPU threads at some lines.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Said>>);
+struct Log(Arc<Mutex<Output>>);
 
 #[derive(Default)]
-struct Said {
+struct Output {
     lines: Vec<String>,
     line: Vec<u8>,
-    /// Run delay of each vCPU's thread (ns), when the first line with this tag was complete.
+    /// Run delay of each vCPU thread (ns) at the end of the first line with this tag.
     run_delays: BTreeMap<String, Vec<u64>>,
 }
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut said = self.0.lock().unwrap();
+        let mut output = self.0.lock().unwrap();
         for byte in bytes {
             if *byte != b'\n' {
-                said.line.push(*byte);
+                output.line.push(*byte);
                 continue;
             }
-            let line = String::from_utf8_lossy(&std::mem::take(&mut said.line)).trim_end().to_owned();
+            let line = String::from_utf8_lossy(&std::mem::take(&mut output.line)).trim_end().to_owned();
             if let Some((tag, _)) = line.split_once('|').filter(|(tag, _)| !tag.contains(' ')) {
-                said.run_delays.entry(tag.to_owned()).or_insert_with(run_delays);
+                output.run_delays.entry(tag.to_owned()).or_insert_with(run_delays);
             }
-            said.lines.push(line);
+            output.lines.push(line);
         }
         Ok(bytes.len())
     }
@@ -101,7 +93,7 @@ impl Write for Log {
     }
 }
 
-/// Run delay of each vCPU's thread of this process, in the vCPUs' order.
+/// Run delays (ns) of the vCPU threads of this process, in the order of the vCPUs.
 fn run_delays() -> Vec<u64> {
     let threads = fs::read_dir("/proc/self/task").expect("/proc is mounted");
     let by_vcpu = threads.flatten().filter_map(|thread| {
@@ -115,15 +107,15 @@ fn run_delays() -> Vec<u64> {
 
 impl Log {
     fn lines_with(&self, part: &str) -> Vec<String> {
-        let said = self.0.lock().unwrap();
-        said.lines.iter().filter(|line| line.contains(part)).cloned().collect()
+        let output = self.0.lock().unwrap();
+        output.lines.iter().filter(|line| line.contains(part)).cloned().collect()
     }
 
     fn run_delays(&self, tag: &str) -> Vec<u64> {
         self.0.lock().unwrap().run_delays.get(tag).cloned().unwrap_or_else(|| panic!("no line {tag}|"))
     }
 
-    /// The steal column of `/proc/stat` (ns), for all CPUs together, where the guest printed it with this tag.
+    /// The sum of the steal column of the guest's `/proc/stat` (ns), printed with this tag.
     fn stat_steal_ns(&self, tag: &str) -> u64 {
         let lines = self.lines_with(&format!("{tag}| cpu "));
         let ticks = lines.first().and_then(|line| line.split_ascii_whitespace().nth(9)?.parse::<u64>().ok());
@@ -140,7 +132,8 @@ fn number(line: &str, key: &str) -> u64 {
 
 fn boot(config: &LabConfig) -> (LabRun, Log) {
     let log = Log::default();
-    let run = alone(|| guest::run(config, log.clone(), Timings::since(Instant::now())));
+    let _exclusive = Exclusive::take();
+    let run = guest::run(config, log.clone(), Timings::since(Instant::now()));
     let run = run.expect("the guest can be run");
     let tail: Vec<_> = log.0.lock().unwrap().lines.iter().rev().take(8).rev().cloned().collect();
     assert!(matches!(run.monitor.outcome, Outcome::Reset), "{:?} after {tail:#?}", run.monitor.outcome);
@@ -155,72 +148,78 @@ fn assert_within_5_percent(what: &str, guest_ns: u64, host_ns: u64) {
 }
 
 #[test]
-fn linux_registers_steals_and_sees_preemption_on_four_vcpus_of_one_cpu() {
+fn linux_on_four_vcpus_of_one_cpu_registers_accounts_steal_and_sees_preemption() {
     const VCPUS: usize = 4;
-    let Some(linux) = Linux::find().filter(|_| has_bpf()) else { return };
+    needs!(bpf);
+    let Some(linux) = Linux::find() else { return };
     let payload = Fixture::file("vmlinux", &linux.kernel);
-    let words = "load_ms=4000 ksample_ms=1000 hotplug=1";
-    let config = linux.config(VCPUS, PublisherKind::Bpf, &payload, words);
-    let (run, log) = boot(&config.on(cpus().first(1)));
+    let params = "load_ms=4000 ksample_ms=1000 hotplug=1";
+    let config = linux.config(VCPUS, PublisherKind::Bpf, &payload, params);
+    judge_undisturbed(|| {
+        let (run, log) = boot(&config.clone().on(cpus().first(1)));
 
-    // Each CPU registers its record; CPU 1 takes it back when it goes, and brings the same when it returns; at reboot all
-    // take theirs back.
-    let addresses: Vec<_> = (0..VCPUS)
-        .map(|cpu| {
-            let said = log.lines_with(&format!("kvm-guest: stealtime: cpu {cpu}, msr "));
-            let said: Vec<_> = said.iter().filter(|line| !line.starts_with("dmesg|")).collect();
-            let values: Vec<_> =
-                said.iter().map(|line| line.split("msr ").nth(1).unwrap().to_owned()).collect();
-            let (address, off) = (values[0].clone(), "0 (off)".to_owned());
-            let expected = match cpu {
-                1 => vec![address.clone(), off.clone(), address.clone(), off],
-                _ => vec![address.clone(), off],
-            };
-            assert_eq!(values, expected, "CPU {cpu}");
-            address
-        })
-        .collect();
-    assert!((1..VCPUS).all(|cpu| !addresses[..cpu].contains(&addresses[cpu])), "{addresses:?}");
-    assert_eq!(run.vcpus.iter().map(|vcpu| vcpu.stats.exits.msr).sum::<u64>(), 2 * VCPUS as u64 + 2);
-    assert_eq!(log.lines_with("hotplug down 1 ok").len() + log.lines_with("hotplug up 1 ok").len(), 2);
+        // Each CPU registers its record. CPU 1 deregisters it when it is unplugged, and registers the
+        // same again. At reboot all CPUs deregister
+        let addresses: Vec<_> = (0..VCPUS)
+            .map(|cpu| {
+                let lines = log.lines_with(&format!("kvm-guest: stealtime: cpu {cpu}, msr "));
+                let lines: Vec<_> = lines.iter().filter(|line| !line.starts_with("dmesg|")).collect();
+                let values: Vec<_> =
+                    lines.iter().map(|line| line.split("msr ").nth(1).unwrap().to_owned()).collect();
+                let (address, off) = (values[0].clone(), "0 (off)".to_owned());
+                let expected = match cpu {
+                    1 => vec![address.clone(), off.clone(), address.clone(), off],
+                    _ => vec![address.clone(), off],
+                };
+                assert_eq!(values, expected, "CPU {cpu}");
+                address
+            })
+            .collect();
+        assert!((1..VCPUS).all(|cpu| !addresses[..cpu].contains(&addresses[cpu])), "{addresses:?}");
+        assert_eq!(run.vcpus.iter().map(|vcpu| vcpu.stats.exits.msr).sum::<u64>(), 2 * VCPUS as u64 + 2);
+        assert_eq!(log.lines_with("hotplug down 1 ok").len() + log.lines_with("hotplug up 1 ok").len(), 2);
 
-    // What its user space saw of the records while all four spun.
-    let load = log.lines_with("load|");
-    assert_eq!(load.len(), VCPUS);
-    for line in &load {
-        for never in ["self_preempted", "self_odd", "backward"] {
-            assert_eq!(number(line, never), 0, "{line}");
+        // What user space saw of the records while all four spun
+        let load = log.lines_with("load|");
+        assert_eq!(load.len(), VCPUS);
+        for line in &load {
+            for never in ["self_preempted", "self_odd", "backward"] {
+                assert_eq!(number(line, never), 0, "{line}");
+            }
+            assert!(number(line, "samples") > 1_000_000, "{line}");
+            // While four spin, three are off the CPU whenever one samples
+            let others: u64 = (0..VCPUS)
+                .map(|cpu| format!("pre{cpu}"))
+                .filter(|key| line.contains(&format!(" {key}=")))
+                .map(|key| number(line, &key))
+                .sum();
+            let share = others as f64 / (number(line, "samples") as f64 * 3.0 / 4.0);
+            assert!(share > 0.5, "{line}");
         }
-        assert!(number(line, "samples") > 1_000_000, "{line}");
-        // Of the others three in four are off the CPU whenever this one looks, for as long as there are four.
-        let others: u64 = (0..VCPUS)
-            .map(|cpu| format!("pre{cpu}"))
-            .filter(|key| line.contains(&format!(" {key}=")))
-            .map(|key| number(line, &key))
-            .sum();
-        let share = others as f64 / (number(line, "samples") as f64 * 3.0 / 4.0);
-        assert!(share > 0.5, "{line}");
-    }
-    // What the kernel's own vcpu_is_preempted() said while the others spun.
-    let kernel = log.lines_with("rec1| kernel_samples");
-    assert!(number(&kernel[0], "kernel_samples") > 100 && number(&kernel[0], "self_true") == 0, "{kernel:?}");
-    let seen = log.lines_with("rec1| cpu ");
-    assert!(seen.iter().skip(1).all(|line| number(line, "sampled_true") > 0), "{seen:?}");
-    assert_eq!(number(&seen[0], "sampled_true"), 0, "{seen:?}");
+        // What the kernel's vcpu_is_preempted() returned while the others spun
+        let kernel = log.lines_with("rec1| kernel_samples");
+        assert!(
+            number(&kernel[0], "kernel_samples") > 100 && number(&kernel[0], "self_true") == 0,
+            "{kernel:?}"
+        );
+        let seen = log.lines_with("rec1| cpu ");
+        assert!(seen.iter().skip(1).all(|line| number(line, "sampled_true") > 0), "{seen:?}");
+        assert_eq!(number(&seen[0], "sampled_true"), 0, "{seen:?}");
 
-    // /proc/stat, and the records themselves, against the host's run delay.
-    let grown: u64 =
-        log.run_delays("stat1").iter().sum::<u64>() - log.run_delays("stat0").iter().sum::<u64>();
-    assert!(grown > 4_000_000_000, "four spun on one CPU for 4 s: {grown}");
-    let stat = log.stat_steal_ns("stat1") - log.stat_steal_ns("stat0");
-    assert_within_5_percent("steal in /proc/stat", stat, grown);
-    for (cpu, host_ns) in log.run_delays("rec1").iter().enumerate() {
-        let line = seen.iter().find(|line| number(line, "cpu") == cpu as u64).expect("its record");
-        assert_within_5_percent(&format!("record of CPU {cpu}"), number(line, "steal"), *host_ns);
-    }
+        // /proc/stat and the records, against the run delay on the host
+        let grown: u64 =
+            log.run_delays("stat1").iter().sum::<u64>() - log.run_delays("stat0").iter().sum::<u64>();
+        assert!(grown > 4_000_000_000, "four vCPUs spin on one CPU for 4 s: {grown}");
+        let stat = log.stat_steal_ns("stat1") - log.stat_steal_ns("stat0");
+        assert_within_5_percent("steal in /proc/stat", stat, grown);
+        for (cpu, host_ns) in log.run_delays("rec1").iter().enumerate() {
+            let line = seen.iter().find(|line| number(line, "cpu") == cpu as u64).expect("its record");
+            assert_within_5_percent(&format!("record of CPU {cpu}"), number(line, "steal"), *host_ns);
+        }
+    });
 }
 
-/// The same kernel as a bzImage: a setup header, and at the 64-bit entry a jump to the kernel's own.
+/// The kernel as a bzImage: a setup header, and a jump from the 64-bit entry to the kernel's entry.
 fn bzimage_of(kernel: &[u8]) -> Vec<u8> {
     const KERNEL: u64 = 0x100_0000;
     const BEFORE: u64 = 0x1000;
@@ -260,8 +259,9 @@ fn bzimage_of(kernel: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn linux_boots_as_a_bzimage_by_the_64_bit_protocol() {
-    let Some(linux) = Linux::find().filter(|_| has_bpf()) else { return };
+fn linux_as_a_bzimage_boots_by_the_64_bit_protocol() {
+    needs!(bpf);
+    let Some(linux) = Linux::find() else { return };
     let payload = Fixture::file("bzImage", &bzimage_of(&linux.kernel));
     let (run, log) = boot(&linux.config(2, PublisherKind::Bpf, &payload, "load_ms=500"));
     assert!(matches!(run.monitor.entry, vmm::boot::Entry::Long(0xff_f200)), "{:?}", run.monitor.entry);
@@ -272,7 +272,8 @@ fn linux_boots_as_a_bzimage_by_the_64_bit_protocol() {
 
 #[test]
 fn linux_without_a_publisher_has_no_steal_time() {
-    let Some(linux) = Linux::find().filter(|_| has_kvm()) else { return };
+    needs!(kvm);
+    let Some(linux) = Linux::find() else { return };
     let payload = Fixture::file("vmlinux", &linux.kernel);
     let (_, log) = boot(&linux.config(2, PublisherKind::Off, &payload, "load_ms=300"));
     assert_eq!(log.lines_with("stealtime"), [""; 0]);

@@ -1,14 +1,4 @@
-//! Our payload under our monitor: every way to start it, every job, every way to end.
-
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on says so and fails"
-)]
-
-#[path = "../support/lab.rs"]
-mod support;
+//! The embedded payload: every way to start it, every job, every way to end.
 
 use std::io::{self, Read};
 use std::process::Stdio;
@@ -19,12 +9,13 @@ use lab::results::RunResult;
 use protocol::payload::params::Start;
 use protocol::payload::report::Report;
 use steal_time::publisher::PublisherKind;
-use support::elf::{Segment, executable};
-use support::{
-    Fixture, end_of, guest, has_bpf, has_kvm, has_two_cpus, kill, run, start, vmm_lab, vmm_run, wait_for,
-    wait_for_cpu_time,
-};
 use vmm::supervise::Outcome;
+
+use crate::support::elf::{Segment, executable};
+use crate::support::{
+    Fixture, cpus, end_of, guest, has, judge_undisturbed, kill, needs, run, start, vmm_lab, vmm_run,
+    wait_for, wait_for_cpu_time,
+};
 
 /// A short measured window.
 const SHORT: &str = "warmup_ms=20 duration_ms=60";
@@ -35,9 +26,7 @@ fn assert_reset(run: &LabRun, result: &RunResult) {
 
 #[test]
 fn guests_of_1_to_255_vcpus_boot_run_and_end() {
-    if !has_kvm() {
-        return;
-    }
+    needs!(kvm);
     for vcpus in [1, 2, 16, 64, 255] {
         let (run, result) =
             run(&guest(vcpus, PublisherKind::Off, &format!("job=contend wait=threshold {SHORT}")));
@@ -50,14 +39,12 @@ fn guests_of_1_to_255_vcpus_boot_run_and_end() {
 
 #[test]
 fn guests_of_1_to_255_vcpus_register_their_records() {
-    if !has_bpf() {
-        return;
-    }
+    needs!(bpf);
     for vcpus in [1, 2, 16, 64, 255] {
         let (run, result) =
             run(&guest(vcpus, PublisherKind::Bpf, &format!("job=contend wait=preempted {SHORT}")));
         assert_reset(&run, &result);
-        // One write of the MSR each, and each thread was seen to come to its CPU.
+        // One write of the MSR each, and each thread was seen to be switched in
         assert!(result.vcpus.iter().all(|vcpu| vcpu.exits.msr == 1), "{:?}", result.vcpus);
         assert!(
             result
@@ -70,10 +57,8 @@ fn guests_of_1_to_255_vcpus_register_their_records() {
 
 #[test]
 fn vcpus_started_by_sipi_do_the_same_as_those_started_directly() {
-    if !has_kvm() {
-        return;
-    }
-    // With many, the boot vCPU sends its INIT and SIPI long before the last one could be made beside it.
+    needs!(kvm);
+    // With many vCPUs, the boot vCPU sends INIT and SIPI long before the last one is created
     for vcpus in [1, 2, 64] {
         let mut config = guest(vcpus, PublisherKind::Off, &format!("job=contend wait=threshold {SHORT}"));
         config.guest.start = Start::Sipi;
@@ -85,28 +70,27 @@ fn vcpus_started_by_sipi_do_the_same_as_those_started_directly() {
 }
 
 #[test]
-fn waiter_halts_for_the_byte_only_where_somebody_sets_it() {
-    if !has_bpf() {
-        return;
-    }
-    let words =
-        "job=contend lock=tas wait=preempted backstop_ns=0 section_ns=20000 think_ns=1000 duration_ms=300";
-    let seen = |publisher| {
-        let (run, result) = run(&guest(4 * support::cpus().count(), publisher, words));
-        assert_reset(&run, &result);
-        let lock = result.window.expect("a window").lock.expect("a lock");
-        (lock.preempted_seen, lock.halts)
-    };
-    let (by_bpf, halts) = seen(PublisherKind::Bpf);
-    assert!(by_bpf > 0 && halts > 0, "holders are preempted, and waiters see it: {by_bpf}, {halts}");
-    assert_eq!(seen(PublisherKind::Off), (0, 0));
+fn waiter_halts_for_the_byte_only_if_a_publisher_sets_it() {
+    needs!(bpf);
+    judge_undisturbed(|| {
+        let params = "job=contend lock=tas wait=preempted backstop_ns=0 section_ns=20000 think_ns=1000 duration_ms=300";
+        let seen = |publisher| {
+            let (run, result) = run(&guest(4 * cpus().count(), publisher, params));
+            assert_reset(&run, &result);
+            let lock = result.window.expect("a window").lock.expect("a lock");
+            (lock.preempted_seen, lock.halts)
+        };
+        let (by_bpf, halts) = seen(PublisherKind::Bpf);
+        assert!(by_bpf > 0 && halts > 0, "holders are preempted, and waiters see it: {by_bpf}, {halts}");
+        assert_eq!(seen(PublisherKind::Off), (0, 0));
+    });
 }
 
 #[test]
-fn rules_of_the_msr_hold_from_inside_with_every_publisher() {
+fn msr_assertions_hold_in_the_guest_with_every_publisher() {
     let mut publishers = Vec::new();
-    publishers.extend(has_kvm().then_some(PublisherKind::Kernel));
-    publishers.extend(has_bpf().then_some(PublisherKind::Bpf));
+    publishers.extend(has::kvm().then_some(PublisherKind::Kernel));
+    publishers.extend(has::bpf().then_some(PublisherKind::Bpf));
     for publisher in publishers {
         let (run, result) = run(&guest(2, publisher, "job=conformance scene=msr"));
         assert_reset(&run, &result);
@@ -118,9 +102,7 @@ fn rules_of_the_msr_hold_from_inside_with_every_publisher() {
 
 #[test]
 fn without_a_publisher_the_feature_is_absent() {
-    if !has_kvm() {
-        return;
-    }
+    needs!(kvm);
     let (run, result) = run(&guest(1, PublisherKind::Off, "job=conformance scene=absent"));
     assert_reset(&run, &result);
     let numbers: Vec<_> = result.findings.iter().map(|finding| (finding.number, finding.broken_at)).collect();
@@ -128,23 +110,21 @@ fn without_a_publisher_the_feature_is_absent() {
 }
 
 #[test]
-fn idle_guest_sleeps_and_nothing_is_stolen_from_it() {
-    if !has_bpf() {
-        return;
-    }
-    let (run, result) = run(&guest(2, PublisherKind::Bpf, "job=idle duration_ms=200"));
-    assert_reset(&run, &result);
-    let window = result.window.expect("a window");
-    assert!(window.host.sleeps > 50, "{window:?}");
-    let total = window.host.run_ns + window.host.run_delay_ns;
-    assert!(total < window.length_ns, "two vCPUs that sleep do not use half of two CPUs: {window:?}");
+fn idle_guest_sleeps_and_accrues_no_steal() {
+    needs!(bpf);
+    judge_undisturbed(|| {
+        let (run, result) = run(&guest(2, PublisherKind::Bpf, "job=idle duration_ms=200"));
+        assert_reset(&run, &result);
+        let window = result.window.expect("a window");
+        assert!(window.host.sleeps > 50, "{window:?}");
+        let total = window.host.run_ns + window.host.run_delay_ns;
+        assert!(total < window.length_ns, "two sleeping vCPUs use less than half of two CPUs: {window:?}");
+    });
 }
 
 #[test]
-fn panic_and_exception_are_told_with_vcpu_and_place_and_end_with_status_3() {
-    if !has_kvm() {
-        return;
-    }
+fn panic_and_exception_end_with_vcpu_place_and_status_3() {
+    needs!(kvm);
     for (job, on_stderr, on_console) in [
         ("panic", "vCPU 0: panic at line", "vCPU 0: panicked at guest-payload/src/jobs/mod.rs"),
         ("fault", "vCPU 0: exception 6 at rip 0x4", "vCPU 0: exception 6 (undefined instruction) at rip 0x4"),
@@ -159,17 +139,15 @@ fn panic_and_exception_are_told_with_vcpu_and_place_and_end_with_status_3() {
     }
 }
 
-/// Long after all vCPUs are up and the warm-up is over; the jobs here would take a minute.
+/// All vCPUs are up and the warm-up is over by then. The jobs here would take a minute.
 const WELL_UNDER_WAY: Duration = Duration::from_millis(600);
 
 #[test]
-fn guest_that_is_out_of_time_closes_its_window_and_keeps_its_figures() {
-    if !has_kvm() {
-        return;
-    }
+fn guest_that_times_out_closes_its_window_and_keeps_its_figures() {
+    needs!(kvm);
     for job in ["contend wait=threshold", "watch", "idle"] {
-        let words = format!("job={job} warmup_ms=20 duration_ms=60000");
-        let config = guest(4, PublisherKind::Off, &words).with(|guest| guest.timeout = Some(WELL_UNDER_WAY));
+        let params = format!("job={job} warmup_ms=20 duration_ms=60000");
+        let config = guest(4, PublisherKind::Off, &params).with(|guest| guest.timeout = Some(WELL_UNDER_WAY));
         let (run, result) = run(&config);
         assert!(matches!(run.monitor.outcome, Outcome::TimedOut), "{:?}", result.outcome);
         let window = result.window.expect("the window was closed");
@@ -179,7 +157,7 @@ fn guest_that_is_out_of_time_closes_its_window_and_keeps_its_figures() {
     }
 }
 
-/// What the monitor prints when it is interrupted after so much CPU time. It must end with status 130.
+/// Interrupts the lab after it has used `after` of CPU time; returns its output. Its status is 130.
 fn interrupted(args: &[&str], after: Duration) -> String {
     let mut child = start(vmm_lab(args).stdout(Stdio::piped()));
     wait_for_cpu_time(&child, after);
@@ -191,9 +169,7 @@ fn interrupted(args: &[&str], after: Duration) -> String {
 
 #[test]
 fn ctrl_c_prints_what_was_measured_so_far() {
-    if !has_kvm() {
-        return;
-    }
+    needs!(kvm);
     let args = ["run", "--vcpus", "2", "--publisher", "off", "--wait", "threshold", "--duration-ms", "60000"];
     let printed = interrupted(&args, WELL_UNDER_WAY);
     assert!(printed.contains("acq/s") && printed.contains("Ended early (interrupted)"), "{printed}");
@@ -201,27 +177,21 @@ fn ctrl_c_prints_what_was_measured_so_far() {
 
 #[test]
 fn demonstration_that_is_interrupted_prints_the_points_it_has() {
-    if !has_kvm() {
-        return;
-    }
-    // Two points' worth.
+    needs!(kvm);
+    // CPU time of two points
     let printed = interrupted(&["--publisher", "kernel"], 3 * WELL_UNDER_WAY);
     assert!(printed.contains("Interrupted after") && printed.contains("tas"), "{printed}");
 }
 
 #[test]
 fn bench_that_is_interrupted_ends_with_its_first_run() {
-    if !has_bpf() || !has_two_cpus() {
-        return;
-    }
+    needs!(bpf, two_cpus);
     assert_eq!(interrupted(&["bench", "byte"], WELL_UNDER_WAY), "");
 }
 
 #[test]
-fn written_payload_is_run_to_the_letter_of_the_readme() {
-    if !has_kvm() {
-        return;
-    }
+fn written_payload_runs_as_the_readme_says() {
+    needs!(kvm);
     let folder = tempfile::tempdir().unwrap();
     let payload = folder.path().join("guest.bin");
     let payload = payload.to_str().unwrap();
@@ -238,7 +208,7 @@ fn written_payload_is_run_to_the_letter_of_the_readme() {
     assert!(ended.stdout.contains("mutex"), "{ended:?}");
 }
 
-/// A report in which nothing has happened is all 0, so the file need not hold it.
+/// The initial report is zero, so it lies in `.bss`.
 #[test]
 fn file_of_the_payload_does_not_hold_its_report() {
     let folder = tempfile::tempdir().expect("a temporary directory");
@@ -251,12 +221,10 @@ fn file_of_the_payload_does_not_hold_its_report() {
 
 #[test]
 fn ctrl_c_ends_the_run_and_the_results_are_written() {
-    if !has_kvm() {
-        return;
-    }
+    needs!(kvm);
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("run.json");
-    // Says that it runs, then spins: mov $0x3f8, %dx; mov $'!', %al; out %al, %dx; jmp .
+    // Sends a byte, then spins: mov $0x3f8, %dx; mov $'!', %al; out %al, %dx; jmp .
     let code = [0x66, 0xba, 0xf8, 0x03, 0xb0, b'!', 0xee, 0xeb, 0xfe];
     let payload = Fixture::file("code.elf", &executable(0x10_0000, &[Segment::of(0x10_0000, &code)]));
     for signal in ["INT", "TERM"] {

@@ -1,46 +1,36 @@
-//! Our payload under QEMU: the same file, the same words, another monitor.
-
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on says so and fails"
-)]
-
-#[path = "../support/lab.rs"]
-mod support;
+//! The embedded payload under QEMU: the same file and parameters, another monitor.
 
 use std::process::Command;
 
-use support::{Ended, Fixture, end_of, has_kvm, has_program};
+use crate::support::{Ended, Fixture, end_of, has};
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// Exit status that `isa-debug-exit` makes of a status of ours.
+/// The exit status of QEMU after the payload writes `status` to `isa-debug-exit`.
 fn debug_exit(status: i32) -> i32 {
     2 * status + 1
 }
 
-/// Ways to run QEMU that are possible here.
+/// The accelerators of QEMU that this host has, as options.
 fn accelerators() -> Vec<&'static [&'static str]> {
     let mut accelerators: Vec<&[&str]> = Vec::new();
-    if has_program(QEMU) {
+    if has::program(QEMU) {
         accelerators.push(&["-accel", "tcg", "-cpu", "max"]);
-        if has_kvm() {
+        if has::kvm() {
             accelerators.push(&["-enable-kvm", "-cpu", "host,-arch-capabilities"]);
         }
     }
     accelerators
 }
 
-/// What becomes of our payload with these words.
-fn boot(accelerator: &[&str], vcpus: usize, words: &str) -> Ended {
+/// Runs the payload with these parameters.
+fn boot(accelerator: &[&str], vcpus: usize, params: &str) -> Ended {
     let payload = Fixture::file("guest.bin", lab::payload::BYTES);
     let smp = vcpus.to_string();
     let machine =
         ["-M", "q35", "-smp", &smp, "-m", "64", "-nodefaults", "-display", "none", "-serial", "stdio"];
     let end = ["-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4"];
-    let kernel = ["-kernel", payload.arg(), "-append", words];
+    let kernel = ["-kernel", payload.arg(), "-append", params];
     let mut qemu = Command::new(QEMU);
     qemu.args(accelerator).args(machine).args(end).args(kernel).stdin(std::process::Stdio::null());
     end_of(&mut qemu)
@@ -50,8 +40,8 @@ fn boot(accelerator: &[&str], vcpus: usize, words: &str) -> Ended {
 fn payload_counts_its_vcpus_and_contends_for_each_lock() {
     for accelerator in accelerators() {
         for (vcpus, lock) in [(1, "tas"), (2, "ticket"), (4, "mutex")] {
-            let words = format!("lock={lock} wait=threshold duration_ms=100 warmup_ms=20");
-            let ended = boot(accelerator, vcpus, &words);
+            let params = format!("lock={lock} wait=threshold duration_ms=100 warmup_ms=20");
+            let ended = boot(accelerator, vcpus, &params);
             assert_eq!(ended.status, Some(0), "{accelerator:?} {ended:?}");
             assert!(ended.stdout.contains(&format!("{vcpus} vCPUs, job=contend lock={lock}")), "{ended:?}");
             assert!(ended.stdout.contains("acquisitions/s"), "{ended:?}");
@@ -60,7 +50,7 @@ fn payload_counts_its_vcpus_and_contends_for_each_lock() {
 }
 
 #[test]
-fn payload_that_is_told_its_vcpus_and_clock_need_not_measure() {
+fn payload_with_vcpus_and_tsc_khz_given_measures_neither() {
     for accelerator in accelerators() {
         let ended = boot(accelerator, 2, "job=watch vcpus=2 tsc_khz=2000000 duration_ms=50");
         assert_eq!(ended.status, Some(0), "{accelerator:?} {ended:?}");
@@ -69,7 +59,7 @@ fn payload_that_is_told_its_vcpus_and_clock_need_not_measure() {
 }
 
 #[test]
-fn kvm_s_own_record_keeps_the_rules_under_qemu() {
+fn in_kernel_record_under_qemu_keeps_the_msr_assertions() {
     for accelerator in accelerators().into_iter().filter(|accelerator| accelerator.contains(&"-enable-kvm")) {
         let ended = boot(accelerator, 2, "job=conformance scene=msr");
         assert_eq!(ended.status, Some(0), "{ended:?}");
@@ -81,23 +71,23 @@ fn kvm_s_own_record_keeps_the_rules_under_qemu() {
 }
 
 #[test]
-fn idle_and_reset_end_by_the_reset_line() {
+fn idle_and_reset_end_by_the_i8042_reset() {
     for accelerator in accelerators() {
-        for words in ["job=reset", "job=idle duration_ms=30 warmup_ms=5"] {
-            assert_eq!(boot(accelerator, 2, words).status, Some(0), "{accelerator:?} {words}");
+        for params in ["job=reset", "job=idle duration_ms=30 warmup_ms=5"] {
+            assert_eq!(boot(accelerator, 2, params).status, Some(0), "{accelerator:?} {params}");
         }
     }
 }
 
 #[test]
-fn panic_exception_and_unknown_word_are_told_on_com1_and_by_the_exit_port() {
+fn panic_exception_and_unknown_parameter_are_reported_on_com1_and_by_the_exit_port() {
     for accelerator in accelerators() {
-        for (words, status, text) in [
+        for (params, status, text) in [
             ("job=panic", 3, "vCPU 0: panicked at"),
             ("job=fault", 3, "vCPU 0: exception 6 (undefined instruction) at rip 0x4"),
             ("lock=spin", 2, "Word \"lock=spin\": the value must be tas, virt, ticket"),
         ] {
-            let ended = boot(accelerator, 2, words);
+            let ended = boot(accelerator, 2, params);
             assert_eq!(ended.status, Some(debug_exit(status)), "{accelerator:?} {ended:?}");
             assert!(ended.stdout.contains(text), "{ended:?}");
         }

@@ -1,13 +1,8 @@
-//! A thousand short guests in a row, and what is left of them: nothing.
+//! A thousand short guests in a row leave nothing behind.
 //!
-//! The only test of its file, and so of its process: it counts all that the process holds.
+//! This is the only test of its process, since it counts everything that the process holds.
 
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on says so and fails"
-)]
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 #[path = "../support/lab.rs"]
 mod support;
@@ -18,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use steal_time::publisher::PublisherKind;
 use support::bpf_ids::Id;
-use support::{LIMIT, guest, has_bpf, has_kvm, run};
+use support::{LIMIT, guest, has, needs, run};
 use vmm::supervise::Outcome;
 
 const GUESTS: usize = 1000;
@@ -27,7 +22,7 @@ fn entries(folder: &str) -> usize {
     fs::read_dir(folder).expect("/proc is mounted").count()
 }
 
-/// Waits until this process has no more threads than `threads`: one that was joined may still be on its way out.
+/// Waits until this process has at most `threads` threads. A joined thread may still be exiting.
 fn wait_for_threads(threads: usize) {
     let began = Instant::now();
     while entries("/proc/self/task") > threads {
@@ -38,13 +33,11 @@ fn wait_for_threads(threads: usize) {
 
 #[test]
 fn thousand_guests_leave_no_descriptor_thread_or_bpf_program() {
-    if !has_kvm() {
-        return;
-    }
+    needs!(kvm);
     let (threads, programs) = (entries("/proc/self/task"), Id::all_programs());
-    let publisher = if has_bpf() { PublisherKind::Bpf } else { PublisherKind::Kernel };
+    let publisher = if has::bpf() { PublisherKind::Bpf } else { PublisherKind::Kernel };
     let config = guest(2, publisher, "job=idle warmup_ms=1 duration_ms=1");
-    // The first may open what the process keeps.
+    // The first guest opens what the process keeps
     run(&config);
     let descriptors = entries("/proc/self/fd");
     for round in 0..GUESTS {

@@ -1,14 +1,4 @@
-//! The run loop of a vCPU on KVM, with a publisher that counts entries.
-
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test that cannot go on says so and fails"
-)]
-
-#[path = "../support/monitor.rs"]
-mod support;
+//! The run loop of a vCPU on KVM, with a publisher that only counts entries.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -18,7 +8,6 @@ use protocol::VcpuId;
 use protocol::payload::machine::EXIT_PORT;
 use steal_time::publisher::{Counts, Publication, Publisher, PublisherKind, StealTimeError};
 use steal_time::vm::StealTime;
-use support::has_kvm;
 use vmm::boot::{self, Entry};
 use vmm::cpuid::Supported;
 use vmm::hooks::NoHooks;
@@ -30,7 +19,9 @@ use vmm::vm::host_vm::GuestVm;
 use vmm::vm::machine::{self, Interrupts, Machine};
 use vmm_sys_util::eventfd::EventFd;
 
-/// Counts entries.
+use crate::support::{cpus, needs};
+
+/// Counts entries into the guest.
 #[derive(Debug)]
 struct Entries(Arc<AtomicU64>);
 
@@ -74,13 +65,11 @@ impl Publication for Entries {
 }
 
 #[test]
-fn publisher_is_told_before_each_entry() {
+fn publisher_is_called_before_each_entry() {
     const START: u64 = 0x10_0000;
     // in $0x70, %al; in $0x70, %al; mov $7, %al; out %al, $0xf4
     const CODE: [u8; 8] = [0xe4, 0x70, 0xe4, 0x70, 0xb0, 7, 0xe6, 0xf4];
-    if !has_kvm() {
-        return;
-    }
+    needs!(kvm);
     let kvm = machine::open_kvm().unwrap();
     let vm = Machine::new(&kvm, Ram::new(2).unwrap(), 1).unwrap();
     vm.add_interrupt_controllers(Interrupts::LocalOnly).unwrap();
@@ -93,20 +82,19 @@ fn publisher_is_told_before_each_entry() {
     let mut ports = PortBus::new();
     ports.attach(EXIT_PORT, 1, ExitPort).unwrap();
     let control = Arc::new(VcpuControl::new());
-    let shared =
-        Shared { ports, control: Arc::clone(&control), cpus: support::cpus(), hooks: Arc::new(NoHooks) };
+    let shared = Shared { ports, control: Arc::clone(&control), cpus: cpus(), hooks: Arc::new(NoHooks) };
     let (sender, messages) = mpsc::channel();
     let event_sender = EventSender::new(sender, EventFd::new(0).unwrap());
     let entries = Arc::new(AtomicU64::new(0));
     let host_vm = Arc::new(GuestVm::new(vm.ram().clone(), control));
     let steal_time = StealTime::with_publisher(Arc::new(Entries(Arc::clone(&entries))), host_vm);
     let attached = steal_time.attach(VcpuId::BOOT).unwrap();
-    let (_commands, receiver) = mpsc::channel();
-    let stats = Vcpu::new(VcpuId::BOOT, fd, Arc::new(shared), attached, event_sender, receiver).run();
+    let (_commands, inbox) = mpsc::channel();
+    let stats = Vcpu::new(VcpuId::BOOT, fd, Arc::new(shared), attached, event_sender, inbox).run();
 
-    let message = messages.recv().expect("the vCPU reports how its run ended");
-    assert!(matches!(message, Message::Ended { exit: VcpuExit::Exit(7), .. }), "{message:?}");
+    let message = messages.recv().expect("the vCPU reports its exit");
+    assert!(matches!(message, Message::Ended { ending: VcpuExit::Exit(7), .. }), "{message:?}");
     assert_eq!(stats.exits.port, 3);
-    // One entry precedes each exit.
+    // Each exit but the last is followed by an entry, and the first follows one
     assert_eq!(entries.load(Ordering::Relaxed), stats.exits.port + stats.exits.interrupted);
 }

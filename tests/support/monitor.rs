@@ -1,6 +1,6 @@
 //! What tests of the monitor share.
 
-#![allow(dead_code, unused_imports, reason = "each test file uses its own part")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
 
 #[path = "mod.rs"]
 mod common;

@@ -1,0 +1,13 @@
+//! The lab: what it measures and judges, its command line, and the documents.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod accuracy;
+mod checks;
+mod cli;
+mod conformance;
+mod documents;
+mod locks;
+mod sched;
+#[path = "../support/lab.rs"]
+mod support;

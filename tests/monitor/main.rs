@@ -1,0 +1,11 @@
+//! The monitor with real guests, run by the lab: its payload, Linux, QEMU, and the console.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod console;
+mod lifetime;
+mod linux;
+mod payload;
+mod qemu;
+#[path = "../support/lab.rs"]
+mod support;

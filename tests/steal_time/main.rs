@@ -1,0 +1,10 @@
+//! Steal time of real guests: records, publishers, and their state.
+
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod byte;
+mod publishers;
+mod records;
+mod state;
+#[path = "../support/lab.rs"]
+mod support;
