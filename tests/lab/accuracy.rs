@@ -75,7 +75,8 @@ fn lost_switch_ins_are_healed_and_all_are_counted() {
             assert_exact(&finding.tally);
             let counted = finding.tally.counted.expect("it counts").program;
             assert!(counted.healed + counted.unseen >= finding.tally.ins / 5, "{counted:?}");
-            // A vCPU may be preempted again before a lost switch-in is healed, but every preemption is published
+            // A vCPU may be preempted again before a lost switch-in is healed, but every preemption
+            // is published
             assert_eq!(
                 finding.byte.sched_out.missed, 0,
                 "{} switch-ins missed",
@@ -127,14 +128,16 @@ fn oracle_finds_each_injected_fault_at_its_rate() {
 
         let stuck = found("stick");
         let counts = stuck.faults().expect("it counts");
-        // A preemption that was not copied is shorter than the copying period. The byte is stuck all the same
+        // A preemption that was not copied is shorter than the copying period. The byte is stuck
+        // all the same
         let uncopied = stuck.byte.sched_out.happened.saturating_sub(counts.sets);
         let missed = (stuck.byte.sched_in.missed, uncopied);
         assert_found("stick", missed, stuck.byte.sched_in.unobserved, counts.stuck);
         assert!(stuck.byte.sched_in.latencies_ns.is_empty());
 
         let late = found("delay_us=500").byte;
-        // The copying thread takes two preemptions between two copies for one: the median is compared, not the minimum
+        // The copying thread takes two preemptions between two copies for one: the median is
+        // compared, not the minimum
         assert!(late.sched_out.quantile_ns(0.5).expect("slow preemptions are seen") >= 490_000, "{late:?}");
     });
 }

@@ -53,8 +53,8 @@ fn unknown_option_and_unknown_value_are_named() {
     refuses(&["bench", "locks", "--rounds", "10001"], 2, &["--rounds", "1..=10000"]);
     refuses(&["bench", "locks", "--rounds", "18446744073709551615"], 2, &["--rounds"]);
     refuses(&["bench", "startup", "--rounds", "0"], 2, &["--rounds", "1..=10000"]);
-    refuses(&["bench", "locks", "--wait", "byte/0"], 2, &["byte/0", "turns"]);
-    refuses(&["bench", "locks", "--wait", "hope"], 2, &["hope", "ignore, threshold"]);
+    refuses(&["bench", "locks", "--wait", "preempted/0"], 2, &["preempted/0", "turns"]);
+    refuses(&["bench", "locks", "--wait", "hope"], 2, &["hope", "spin, threshold"]);
     refuses(&["bench", "locks", "--overcommit", "0"], 2, &["--overcommit", "1..=255"]);
     refuses(&["--vcpus", "1", "--readers", "101"], 2, &["--readers"]);
 }
@@ -69,7 +69,7 @@ fn cpu_that_does_not_exist_is_named_with_those_that_do() {
 #[test]
 fn unknown_parameter_of_the_payload_is_named() {
     needs!(kvm);
-    refuses(&["--vcpus", "1", "--cmdline", "lock=spin"], 2, &["lock=spin", "malthusian or cull"]);
+    refuses(&["--vcpus", "1", "--cmdline", "lock=spin"], 2, &["lock=spin", "malthusian, cull"]);
     refuses(&["--vcpus", "1", "--cmdline", "quiet"], 2, &["quiet"]);
 }
 

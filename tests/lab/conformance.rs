@@ -1,7 +1,7 @@
 //! The 31 assertions of the steal-time protocol, each a test of the BPF publisher on KVM.
 //!
-//! The suite runs once for all of them. The in-kernel publisher must keep the assertions that do not
-//! depend on the byte: otherwise our reading of the ABI is wrong.
+//! The suite runs once for all of them. The in-kernel publisher must keep the assertions that do
+//! not depend on the byte: otherwise our reading of the ABI is wrong.
 
 use std::io;
 use std::process::Stdio;
@@ -90,8 +90,8 @@ const OF_THE_BYTE: [Assertion; 5] = [
     Assertion::BlockedIsNotPreempted,
 ];
 
-/// The classic program publishes steal when the vCPU leaves the guest. After a nap, the guest may go
-/// on before.
+/// The classic program publishes steal when the vCPU leaves the guest. After a nap, the guest may
+/// go on before.
 const OF_THE_MOMENT: [Assertion; 6] = [
     Assertion::ReservedBitsFault,
     Assertion::MoveLeavesTheOld,

@@ -12,7 +12,8 @@ use crate::support::{cpus, guest, judge_undisturbed, needs, run};
 fn contend(overcommit: usize, params: &str) -> (LabRun, RunResult, LockFigures) {
     let vcpus = overcommit * cpus().count();
     let (run, result) = run(&guest(vcpus, PublisherKind::Bpf, &format!("job=contend {params}")));
-    // The payload asserts exclusion and ends with status 3 if it is broken. A hang ends by the timeout
+    // The payload asserts exclusion and ends with status 3 if it is broken. A hang ends by the
+    // timeout
     assert!(matches!(run.monitor.outcome, Outcome::Reset), "{overcommit}x, {params}: {:?}", result.outcome);
     let lock = result.window.clone().expect("a window").lock.expect("a lock");
     (run, result, lock)
@@ -113,7 +114,8 @@ fn spinning_for_a_preempted_holder_is_wasted_in_wait_mode_spin_only() {
 fn ticket_lock_has_unnamed_holders_and_locks_with_owner_ids_have_none() {
     needs!(bpf);
     judge_undisturbed(|| {
-        // Every vCPU enters the queue all the time, and the host preempts some hundred times a second
+        // Every vCPU enters the queue all the time, and the host preempts some hundred times a
+        // second
         let unnamed = |lock: Lock| {
             let (_, _, figures) =
                 contend(4, &format!("lock={lock} wait=preempted section_ns=0 think_ns=0 duration_ms=2000"));

@@ -85,7 +85,8 @@ fn round_robin_follows_its_dry_run_and_every_vcpu_progresses() {
             assert_eq!((sched.mechanism, sched.ended.as_deref()), (mechanism, None));
             assert!(sched.decisions > 50, "{sched:?}");
             assert_eq!(sched.preemptions + cpus().count() as u64, sched.decisions);
-            // The dry run ends with the run, which may have lost a slice to the host. The order is the same
+            // The dry run ends with the run, which may have lost a slice to the host. The order is
+            // the same
             assert!(sched.drift.same + 4 >= sched.decisions.min(sched.drift.dry_run), "{:?}", sched.drift);
             let figures = &result.guests[0].vcpus;
             assert!(figures.iter().all(|vcpu| vcpu.acquisitions > 0), "{figures:?}");

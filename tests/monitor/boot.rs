@@ -79,7 +79,8 @@ fn flat_binary_is_loaded_at_1_mib() {
 
 #[test]
 fn string_output_sends_every_byte_to_the_same_port() {
-    // lea text(%rip), %rsi; mov $4, %ecx; mov $0x3f8, %dx; rep outsb; mov $0xfe, %al; out %al, $0x64; text
+    // lea text(%rip), %rsi; mov $4, %ecx; mov $0x3f8, %dx; rep outsb; mov $0xfe, %al; out %al,
+    // $0x64; text
     let code = [
         &[0x48, 0x8d, 0x35, 15, 0, 0, 0][..],
         &[0xb9, 4, 0, 0, 0],

@@ -82,7 +82,8 @@ impl OnTerminal {
         let before = tcgetattr(pty.slave.as_fd()).unwrap();
         let end = || Stdio::from(pty.slave.try_clone().unwrap());
         command.stdin(end()).stdout(end()).stderr(end());
-        // SAFETY: between fork and exec the closure makes two system calls. It allocates nothing and takes no lock.
+        // SAFETY: between fork and exec the closure makes two system calls. It allocates nothing
+        // and takes no lock.
         unsafe { command.pre_exec(take_terminal) };
         let running = start(command);
         Self { running, keyboard: File::from(pty.master), terminal: pty.slave, before }

@@ -158,8 +158,8 @@ fn linux_on_four_vcpus_of_one_cpu_registers_accounts_steal_and_sees_preemption()
     judge_undisturbed(|| {
         let (run, log) = boot(&config.clone().on(cpus().first(1)));
 
-        // Each CPU registers its record. CPU 1 deregisters it when it is unplugged, and registers the
-        // same again. At reboot all CPUs deregister
+        // Each CPU registers its record. CPU 1 deregisters it when it is unplugged, and registers
+        // the same again. At reboot all CPUs deregister
         let addresses: Vec<_> = (0..VCPUS)
             .map(|cpu| {
                 let lines = log.lines_with(&format!("kvm-guest: stealtime: cpu {cpu}, msr "));

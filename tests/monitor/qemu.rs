@@ -85,7 +85,7 @@ fn panic_exception_and_unknown_parameter_are_reported_on_com1_and_by_the_exit_po
         for (params, status, text) in [
             ("job=panic", 3, "vCPU 0: panicked at"),
             ("job=fault", 3, "vCPU 0: exception 6 (undefined instruction) at rip 0x4"),
-            ("lock=spin", 2, "Word \"lock=spin\": the value must be tas, virt, ticket"),
+            ("lock=spin", 2, "Parameter lock=spin: the value must be one of tas, virt, ticket"),
         ] {
             let ended = boot(accelerator, 2, params);
             assert_eq!(ended.status, Some(debug_exit(status)), "{accelerator:?} {ended:?}");

@@ -1,4 +1,5 @@
-//! The `preempted` byte, end to end: context switch, BPF program, overlaid page, check in the guest.
+//! The `preempted` byte, end to end: context switch, BPF program, overlaid page, check in the
+//! guest.
 
 use lab::guest::LabConfig;
 use lab::results::{ByteFigures, RunResult};
@@ -74,8 +75,8 @@ fn steal_that_the_guest_reads_is_the_run_delay_in_the_window_of_the_host() {
         let (result, _) = watch(&watching(PublisherKind::Bpf, 1));
         let window = result.window.expect("a window");
         assert!(window.host.preemptions > 20, "{:?}", window.host);
-        // Two vCPUs share one CPU: each waits half of the time. The windows of guest and host differ
-        // at both ends by the time that a vCPU or the main thread waits for the CPU
+        // Two vCPUs share one CPU: each waits half of the time. The windows of guest and host
+        // differ at both ends by the time that a vCPU or the main thread waits for the CPU
         let (guest, host) = (window.guest_steal_ns as f64, window.host.run_delay_ns as f64);
         assert!(guest > 0.4 * window.length_ns as f64, "{window:?}");
         assert!((guest - host).abs() < 30e6, "guest {guest}, host {host}");

@@ -186,7 +186,8 @@ fn descheduled_vcpu_is_marked_until_it_is_scheduled_and_the_time_is_steal() {
             let delay = after.account.since(before.account).run_delay_ns;
             let discarded = after.discarded_ns - before.discarded_ns;
             let steal = record.steal_ns() - steal_before;
-            // Run delay that is discarded, or not yet published after the last pause, accrued at rest
+            // Run delay that is discarded, or not yet published after the last pause, accrued at
+            // rest
             let figures = format!("{publisher}: {steal}, {descheduled}, {delay}");
             assert!(steal >= descheduled && steal <= descheduled + delay, "{figures}");
             assert!(steal + discarded + 5_000_000 >= descheduled + delay, "{figures}");

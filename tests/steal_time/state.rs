@@ -154,7 +154,8 @@ fn emulated_instruction_is_complete_when_the_guest_is_paused() {
             let paused = guest.vm().pause().unwrap();
             let snapshot = guest.vm().snapshot(&paused).remove(0);
             guest.vm().resume(paused);
-            // The guest has counted each read that the monitor answered, or is about to: the `in` is over
+            // The guest has counted each read that the monitor answered, or is about to: the `in`
+            // is over
             let registers = snapshot.registers.expect("KVM reads them");
             if registers.rip == 0x10_0000 {
                 continue; // the guest has not begun

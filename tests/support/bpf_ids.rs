@@ -1,6 +1,6 @@
-//! What the kernel holds of BPF, by the ids that programs and maps have for as long as they live.
+//! BPF programs and maps of the kernel, by their ids.
 
-#![expect(unsafe_code, reason = "asks the kernel for programs and maps by id")]
+#![expect(unsafe_code, reason = "bpf(2) finds programs and maps by id")]
 
 use std::collections::HashSet;
 use std::fs;
@@ -9,7 +9,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::thread;
 use std::time::Duration;
 
-/// A program or a map of the kernel's.
+/// A BPF program or map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Id {
     /// A program.
@@ -18,7 +18,7 @@ pub(crate) enum Id {
     Map(u32),
 }
 
-/// What bpf(2) reads for the commands below.
+/// The attributes of bpf(2) for the commands below.
 #[repr(C)]
 struct Attr {
     id: u32,
@@ -31,7 +31,7 @@ const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
 
 fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<libc::c_int> {
-    // SAFETY: for these commands the kernel reads and writes `attr`, as long as it is said to be, and nothing else.
+    // SAFETY: for these commands the kernel reads and writes only `attr`, whose size is given.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<Attr>()) };
     if result < 0 {
         Err(io::Error::last_os_error())
@@ -41,7 +41,7 @@ fn bpf(command: libc::c_long, attr: &mut Attr) -> io::Result<libc::c_int> {
 }
 
 impl Id {
-    /// All programs that the kernel holds, for whomever.
+    /// All programs of the kernel.
     pub(crate) fn all_programs() -> HashSet<Self> {
         let mut programs = HashSet::new();
         let mut attr = Attr { id: 0, next_id: 0, flags: 0 };
@@ -52,9 +52,9 @@ impl Id {
         programs
     }
 
-    /// The programs and maps that process `pid` (or `self`) holds a descriptor of.
+    /// The programs and maps of which process `pid` (or `self`) has descriptors.
     pub(crate) fn held_by(pid: &str) -> HashSet<Self> {
-        let infos = fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("a process of ours");
+        let infos = fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("the process lives");
         let read = |info: fs::DirEntry| fs::read_to_string(info.path()).unwrap_or_default();
         let id = |line: &str| {
             let (key, value) = line.split_once(':')?;
@@ -76,7 +76,7 @@ impl Id {
         };
         match bpf(command, &mut Attr { id, next_id: 0, flags: 0 }) {
             Ok(fd) => {
-                // SAFETY: a descriptor that the kernel has just made for us.
+                // SAFETY: the kernel has just returned this descriptor, and nothing else owns it.
                 drop(unsafe { OwnedFd::from_raw_fd(fd) });
                 true
             }
@@ -87,7 +87,7 @@ impl Id {
         }
     }
 
-    /// Waits until the kernel has freed all of `ids`, which it does after those who may still run them have left.
+    /// Waits until the kernel has freed all of `ids`, which takes an RCU grace period.
     pub(crate) fn wait_until_gone(ids: &HashSet<Self>) {
         for _ in 0..500 {
             if !ids.iter().any(|id| id.lives()) {

@@ -1,23 +1,23 @@
-//! ELF files with whatever headers a test wants.
+//! ELF files with the headers that a test chooses.
 
-/// A segment: its physical address, its bytes, its size in memory.
+/// A loadable segment.
 pub(crate) struct Segment {
-    /// Physical address.
+    /// Physical address at which it is loaded.
     pub(crate) address: u64,
-    /// What is in the file.
+    /// Bytes in the file.
     pub(crate) bytes: Vec<u8>,
-    /// Size in memory.
+    /// Size in memory (bytes).
     pub(crate) memory_size: u64,
 }
 
 impl Segment {
-    /// A segment that is as long in memory as in the file.
+    /// A segment with the same size in memory and in the file.
     pub(crate) fn of(address: u64, bytes: &[u8]) -> Self {
         Self { address, bytes: bytes.to_vec(), memory_size: bytes.len() as u64 }
     }
 }
 
-/// A static 64-bit x86-64 executable with these segments, entered at `entry`; no notes.
+/// A static x86-64 executable with these segments, entered at `entry`, without notes.
 pub(crate) fn executable(entry: u64, segments: &[Segment]) -> Vec<u8> {
     const HEADER: u64 = 64;
     const PROGRAM_HEADER: u64 = 56;

@@ -91,9 +91,9 @@ impl Usage {
 
 /// Runs a test that judges what the host did in a window of time.
 ///
-/// `test` measures and asserts. If it fails while the host is undisturbed, the failure stands. If it
-/// fails while other tasks or an outer hypervisor use the CPUs, it runs again, up to [`TRIES`] times
-/// in all. Then nothing can be said: it prints a line that begins with `UNJUDGED` and passes.
+/// `test` measures and asserts. If it fails while the host is undisturbed, the failure stands. If
+/// it fails while other tasks or an outer hypervisor use the CPUs, it runs again, up to [`TRIES`]
+/// times in all. Then nothing can be said: it prints a line that begins with `UNJUDGED` and passes.
 /// `.ci/run` counts these lines and bounds them.
 pub(crate) fn judge_undisturbed(mut test: impl FnMut()) {
     let _exclusive = Exclusive::take();

@@ -112,8 +112,8 @@ pub(crate) struct AtRest {
 }
 
 impl AtRest {
-    /// Pauses a guest and reads the counts of each vCPU. Two counts of the same context switches can
-    /// be compared only at rest: while the thread runs, a switch may come between the readings.
+    /// Pauses a guest and reads the counts of each vCPU. Two counts of the same context switches
+    /// can be compared only at rest: while the thread runs, a switch may come between the readings.
     pub(crate) fn of(guest: &LabGuest) -> Vec<Self> {
         let vm = guest.vm();
         let paused = vm.pause().expect("nothing else pauses the guest");
@@ -138,8 +138,8 @@ impl AtRest {
     }
 }
 
-/// Runs two vCPUs that spin on one CPU for half a second; returns what was counted before and after,
-/// and the time between.
+/// Runs two vCPUs that spin on one CPU for half a second; returns what was counted before and
+/// after, and the time between.
 pub(crate) fn watch_on_one_cpu(publisher: PublisherKind) -> (Vec<AtRest>, Vec<AtRest>, Duration) {
     let config = guest(2, publisher, "job=watch warmup_ms=20 duration_ms=60000").on(cpus().first(1));
     let guest = start_window(&config);

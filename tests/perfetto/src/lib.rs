@@ -1,1 +1,1 @@
-//! Nothing but tests: see `tests/trace.rs`.
+//! The package holds only tests: `tests/trace.rs`.

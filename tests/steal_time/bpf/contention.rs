@@ -1,4 +1,4 @@
-//! Two vCPUs that want one CPU.
+//! Two vCPUs that contend for one CPU.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,18 +18,18 @@ fn pin_to(cpu: usize) {
     sched_setaffinity(Pid::from_raw(0), &set).expect("a CPU that we may use");
 }
 
-/// The last CPU that this process may use: the first has the interrupts.
+/// The last CPU that this process may use. The first handles most interrupts.
 fn last_cpu() -> usize {
     let set = sched_getaffinity(Pid::from_raw(0)).expect("our CPUs");
     (0..CpuSet::count()).rfind(|&cpu| set.is_set(cpu).unwrap_or(false)).expect("a CPU")
 }
 
-/// Two threads that spin on one CPU, each attached and publishing, until each was preempted 100 times.
+/// Two threads that spin on one CPU, attached and publishing, until each is preempted 100 times.
 struct Contention {
     spinners: [Spinner; 2],
 }
 
-/// What one of them saw.
+/// What one thread observed.
 #[derive(Debug)]
 struct Spinner {
     begin: Snapshot,
@@ -48,22 +48,22 @@ impl Spinner {
         self.end.counts.since(self.begin.counts)
     }
 
-    /// Switch-ins that nobody traced. Some hosts have them.
+    /// Switch-ins that no tracepoint reported. They occur on some hosts.
     fn lost(&self) -> u64 {
         (self.end.timeslices - self.begin.timeslices)
             .checked_sub(self.counted().sched_in)
-            .expect("no more than there were")
+            .expect("the program counts at most those of the kernel")
     }
 }
 
-/// The run that several tests judge; `None` without the right to use BPF.
+/// The run that several tests judge; `None` without the right to load BPF programs.
 fn contention() -> Option<&'static Contention> {
     static RUN: OnceLock<Option<Contention>> = OnceLock::new();
     RUN.get_or_init(|| {
         let program = load(2)?;
         let cpu = last_cpu();
         let (spinning, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
-        // Both records in one page, as a guest may have them
+        // Both records lie in one page, as in many guests
         let addrs = [0, 1].map(|index| RecordAddr::new(1, index * 64));
         let spin = |own: usize| {
             pin_to(cpu);
@@ -141,7 +141,7 @@ fn byte_of_running_thread_is_never_seen_by_itself() {
 }
 
 #[test]
-fn preemptions_and_sleeps_are_those_that_the_kernel_counts() {
+fn preemptions_and_sleeps_equal_the_counts_of_the_kernel() {
     let Some(Contention { spinners }) = contention() else { return };
     for spinner in spinners {
         let Snapshot { preemptions, blocked, .. } = spinner.begin;
@@ -152,14 +152,14 @@ fn preemptions_and_sleeps_are_those_that_the_kernel_counts() {
 }
 
 #[test]
-fn switch_ins_are_those_that_the_kernel_counts_seen_healed_or_unseen() {
+fn switch_ins_equal_the_count_of_the_kernel_seen_healed_or_unseen() {
     let Some(Contention { spinners }) = contention() else { return };
     for spinner in spinners {
         if spinner.lost() > 0 {
             eprintln!("{} switch-ins lost, {} of them healed", spinner.lost(), spinner.counted().healed);
         }
         let SwitchCounts { healed, unseen, .. } = spinner.counted();
-        // The spinner may have just come unseen at either end
+        // A switch-in at either end may be unseen so far
         assert!((healed + unseen).abs_diff(spinner.lost()) <= 1, "{spinner:?}");
         assert!(spinner.lost() <= spinner.counted().sched_in / 20, "{spinner:?}");
     }

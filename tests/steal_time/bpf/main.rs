@@ -1,8 +1,9 @@
-//! The BPF publisher and the kernel, without a guest: threads stand in for vCPUs, and read records as a guest would.
+//! The BPF publisher without a guest: threads stand in for vCPUs and read records as a guest does.
 //!
-//! Every count is compared with one that the kernel keeps on its own: `status` and `schedstat` of the thread. Without
-//! the right to use BPF, the tests that need it say so and pass.
-#![expect(clippy::expect_used, clippy::panic, reason = "a test that cannot go on says so and fails")]
+//! Every count is compared with one that the kernel keeps: `status` and `schedstat` of the thread.
+//! Tests that need the right to load BPF programs skip without it.
+
+#![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod contention;
 mod object;
@@ -14,10 +15,10 @@ use std::time::{Duration, Instant};
 use protocol::VcpuId;
 use steal_time::bpf::{BpfError, Program};
 
-/// Far longer than anything here takes, on any host.
+/// Far longer than anything here takes on any host.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The program for `vcpus` vCPUs, or `None`, said aloud, without the right to load it.
+/// Loads the program for `vcpus` vCPUs. Without the right to do so, prints that the test skips.
 fn load(vcpus: usize) -> Option<Program> {
     match Program::load(vcpus, vcpus) {
         Ok(program) => Some(program),
@@ -29,16 +30,19 @@ fn load(vcpus: usize) -> Option<Program> {
     }
 }
 
-/// Says that the calling test skips, and why.
+/// Prints that the calling test skips, and why.
 fn skip(why: &str) {
     eprintln!("SKIPPED {}: {why}", std::thread::current().name().unwrap_or("a test"));
 }
 
-/// Spins until `condition` holds. One that never comes true fails the test.
+/// Spins until `condition` holds.
+///
+/// # Panics
+/// If it does not within [`PATIENCE`].
 fn spin_until(what: &str, mut condition: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !condition() {
-        assert!(begin.elapsed() < PATIENCE, "in vain until {what}");
+        assert!(begin.elapsed() < PATIENCE, "it never came that {what}");
     }
 }
 

@@ -1,4 +1,4 @@
-//! The committed objects are what their sources say.
+//! The committed BPF objects match their sources.
 
 use std::fs;
 use std::process::Command;
@@ -14,7 +14,7 @@ fn sha256(path: &str) -> String {
     format!("{:x}", Sha256::digest(fs::read(path).expect("a file of this repository")))
 }
 
-/// What `steal-time/bpf/build.sh` recorded: the compiler, then file by file its hash.
+/// The record that `steal-time/bpf/build.sh` writes: the compiler, then the hash of each file.
 fn record() -> String {
     fs::read_to_string(format!("{SOURCE_DIR}/steal_time.sha256")).expect("the record of the last build")
 }
@@ -37,7 +37,7 @@ fn objects_rebuilt_by_the_recorded_compiler_equal_the_committed_ones() {
     let version =
         version.map(|output| String::from_utf8_lossy(&output.stdout).lines().next().map(String::from));
     if !matches!(&version, Ok(version) if *version == recorded) {
-        return super::skip(&format!("built with {recorded:?}, which is not here ({version:?})"));
+        return super::skip(&format!("the objects were built by {recorded:?}, here is {version:?}"));
     }
     let directory = tempfile::tempdir().expect("a temporary directory");
     let build =

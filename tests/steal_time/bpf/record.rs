@@ -1,5 +1,5 @@
-//! A record as a guest has it, and a moment at which it can be compared with the kernel's own figures.
-#![expect(unsafe_code, reason = "maps an element of the page map as guest memory is mapped")]
+//! A record as a guest sees it, and snapshots that compare it with the kernel's counts.
+#![expect(unsafe_code, reason = "maps a page of the BPF array, as guest memory is mapped")]
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
@@ -9,17 +9,17 @@ use steal_time::bpf::{Program, RecordAddr, Slot, SwitchCounts};
 
 use super::spin_until;
 
-/// One record, through a mapping of its own, as a guest has one.
+/// One record, in its own mapping.
 pub(super) struct Record {
     pub(super) words: &'static [AtomicU64; 8],
 }
 
 impl Record {
-    /// The mapping lives as long as the process: some hundred bytes of page table.
+    /// Maps the record. The mapping lives as long as the process.
     pub(super) fn map(program: &Program, addr: RecordAddr) -> Self {
         let (pages, offset) =
             (program.pages().as_fd(), libc::off_t::try_from(addr.page() * 4096).expect("small"));
-        // SAFETY: the kernel chooses the address, so that no other mapping is touched.
+        // SAFETY: the kernel chooses the address, so the new mapping replaces no other.
         let page = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -31,7 +31,8 @@ impl Record {
             )
         };
         assert_ne!(page, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
-        // SAFETY: a page is mapped there for good; any bytes are atomics, and atomics allow for other writers.
+        // SAFETY: the page is never unmapped. All bit patterns are valid atomics, and atomics allow
+        // concurrent writers.
         let page = unsafe { &*page.cast::<[[AtomicU64; 8]; 64]>() };
         Self { words: &page[addr.offset() / 64] }
     }
@@ -53,21 +54,21 @@ impl Record {
     }
 }
 
-/// What this thread's slot and record, and the kernel's own accounting, say between two switches.
+/// The counts of this thread's slot and record, and those of the kernel, between two switches.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Snapshot {
     pub(super) counts: SwitchCounts,
-    /// Switches that the kernel counts as preemptions, and as sleeps (`status`).
+    /// Preemptions and blocking switches, counted by the kernel (`status`).
     pub(super) preemptions: u64,
     pub(super) blocked: u64,
-    /// Nanoseconds spent waiting for a CPU, and how often it got one (`schedstat`).
+    /// Run delay (ns) and number of switch-ins, counted by the kernel (`schedstat`).
     pub(super) run_delay: u64,
     pub(super) timeslices: u64,
     pub(super) steal: u64,
 }
 
 impl Snapshot {
-    /// Reads until no switch has come in between, and none is unpublished.
+    /// Reads again until no switch came between the readings, and all are published.
     pub(super) fn take(slot: &Slot, record: &Record) -> Self {
         let mut read = None;
         spin_until("nothing is unpublished", || {

@@ -1,4 +1,4 @@
-//! One vCPU, step by step.
+//! One vCPU thread, step by step.
 
 use std::fs;
 use std::sync::atomic::Ordering;
@@ -12,42 +12,43 @@ use steal_time::bpf::{AttachedThread, BpfError, EmptyProgram, Program, RecordAdd
 use super::record::{Record, Snapshot};
 use super::{load, skip, spin_until, vcpu};
 
-/// Sleeps until the program has seen the calling thread come back, so that what it publishes then is published.
+/// Sleeps until the program reports a switch-in of the calling thread, which publishes the record.
 fn sleep_and_return(slot: &Slot) {
     let ins = slot.counts().sched_in;
-    spin_until("it is seen to return", || {
+    spin_until("the switch-in is seen", || {
         thread::sleep(Duration::from_millis(1));
         slot.counts().sched_in > ins
     });
 }
 
-/// Makes this thread vCPU 0 of a program of its own, publishing into element 0. Without the right to use BPF, no test.
+/// Runs `test` on this thread as vCPU 0 of a new program that publishes into page 0. Skips without
+/// the right to load BPF programs.
 fn publishing(test: impl FnOnce(&Program, &AttachedThread<'_>, &Record)) {
     let Some(program) = load(1) else { return };
     let vcpu = program.attach_current_thread(VcpuId::BOOT).expect("a fresh thread");
-    let site = RecordAddr::new(0, 0x40);
-    let record = Record::map(&program, site);
+    let addr = RecordAddr::new(0, 0x40);
+    let record = Record::map(&program, addr);
     vcpu.account(Snapshot::take(vcpu.slot(), &record).run_delay);
-    vcpu.publish(site);
+    vcpu.publish(addr);
     test(&program, &vcpu, &record);
 }
 
 #[test]
 fn byte_of_sleeping_thread_stays_clear() {
     let Some(program) = load(1) else { return };
-    let site = RecordAddr::new(0, 0);
-    let record = Record::map(&program, site);
-    let (tell, told) = mpsc::channel();
+    let addr = RecordAddr::new(0, 0);
+    let record = Record::map(&program, addr);
+    let (send_tid, tid) = mpsc::channel();
     let (wake, woken) = mpsc::channel::<()>();
     thread::scope(|scope| {
         let program = &program;
         scope.spawn(move || {
             let vcpu = program.attach_current_thread(VcpuId::BOOT).expect("a fresh thread");
-            vcpu.publish(site);
-            tell.send(nix::unistd::gettid()).expect("the test waits");
-            woken.recv().expect_err("only hung up on");
+            vcpu.publish(addr);
+            send_tid.send(nix::unistd::gettid()).expect("the test waits");
+            woken.recv().expect_err("the sender is dropped");
         });
-        let stat = format!("/proc/self/task/{}/stat", told.recv().expect("the thread says its id"));
+        let stat = format!("/proc/self/task/{}/stat", tid.recv().expect("the thread sends its id"));
         let asleep = || fs::read_to_string(&stat).expect("the thread lives").contains(") S ");
         let slot = program.slot(VcpuId::BOOT);
         spin_until("the thread sleeps", || asleep() && slot.counts().blocked > 0);
@@ -84,9 +85,9 @@ fn withdrawn_record_is_not_written_while_switches_are_still_counted() {
 #[test]
 fn moved_publication_leaves_the_old_record_alone() {
     publishing(|program, vcpu, old| {
-        let site = RecordAddr::new(0, 0xfc0);
-        let new = Record::map(program, site);
-        vcpu.publish(site);
+        let addr = RecordAddr::new(0, 0xfc0);
+        let new = Record::map(program, addr);
+        vcpu.publish(addr);
         let before = old.words();
         sleep_and_return(vcpu.slot());
         assert_eq!(old.words(), before);
@@ -104,8 +105,8 @@ fn byte_set_while_the_thread_runs_is_corrected_and_counted() {
             byte.store(1, Ordering::Relaxed);
             spin_until("the byte is clear", || record.preempted() == 0);
             let after = vcpu.slot().counts();
-            // A timer found it, or a preemption came first and its switch-in cleared it, traced or found out, or both came at
-            // one tick
+            // The timer clears the byte, or the switch-in after a preemption does, traced or
+            // healed, or both come at one tick
             let came_back = after.sched_in > before.sched_in || after.healed > before.healed;
             assert!(after.corrected > before.corrected || came_back, "{before:?} {after:?}");
             by_timer += u64::from(!came_back);
@@ -116,7 +117,7 @@ fn byte_set_while_the_thread_runs_is_corrected_and_counted() {
 }
 
 #[test]
-fn byte_of_parked_vcpu_stays_set_while_its_thread_runs_and_switches() {
+fn byte_of_descheduled_vcpu_stays_set_while_its_thread_runs_and_switches() {
     publishing(|program, vcpu, record| {
         let byte = program.pages().preempted(RecordAddr::new(0, 0x40)).expect("an element");
         vcpu.deschedule();
@@ -133,7 +134,7 @@ fn byte_of_parked_vcpu_stays_set_while_its_thread_runs_and_switches() {
 
         vcpu.schedule();
         assert_eq!(record.preempted(), 0);
-        // And the program heals it again
+        // The program heals the byte again
         byte.store(1, Ordering::Relaxed);
         spin_until("the byte is clear", || record.preempted() == 0);
     });
@@ -150,13 +151,13 @@ fn byte_is_cleared_by_its_thread_without_waiting_for_a_timer() {
             found += u64::from(vcpu.clear_preempted());
             assert_eq!(record.preempted(), 0);
         }
-        // A timer or a switch may now and then be faster
+        // A timer or a switch may be faster now and then
         assert!((900..=1000).contains(&found), "{found}");
     });
 }
 
 #[test]
-fn time_parked_is_added_to_the_run_delay_once() {
+fn descheduled_time_is_added_to_the_run_delay_once() {
     publishing(|_, vcpu, record| {
         let begin = Snapshot::take(vcpu.slot(), record);
         vcpu.slot().add_descheduled_ns(5_000_000_000);
@@ -170,7 +171,7 @@ fn time_parked_is_added_to_the_run_delay_once() {
 }
 
 #[test]
-fn thread_is_a_stranger_again_once_its_guard_is_dropped() {
+fn thread_is_detached_when_its_guard_is_dropped() {
     let Some(program) = load(1) else { return };
     let slot = program.slot(VcpuId::BOOT);
     let vcpu = program.attach_current_thread(VcpuId::BOOT).expect("a fresh thread");
@@ -179,12 +180,12 @@ fn thread_is_a_stranger_again_once_its_guard_is_dropped() {
     let counts = slot.counts();
     thread::sleep(Duration::from_millis(1));
     assert_eq!(slot.counts(), counts);
-    let vcpu = program.attach_current_thread(VcpuId::BOOT).expect("a stranger");
+    let vcpu = program.attach_current_thread(VcpuId::BOOT).expect("a detached thread");
     sleep_and_return(vcpu.slot());
 }
 
 #[test]
-fn thread_enrolled_twice_is_refused() {
+fn thread_attached_twice_is_refused() {
     let Some(program) = load(2) else { return };
     let _first = program.attach_current_thread(vcpu(0)).expect("a fresh thread");
     let second = program.attach_current_thread(vcpu(1));
@@ -199,7 +200,7 @@ fn vcpu_that_the_program_was_not_loaded_for_is_refused() {
 }
 
 #[test]
-fn switch_in_that_is_overlooked_is_healed_and_every_one_is_counted_once() {
+fn lost_switch_in_is_healed_and_each_is_counted_once() {
     publishing(|_, vcpu, record| {
         let slot = vcpu.slot();
         sleep_and_return(slot);
@@ -214,19 +215,19 @@ fn switch_in_that_is_overlooked_is_healed_and_every_one_is_counted_once() {
         let counted = slot.counts().since(before);
         assert!(counted.healed + counted.unseen >= 100, "{counted:?}");
         assert_eq!(counted.timeslices(), end.timeslices - begin.timeslices, "{counted:?}");
-        // What was published late is published whole.
+        // Late publication publishes all of it
         assert_eq!(end.steal - begin.steal, end.run_delay - begin.run_delay);
     });
 }
 
 #[test]
-fn run_time_is_counted_while_statistics_are_kept_and_for_each_program_apart() {
+fn run_time_is_counted_per_program_while_statistics_are_enabled() {
     let Some(program) = load(1) else { return };
     let stats = match RunStats::enable() {
         Ok(stats) => stats,
         Err(error) => return skip(&error.to_string()),
     };
-    let empty = EmptyProgram::load().expect("it is smaller than ours");
+    let empty = EmptyProgram::load().expect("it needs no more than ours");
     let (ours, its) = (program.switch_time().expect("loaded"), empty.time().expect("loaded"));
     for _ in 0..100 {
         thread::sleep(Duration::from_micros(50));
