@@ -44,7 +44,7 @@ fn program_misses_no_switch_while_the_oracle_samples_and_under_migration() {
     needs!(perf, two_cpus);
     judge_undisturbed(|| {
         for publisher in programs() {
-            let row = measure(publisher, None, 1_000);
+            let row = measure(publisher, None, 600);
             let finding = row.finding.expect("it can be measured");
             assert!(finding.tally.outs > 100 && finding.byte.sched_out.missed == 0, "{:?}", finding.byte);
             assert_exact(&finding.tally);
@@ -59,7 +59,7 @@ fn program_misses_no_switch_while_the_oracle_samples_and_under_migration() {
 fn perf_counts_every_switch_and_publishes_all_steal() {
     needs!(perf, two_cpus);
     judge_undisturbed(|| {
-        let row = measure(PublisherKind::Perf, None, 1_000);
+        let row = measure(PublisherKind::Perf, None, 600);
         assert_exact(&row.finding.expect("it can be measured").tally);
         assert_exact(&row.moves.expect("it can be measured").tally);
     });
@@ -70,7 +70,7 @@ fn lost_switch_ins_are_healed_and_all_are_counted() {
     needs!(perf, two_cpus);
     judge_undisturbed(|| {
         for publisher in programs() {
-            let row = measure(publisher, Some("lose_every=4"), 1_000);
+            let row = measure(publisher, Some("lose_every=4"), 600);
             let finding = row.finding.expect("it can be measured");
             assert_exact(&finding.tally);
             let counted = finding.tally.counted.expect("it counts").program;
@@ -107,7 +107,7 @@ fn oracle_finds_each_injected_fault_at_its_rate() {
     needs!(bpf, perf, two_cpus);
     judge_undisturbed(|| {
         let found =
-            |faults| measure(PublisherKind::Bpf, Some(faults), 2_000).finding.expect("it can be measured");
+            |faults| measure(PublisherKind::Bpf, Some(faults), 1_000).finding.expect("it can be measured");
         // Errors without a fault, since a thread copies the byte: late, or not at all
         let copied = found("drop=0.000001");
         assert_eq!(copied.faults().expect("it counts").dropped, 0);

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::support::{Ended, Fixture, end_of, has};
+use crate::support::{Ended, Fixture, end_of, has, shared};
 
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -33,7 +33,7 @@ fn boot(accelerator: &[&str], vcpus: usize, params: &str) -> Ended {
     let kernel = ["-kernel", payload.arg(), "-append", params];
     let mut qemu = Command::new(QEMU);
     qemu.args(accelerator).args(machine).args(end).args(kernel).stdin(std::process::Stdio::null());
-    end_of(&mut qemu)
+    shared(|| end_of(&mut qemu))
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,31 +22,47 @@ const DISTURBANCE: f64 = 0.06;
 const RESOLUTION: Duration = Duration::from_millis(25);
 
 /// The CPUs of the host, for one test of this process at a time. A thread may take them again.
-pub(crate) struct Exclusive(Option<MutexGuard<'static, ()>>);
+pub(crate) struct Exclusive(Held<RwLockWriteGuard<'static, ()>>);
+
+/// A lock of the CPUs; `None` if the thread had one already.
+struct Held<G>(Option<G>);
+
+static CPUS: RwLock<()> = RwLock::new(());
 
 thread_local! {
     static IS_HELD: Cell<bool> = const { Cell::new(false) };
 }
 
-impl Exclusive {
-    /// Waits until no other test of this process uses the CPUs.
-    pub(crate) fn take() -> Self {
-        static CPUS: Mutex<()> = Mutex::new(());
+impl<G> Held<G> {
+    fn take(lock: impl FnOnce() -> G) -> Self {
         if IS_HELD.get() {
             return Self(None);
         }
-        let guard = CPUS.lock().unwrap_or_else(PoisonError::into_inner);
+        let guard = lock();
         IS_HELD.set(true);
         Self(Some(guard))
     }
 }
 
-impl Drop for Exclusive {
+impl<G> Drop for Held<G> {
     fn drop(&mut self) {
         if self.0.is_some() {
             IS_HELD.set(false);
         }
     }
+}
+
+impl Exclusive {
+    /// Waits until no other test of this process uses the CPUs.
+    pub(crate) fn take() -> Self {
+        Self(Held::take(|| CPUS.write().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+/// Runs `work`, which judges no time, beside others of its kind, but not beside [`alone`].
+pub(crate) fn shared<R>(work: impl FnOnce() -> R) -> R {
+    let _shared = Held::take(|| CPUS.read().unwrap_or_else(PoisonError::into_inner));
+    work()
 }
 
 /// Runs `work` while no other test of this process uses the CPUs.

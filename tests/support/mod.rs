@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use host::cpus::Cpus;
 
-pub(crate) use exclusive::{Exclusive, alone, judge_undisturbed, measure_undisturbed, unjudged};
+pub(crate) use exclusive::{Exclusive, alone, judge_undisturbed, measure_undisturbed, shared, unjudged};
 pub(crate) use fixture::Fixture;
 pub(crate) use has::{needs, skip};
 pub(crate) use process::{Ended, Running, end_of, kill, start, wait_for, wait_for_cpu_time};
