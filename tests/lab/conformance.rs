@@ -8,62 +8,90 @@ use std::process::Stdio;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use host::facts::HostFacts;
-use lab::conformance::{self, Conformance, Plan, Subject, Verdict};
 use protocol::payload::conformance::Assertion;
-use steal_time::publisher::PublisherKind;
+use serde_json::Value;
 
 use crate::support::{
-    alone, cpus, end_of, judge_undisturbed, kill, measure_undisturbed, needs, skip, start, unjudged, vmm_lab,
+    Ended, alone, cpus, end_of, has, kill, measure_undisturbed, needs, skip, start, unjudged, vmm_lab,
     wait_for, wait_for_cpu_time,
 };
 
-const BPF: Subject = Subject::Publisher(PublisherKind::Bpf);
-const CLASSIC: Subject = Subject::Publisher(PublisherKind::BpfClassic);
-const KERNEL: Subject = Subject::Publisher(PublisherKind::Kernel);
-
-/// The verdicts on one subject, and what disturbed the host meanwhile.
-type Judged = (Conformance, Option<String>);
-
-/// Runs the suite on one subject, once for all tests.
-fn judged(subject: Subject) -> &'static Judged {
-    static JUDGED: [OnceLock<Judged>; 3] = [const { OnceLock::new() }; 3];
-    let index = [BPF, CLASSIC, KERNEL].iter().position(|known| *known == subject).expect("one of three");
-    JUDGED[index].get_or_init(|| {
-        let plan = Plan { host: HostFacts::probe(), cpus: cpus(), subjects: vec![subject] };
-        let run = || conformance::run(&plan, |_| {}).expect("the suite can be run");
-        let judged = measure_undisturbed(run, |conformance| {
-            let holds = |assertion| keeps(conformance, subject, assertion).is_ok();
-            ASSERTED.iter().find(|(known, _)| *known == subject).is_some_and(|(_, except)| {
-                Assertion::ALL.iter().filter(|assertion| !except.contains(assertion)).all(|it| holds(*it))
-            })
-        });
-        eprintln!("{}", judged.0);
-        judged
-    })
+/// One run of `vmm-lab conformance`.
+struct Run {
+    ended: Ended,
+    document: Value,
+    /// What disturbed the host meanwhile.
+    disturbance: Option<String>,
 }
 
-/// What a subject need not keep.
-const ASSERTED: [(Subject, &[Assertion]); 3] =
-    [(BPF, &[]), (CLASSIC, &OF_THE_MOMENT), (KERNEL, &OF_THE_BYTE)];
+/// Runs the suite on these publishers.
+fn run(publishers: &str) -> Run {
+    let command = || {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let json = folder.path().join("verdicts.json");
+        let json = json.to_str().expect("temporary folders have plain names");
+        let ended =
+            end_of(&mut vmm_lab(["conformance", "--publishers", publishers, "--tap", "--json", json]));
+        let document = std::fs::read(json).expect("the command writes its results");
+        (ended, serde_json::from_slice(&document).expect("JSON"))
+    };
+    let must_keep =
+        || publishers.split(',').flat_map(|publisher| asserted(publisher).map(move |it| (publisher, it)));
+    let is_good = |(_, document): &(Ended, Value)| {
+        must_keep().all(|(publisher, assertion)| keeps(document, publisher, assertion).is_ok())
+    };
+    let ((ended, document), disturbance) = measure_undisturbed(command, is_good);
+    eprintln!("{}", ended.stdout);
+    Run { ended, document, disturbance }
+}
 
-/// Whether `subject` keeps `assertion`, or why not.
-fn keeps(conformance: &Conformance, subject: Subject, assertion: Assertion) -> Result<(), String> {
-    match conformance.verdict(subject, assertion).expect("the suite tries it") {
-        Verdict::Held { times: 0 } if subject == BPF => Err(format!("{assertion} never held")),
-        Verdict::Broken { why } => Err(format!("{assertion}: {why}")),
-        Verdict::Unjudged { why } if subject == BPF && cpus().count() > 1 => {
-            Err(format!("{assertion} was not judged: {why}"))
-        }
-        // Some are seen only from a second CPU, and the MSR of KVM's publisher cannot be hidden
-        Verdict::Held { .. } | Verdict::Unjudged { .. } => Ok(()),
+/// The run with `publisher`, which all tests share.
+fn run_of(publisher: &str) -> &'static Run {
+    static OTHERS: OnceLock<Run> = OnceLock::new();
+    static CLASSIC: OnceLock<Run> = OnceLock::new();
+    match publisher {
+        "bpf-classic" => CLASSIC.get_or_init(|| run("bpf-classic")),
+        _ => OTHERS.get_or_init(|| run(if has::bpf() { "bpf,kernel" } else { "kernel" })),
     }
 }
 
-/// Asserts that `subject` keeps `assertion`.
-fn assert_kept(subject: Subject, assertion: Assertion) {
-    let (conformance, disturbance) = judged(subject);
-    match (keeps(conformance, subject, assertion), disturbance) {
+/// What `publisher` must keep.
+fn asserted(publisher: &str) -> impl Iterator<Item = Assertion> + use<> {
+    let except: &[Assertion] = match publisher {
+        "bpf-classic" => &OF_THE_MOMENT,
+        "kernel" => &OF_THE_BYTE,
+        _ => &[],
+    };
+    Assertion::ALL.iter().copied().filter(|assertion| !except.contains(assertion))
+}
+
+/// The verdict on `assertion` for `publisher`.
+fn verdict<'a>(document: &'a Value, publisher: &str, assertion: Assertion) -> &'a Value {
+    let columns = document["columns"].as_array().expect("a column for each publisher");
+    let column =
+        columns.iter().find(|column| column["subject"] == publisher).expect("the publisher is tested");
+    let verdicts = column["assertions"].as_array().expect("a verdict on each assertion");
+    verdicts.iter().find(|verdict| verdict["number"] == assertion.number()).expect("the suite tries it")
+}
+
+/// Whether `publisher` keeps `assertion`, or why not.
+fn keeps(document: &Value, publisher: &str, assertion: Assertion) -> Result<(), String> {
+    let verdict = verdict(document, publisher, assertion);
+    match verdict["verdict"].as_str() {
+        Some("held") if publisher == "bpf" && verdict["times"].as_u64() == Some(0) => {
+            Err(format!("{assertion} never held"))
+        }
+        // Some are seen only from a second CPU, and the MSR of KVM's publisher cannot be hidden
+        Some("unjudged") if publisher != "bpf" || cpus().count() == 1 => Ok(()),
+        Some("held") => Ok(()),
+        _ => Err(format!("{assertion}: {verdict}")),
+    }
+}
+
+/// Asserts that `publisher` keeps `assertion`.
+fn assert_kept(publisher: &str, assertion: Assertion) {
+    let Run { document, disturbance, .. } = run_of(publisher);
+    match (keeps(document, publisher, assertion), disturbance) {
         (Ok(()), _) => {}
         (Err(why), Some(disturbance)) => unjudged(&format!("{why} ({disturbance})")),
         (Err(why), None) => panic!("{why}"),
@@ -73,10 +101,10 @@ fn assert_kept(subject: Subject, assertion: Assertion) {
 /// Asserts that the BPF publisher keeps `assertion`.
 fn holds(assertion: Assertion) {
     needs!(bpf);
-    assert_kept(BPF, assertion);
-    match judged(BPF).0.verdict(BPF, assertion) {
-        Some(Verdict::Unjudged { why }) if cpus().count() == 1 => skip(&why),
-        _ => {}
+    assert_kept("bpf", assertion);
+    let verdict = verdict(&run_of("bpf").document, "bpf", assertion);
+    if cpus().count() == 1 && verdict["verdict"] == "unjudged" {
+        skip(&verdict["why"].to_string());
     }
 }
 
@@ -258,17 +286,13 @@ fn a31_nothing_is_written_after_the_end() {
 #[test]
 fn in_kernel_publisher_keeps_what_does_not_depend_on_the_byte() {
     needs!(kvm);
-    for assertion in Assertion::ALL.iter().filter(|assertion| !OF_THE_BYTE.contains(assertion)) {
-        assert_kept(KERNEL, *assertion);
-    }
+    asserted("kernel").for_each(|assertion| assert_kept("kernel", assertion));
 }
 
 #[test]
 fn classic_program_keeps_what_does_not_depend_on_the_moment_of_publication() {
     needs!(bpf);
-    for assertion in Assertion::ALL.iter().filter(|assertion| !OF_THE_MOMENT.contains(assertion)) {
-        assert_kept(CLASSIC, *assertion);
-    }
+    asserted("bpf-classic").for_each(|assertion| assert_kept("bpf-classic", assertion));
 }
 
 #[test]
@@ -289,22 +313,12 @@ fn suite_that_is_interrupted_prints_the_verdicts_it_has() {
 #[test]
 fn command_prints_tap_and_writes_the_document() {
     needs!(bpf);
-    judge_undisturbed(|| {
-        let folder = tempfile::tempdir().unwrap();
-        let json = folder.path().join("verdicts.json");
-        let command =
-            ["conformance", "--publishers", "bpf,kernel", "--tap", "--json", json.to_str().unwrap()];
-        let ended = alone(|| end_of(&mut vmm_lab(command)));
-        let broken: Vec<_> = ended.stdout.lines().filter(|line| line.contains("message:")).collect();
-        assert_eq!(ended.status, Some(0), "{broken:?} {}", ended.stderr);
-        assert!(
-            ended.stdout.starts_with("TAP version 14\n1..62\nok 1 - bpf: 01 feature-offered\n"),
-            "{ended:?}"
-        );
-        let points =
-            ended.stdout.lines().filter(|line| line.starts_with("ok ") || line.starts_with("not ok "));
-        assert_eq!(points.count(), 62);
-        let document: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
-        assert_eq!(document["columns"][0]["assertions"].as_array().map(Vec::len), Some(31));
-    });
+    let Run { ended, document, .. } = run_of("bpf");
+    let is_kept = asserted("bpf").all(|assertion| keeps(document, "bpf", assertion).is_ok());
+    assert_eq!(ended.status == Some(0), is_kept, "{ended:?}");
+    let first = "TAP version 14\n1..62\nok 1 - bpf: 01 feature-offered\n";
+    assert!(ended.stdout.starts_with(first), "{ended:?}");
+    let points = ended.stdout.lines().filter(|line| line.starts_with("ok ") || line.starts_with("not ok "));
+    assert_eq!(points.count(), 62);
+    assert_eq!(document["columns"][0]["assertions"].as_array().map(Vec::len), Some(31));
 }
