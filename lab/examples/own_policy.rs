@@ -7,8 +7,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use lab::bench::PoliciesCli;
 use lab::bench::policies;
-use lab::cli::PoliciesCli;
 use lab::policy::catalogue::PolicyChoice;
 use lab::policy::{Cpu, Decision, Event, Needs, Ns, Policy, RunQueues, SchedState, Vcpu};
 

@@ -1,16 +1,11 @@
 //! The command line: chooses a command. Each command's options stand beside its code.
 
-mod bench;
-
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
-pub use self::bench::{
-    Bench, BenchArgs, ChecksArgs, LocksArgs, PoliciesArgs, PoliciesCli, RoundArgs, SchedBenchArgs, Shape,
-    StartupArgs,
-};
 use crate::accuracy::{self, AccuracyArgs};
+use crate::bench::{self, BenchCommand};
 use crate::conformance::{self, ConformanceArgs};
 use crate::demo::{self, DemoArgs};
 use crate::doctor;
@@ -43,7 +38,7 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Measure one thing, and print its table
     #[command(subcommand)]
-    Bench(Bench),
+    Bench(BenchCommand),
     /// Measure how accurate each publisher's preempted is, with an independent oracle
     Accuracy(AccuracyArgs),
     /// Test the protocol's 31 assertions on this host, for each publisher
@@ -65,10 +60,10 @@ impl Cli {
         match self.command {
             None => demo::command(&self.demo),
             Some(Command::Run(args)) => run::command(&args, began),
-            Some(Command::Bench(bench)) => {
-                let bench = crate::bench::run(bench)?;
-                print(&bench)?;
-                Ok(interrupted_status(bench.was_interrupted()))
+            Some(Command::Bench(command)) => {
+                let report = bench::run(command)?;
+                print(&report)?;
+                Ok(interrupted_status(report.was_interrupted()))
             }
             Some(Command::Accuracy(args)) => accuracy::command(&args),
             Some(Command::Conformance(args)) => conformance::command(&args),

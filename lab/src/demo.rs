@@ -11,18 +11,21 @@ use clap::Args;
 use protocol::payload::params::{Check, Lock, Wait, Workload};
 use serde::Serialize;
 
-use crate::guest::LabGuestError;
+use crate::error::{Error, interrupted_status};
+use crate::guest::RunError;
+use crate::output::OutputFile;
+use crate::print::print;
 use crate::render::{HostLine, per_second};
 use crate::results::{RunResult, SCHEMA};
-use crate::runner::{Experiment, Measurement, Point, Rounds, Runner, RunnerError, WaitMode, lock_of};
+use crate::runner::{Experiment, Measurement, Point, Rounds, Runner, WaitMode, lock_of};
 use crate::table::{Table, figure};
 use host::cpus::Cpus;
 use host::facts::HostFacts;
 use steal_time::publisher::{PublisherChoice, PublisherKind};
-use vmm::cli::choice;
+use vmm::VmmError;
+use vmm::cli::{choice, usable_cpus};
 use vmm::cpuid::Supported;
-use vmm::guest::GuestError;
-use vmm::vm::machine::{self, MachineError};
+use vmm::vm::machine;
 
 /// vCPUs per CPU: the baseline, and what is compared with it.
 const OVERCOMMITS: [usize; 2] = [1, 4];
@@ -51,6 +54,22 @@ pub struct DemoArgs {
     pub quiet: bool,
 }
 
+/// Runs the demonstration, prints and writes its results, and returns the exit status.
+///
+/// # Errors
+/// [`Error`].
+pub fn command(args: &DemoArgs) -> Result<u8, Error> {
+    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
+    let demo = run(HostFacts::probe(), usable_cpus(args.cpus.as_ref())?, args.publisher, args.quiet)?;
+    if let Some(json) = json {
+        json.write(&demo)?;
+    }
+    if !args.quiet {
+        print(&demo)?;
+    }
+    Ok(interrupted_status(demo.was_interrupted()))
+}
+
 /// Results of the demonstration.
 #[derive(Clone, Debug, Serialize)]
 pub struct Demo {
@@ -64,11 +83,11 @@ pub struct Demo {
 ///
 /// # Errors
 /// The error of the first point that could not be measured.
-pub fn run(host: HostFacts, cpus: Cpus, choice: PublisherChoice, quiet: bool) -> Result<Demo, RunnerError> {
-    let guest_error = |error| RunnerError::from(LabGuestError::from(error));
-    let kernel_can = kernel_has_steal_time().map_err(|error| guest_error(GuestError::from(error)))?;
+pub fn run(host: HostFacts, cpus: Cpus, choice: PublisherChoice, quiet: bool) -> Result<Demo, Error> {
+    let guest_error = |error| Error::from(RunError::from(error));
+    let kernel_can = kernel_has_steal_time().map_err(|error| guest_error(VmmError::from(error)))?;
     let chosen = choice.begin_loading(1).finish().settle(kernel_can);
-    let chosen = chosen.map_err(|error| guest_error(GuestError::from(error)))?.kind();
+    let chosen = chosen.map_err(|error| guest_error(VmmError::from(error)))?.kind();
     // Without the backstop, a publisher that does not set `preempted` shows what that costs.
     let workload =
         Workload { warmup_ms: WARMUP_MS, duration_ms: WINDOW_MS, backstop_ns: 0, ..Workload::DEFAULT };
@@ -97,11 +116,9 @@ fn points(publishers: impl Iterator<Item = PublisherKind>) -> Vec<Point> {
     points
 }
 
-fn kernel_has_steal_time() -> Result<bool, MachineError> {
+fn kernel_has_steal_time() -> Result<bool, VmmError> {
     let supported = Supported::read(&machine::open_kvm()?);
-    supported
-        .map(|supported| supported.has_steal_time())
-        .map_err(|source| MachineError::Make { what: "tell the CPUID that it supports", source })
+    supported.map(|supported| supported.has_steal_time())
 }
 
 impl Demo {

@@ -94,10 +94,10 @@ mod tests {
         thread::scope(|scope| {
             let control = &control;
             scope.spawn(move || {
-                control.enter(vcpu);
+                control.attach(vcpu);
                 entered.send(()).unwrap();
                 let _ = is_done.recv();
-                control.leave(vcpu);
+                control.detach(vcpu);
             });
             has_entered.recv().unwrap();
             yields.is_busy.store(true, Ordering::Relaxed);

@@ -13,8 +13,8 @@ use protocol::payload::params::{Job, Workload};
 
 use crate::accuracy::{self, AccuracyArgs, OracleReport};
 use crate::error::Error;
-use crate::experiment::Experiment;
 use crate::results::RunResult;
+use crate::runner::Experiment;
 use crate::sched::choice::class_is_refused;
 use crate::table::figure;
 use host::cpus::Cpus;
@@ -235,7 +235,8 @@ impl Diagnosis {
     }
 
     fn judge_samples(&mut self, what: &str, result: &RunResult) {
-        let Some((window, byte)) = result.window.as_ref().and_then(|window| Some((window, window.byte?)))
+        let Some((window, byte)) =
+            result.window.as_ref().and_then(|window| Some((window, window.preempted?)))
         else {
             return self.bad(what, "the guest ended before it sampled the byte".to_owned());
         };

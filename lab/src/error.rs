@@ -1,17 +1,16 @@
 //! Errors of the lab, and the exit statuses of `vmm-lab`. An error is printed once, in one line.
 
+use std::fmt::Display;
 use std::io;
 
-use crate::bench::BenchError;
-use crate::experiment::ExperimentError;
-use crate::guest::LabGuestError;
+use crate::guest::RunError;
 use crate::output::OutputError;
-use crate::session::SessionError;
 use host::cpus::{CpuError, Cpus};
 use host::error_chain;
 use host::perf::PerfError;
+use steal_time::bpf::BpfError;
+use vmm::VmmError;
 use vmm::supervise::Outcome;
-use vmm::vm::StateError;
 
 /// The exit status of a command line that makes no sense.
 const USAGE: u8 = 2;
@@ -21,19 +20,24 @@ const USAGE: u8 = 2;
 pub enum Error {
     /// A guest could not be run.
     #[error(transparent)]
-    Guest(#[from] LabGuestError),
-    /// Guests could not be run together, or not be scheduled.
+    Guest(#[from] RunError),
+    /// A guest or process ended without figures, or the host could not be observed.
+    #[error("Cannot measure {what}: {how}")]
+    Failed {
+        /// What was measured: a point, a guest, a command line.
+        what: String,
+        /// What happened.
+        how: String,
+    },
+    /// There are too few CPUs for the comparison.
+    #[error("This bench compares one CPU with two, and may use only CPUs {0} (try another --cpus)")]
+    TooFewCpus(Cpus),
+    /// The measured BPF program cannot be loaded or read.
     #[error(transparent)]
-    Session(#[from] SessionError),
-    /// A point could not be measured.
-    #[error(transparent)]
-    Experiment(#[from] ExperimentError),
-    /// A bench failed.
-    #[error(transparent)]
-    Bench(#[from] BenchError),
+    Bpf(#[from] BpfError),
     /// The state of a guest could not be read, saved or restored.
     #[error(transparent)]
-    State(#[from] StateError),
+    State(#[from] VmmError),
     /// Perf cannot record context switches.
     #[error(transparent)]
     Perf(#[from] PerfError),
@@ -83,6 +87,11 @@ impl Error {
         Self::TestGuest(how.into())
     }
 
+    /// `what` could not be measured because of `how`.
+    pub fn failed(what: impl Display, how: impl Display) -> Self {
+        Self::Failed { what: what.to_string(), how: how.to_string() }
+    }
+
     /// Maps the host's reason to an error: `what` completes "Cannot".
     pub fn host(what: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Host { what, source }
@@ -90,20 +99,13 @@ impl Error {
 
     /// Whether Ctrl-C ended the work.
     pub fn is_interrupted(&self) -> bool {
-        matches!(
-            self,
-            Self::Interrupted
-                | Self::Experiment(ExperimentError::Interrupted)
-                | Self::Bench(BenchError::Experiment(ExperimentError::Interrupted))
-        )
+        matches!(self, Self::Interrupted)
     }
 
     /// Whether this host cannot provide the publisher. Other publishers may work.
     pub fn is_of_the_publisher(&self) -> bool {
         match self {
-            Self::Guest(error) | Self::Experiment(ExperimentError::Guest(error)) => {
-                error.is_of_the_publisher()
-            }
+            Self::Guest(error) => error.is_of_the_publisher(),
             _ => false,
         }
     }
@@ -111,9 +113,9 @@ impl Error {
     /// The exit status: 2 for a command line that makes no sense, 130 for Ctrl-C, 1 otherwise.
     pub fn status(&self) -> u8 {
         let is_usage = match self {
-            Self::Guest(error) | Self::Session(SessionError::Guest(error)) => error.is_usage(),
-            Self::Cpus(error) | Self::Bench(BenchError::Cpus(error)) => error.is_usage(),
-            Self::Bench(BenchError::TooFewCpus(_)) => true,
+            Self::Guest(error) => error.is_usage(),
+            Self::Cpus(error) => error.is_usage(),
+            Self::TooFewCpus(_) => true,
             _ => false,
         };
         match self {

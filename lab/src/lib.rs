@@ -49,7 +49,7 @@
 //!    [`table`]. [`trace`] writes it for Perfetto. [`output`] and [`print`](mod@print) are where it
 //!    goes.
 //! 5. The commands: [`demo`] (no command), [`run`], [`bench`](mod@bench), [`accuracy`] with its
-//!    [`oracle`], [`conformance`], [`doctor`]. [`experiment`] measures one point after another for
+//!    [`oracle`], [`conformance`], [`doctor`]. [`runner`] measures points in rounds for
 //!    several of them.
 
 pub mod accuracy;
@@ -60,7 +60,6 @@ pub mod demo;
 pub mod directed_yield;
 pub mod doctor;
 pub mod error;
-pub mod experiment;
 pub mod fault_injection;
 pub mod guest;
 pub mod options;
@@ -73,6 +72,7 @@ pub mod render;
 pub mod render_sched;
 pub mod results;
 pub mod run;
+pub mod runner;
 pub mod sched;
 pub mod session;
 pub mod table;

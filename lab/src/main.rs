@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use lab::cli::Cli;
-use lab::sched::dispatcher;
+use lab::sched::policy_call;
 
 fn main() -> ExitCode {
     let began = Instant::now();
@@ -30,7 +30,7 @@ fn abort_on_panic() {
     let print_panic = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
         print_panic(info);
-        if !dispatcher::is_asking() {
+        if !policy_call::is_in_policy() {
             process::abort();
         }
     }));

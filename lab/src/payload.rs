@@ -1,6 +1,13 @@
-//! The embedded payload.
+//! The embedded payload, and `vmm-lab write-payload`.
 
-/// ELF file of the `guest-payload` crate, which this crate's build script builds.
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::error::Error;
+use crate::output::OutputFile;
+
+/// The payload, an ELF file. This crate's build script builds it from the `guest-payload` crate.
 pub const BYTES: &[u8] = include_bytes!(env!("PAYLOAD_ELF"));
 
 /// Options of `vmm-lab write-payload`.

@@ -138,7 +138,7 @@ struct Times(Quantiles);
 impl Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let us = |ns: u64| ns as f64 / 1e3;
-        let Quantiles { p50_ns, p99_ns, most_ns, .. } = self.0;
-        write!(f, "p50 {:.1} us, p99 {:.1}, max {:.1}", us(p50_ns), us(p99_ns), us(most_ns))
+        let Quantiles { p50_ns, p99_ns, max_ns, .. } = self.0;
+        write!(f, "p50 {:.1} us, p99 {:.1}, max {:.1}", us(p50_ns), us(p99_ns), us(max_ns))
     }
 }

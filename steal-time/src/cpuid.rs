@@ -1,9 +1,9 @@
 //! CPUID: announces steal time to the guest.
 //!
 //! Leaf 0x40000001 EAX has steal time (bit 5) exactly when the MSR exists. PV TLB flush (bit 9) and
-//! PV sched yield (bit 13) are never set. Under bit 9 a guest writes into `preempted` of a preempted
-//! vCPU, and relies on the host to flush its TLB before that vCPU runs again. `preempted` is then no
-//! longer a hint, and only KVM can own it.
+//! PV sched yield (bit 13) are never set. Under bit 9 a guest writes into `preempted` of a
+//! preempted vCPU, and relies on the host to flush its TLB before that vCPU runs again. `preempted`
+//! is then no longer a hint, and only KVM can own it.
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Kvm;

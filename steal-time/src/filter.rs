@@ -1,15 +1,16 @@
 //! The MSR filter. KVM implements the steal-time MSR itself, so a filter denies it this one index:
 //! each access exits to userspace.
 //!
-//! Source: `Documentation/virt/kvm/api.rst`, `KVM_CAP_X86_USER_SPACE_MSR` and `KVM_X86_SET_MSR_FILTER`.
+//! Source: `Documentation/virt/kvm/api.rst`, `KVM_CAP_X86_USER_SPACE_MSR` and
+//! `KVM_X86_SET_MSR_FILTER`.
 
 use kvm_ioctls::{Cap, MsrExitReason, MsrFilterDefaultAction, MsrFilterRange, MsrFilterRangeFlags, VmFd};
 use protocol::kvm::MSR_STEAL_TIME;
 
 use crate::error::StealTimeError;
 
-/// Makes KVM exit to userspace on each access to the steal-time MSR. Called before the first
-/// vCPU runs.
+/// Makes KVM exit to userspace on each access to the steal-time MSR. Called before the first vCPU
+/// runs.
 ///
 /// # Errors
 /// [`StealTimeError`] if KVM lacks the capability (Linux 5.10) or refuses the filter. Nothing is

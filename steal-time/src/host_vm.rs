@@ -20,9 +20,9 @@ pub const PAGE: u64 = PAGE_SIZE as u64;
 /// A virtual machine, as its monitor lends it to this library.
 ///
 /// # Safety
-/// An address that [`page_hva`](Self::page_hva) returns must stay mapped, readable and writable, for
-/// as long as the implementor exists. The whole page must hold guest memory and nothing else: the
-/// library replaces the mapping. [`stop_all`](Self::stop_all) must keep its promise.
+/// An address that [`page_hva`](Self::page_hva) returns must stay mapped, readable and writable,
+/// for as long as the implementor exists. The whole page must hold guest memory and nothing else:
+/// the library replaces the mapping. [`stop_all`](Self::stop_all) must keep its promise.
 pub unsafe trait HostVm: fmt::Debug + Send + Sync {
     /// Returns the host address of the guest page at `page_gpa`, a multiple of [`PAGE_SIZE`].
     /// `None` outside RAM.

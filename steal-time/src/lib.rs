@@ -1,12 +1,13 @@
 //! Paravirtual steal time for KVM monitors.
 //!
 //! A guest that spins for a vCPU which the host has preempted wastes its time. KVM's steal-time
-//! protocol tells it: a 64-byte record per vCPU in guest memory ([`protocol::kvm::StealTime`]) holds
-//! the time for which the vCPU waited for a CPU, and a byte `preempted`. This library implements
-//! the host's end of the protocol for any monitor built on rust-vmm crates.
+//! protocol makes preemption visible: a 64-byte record per vCPU in guest memory
+//! ([`protocol::kvm::StealTime`]) holds the time for which the vCPU waited for a CPU, and a byte
+//! `preempted`. This library implements the host's end of the protocol for any monitor built on
+//! rust-vmm crates.
 //!
-//! `preempted` is 1 when the host took the vCPU thread's CPU although the thread was runnable. It is
-//! 0 while the vCPU runs, halts, is paused, or its thread handles an exit.
+//! `preempted` is 1 when the host took the vCPU thread's CPU although the thread was runnable. It
+//! is 0 while the vCPU runs, halts, is paused, or its thread handles an exit.
 //!
 //! # A monitor with steal time
 //!

@@ -87,3 +87,30 @@ impl StealTime {
         &*self.publisher
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use protocol::kvm::MSR_STEAL_TIME;
+
+    use super::*;
+    use crate::host_vm::tests::Memory;
+    use crate::vcpu::Access;
+
+    #[test]
+    fn publisher_off_offers_no_feature_and_every_access_faults() {
+        let choice = PublisherChoice::Only(PublisherKind::Off);
+        let steal_time = StealTime::new(choice, Memory::mib(1)).unwrap();
+        assert_eq!((steal_time.kind(), steal_time.owner()), (PublisherKind::Off, MsrOwner::Absent));
+        let mut vcpu = steal_time.attach(VcpuId::BOOT).unwrap();
+        assert_eq!(vcpu.rdmsr(MSR_STEAL_TIME), Access::Fault);
+        assert_eq!(vcpu.wrmsr(MSR_STEAL_TIME, 0x1001).unwrap().error(), 1);
+    }
+
+    #[test]
+    fn publisher_that_kicks_is_refused_without_a_signal_and_another_is_named() {
+        let choice = PublisherChoice::Only(PublisherKind::Monitor);
+        let error = StealTime::new(choice, Memory::mib(1)).unwrap_err();
+        assert!(matches!(error, StealTimeError::NoKickSignal(PublisherKind::Monitor)), "{error}");
+        assert_eq!(error.alternative(), Some(PublisherChoice::Only(PublisherKind::Bpf)));
+    }
+}

@@ -7,8 +7,7 @@ use std::time::Duration;
 use crate::support::{
     alone, end_of, has, judge_undisturbed, kill, needs, start, vmm_lab, wait_for, wait_for_cpu_time,
 };
-use lab::accuracy::{self, Row, Tally};
-use lab::cli::AccuracyArgs;
+use lab::accuracy::{self, AccuracyArgs, ObservedCounts, Row};
 use steal_time::publisher::PublisherKind;
 
 /// The publishers with a BPF program that this host allows.
@@ -32,11 +31,11 @@ fn measure(publisher: PublisherKind, faults: Option<&str>, duration_ms: u32) -> 
 
 /// Asserts that the oracle lost nothing, and that the publisher counted each switch and published
 /// all steal.
-fn assert_exact(tally: &Tally) {
-    assert!(tally.doubts.is_empty(), "{:?}", tally.doubts);
-    let counted = tally.counted.expect("it counts").program;
-    assert_eq!((counted.sched_out, counted.timeslices()), (tally.outs, tally.ins), "{counted:?}");
-    assert!(tally.steal_ns.abs_diff(tally.lost_ns) <= tally.lost_ns / 100, "{tally:?}");
+fn assert_exact(counts: &ObservedCounts) {
+    assert!(counts.inconsistencies.is_empty(), "{:?}", counts.inconsistencies);
+    let counted = counts.counted.expect("it counts").program;
+    assert_eq!((counted.sched_out, counted.timeslices()), (counts.sched_out, counts.sched_in), "{counted:?}");
+    assert!(counts.steal_ns.abs_diff(counts.lost_ns) <= counts.lost_ns / 100, "{counts:?}");
 }
 
 #[test]
@@ -45,12 +44,16 @@ fn program_misses_no_switch_while_the_oracle_samples_and_under_migration() {
     judge_undisturbed(|| {
         for publisher in programs() {
             let row = measure(publisher, None, 600);
-            let finding = row.finding.expect("it can be measured");
-            assert!(finding.tally.outs > 100 && finding.byte.sched_out.missed == 0, "{:?}", finding.byte);
-            assert_exact(&finding.tally);
-            let moves = row.moves.expect("it can be measured");
-            assert!(moves.moves > 50 && moves.tally.outs > 50, "{moves:?}");
-            assert_exact(&moves.tally);
+            let report = row.oracle.expect("it can be measured");
+            assert!(
+                report.counts.sched_out > 100 && report.preempted.sched_out.missed == 0,
+                "{:?}",
+                report.preempted
+            );
+            assert_exact(&report.counts);
+            let migration = row.migration.expect("it can be measured");
+            assert!(migration.migrations > 50 && migration.counts.sched_out > 50, "{migration:?}");
+            assert_exact(&migration.counts);
         }
     });
 }
@@ -60,8 +63,8 @@ fn perf_counts_every_switch_and_publishes_all_steal() {
     needs!(perf, two_cpus);
     judge_undisturbed(|| {
         let row = measure(PublisherKind::Perf, None, 600);
-        assert_exact(&row.finding.expect("it can be measured").tally);
-        assert_exact(&row.moves.expect("it can be measured").tally);
+        assert_exact(&row.oracle.expect("it can be measured").counts);
+        assert_exact(&row.migration.expect("it can be measured").counts);
     });
 }
 
@@ -71,18 +74,18 @@ fn lost_switch_ins_are_healed_and_all_are_counted() {
     judge_undisturbed(|| {
         for publisher in programs() {
             let row = measure(publisher, Some("lose_every=4"), 600);
-            let finding = row.finding.expect("it can be measured");
-            assert_exact(&finding.tally);
-            let counted = finding.tally.counted.expect("it counts").program;
-            assert!(counted.healed + counted.unseen >= finding.tally.ins / 5, "{counted:?}");
+            let report = row.oracle.expect("it can be measured");
+            assert_exact(&report.counts);
+            let counted = report.counts.counted.expect("it counts").program;
+            assert!(counted.healed + counted.unseen >= report.counts.sched_in / 5, "{counted:?}");
             // A vCPU may be preempted again before a lost switch-in is healed, but every preemption
             // is published
             assert_eq!(
-                finding.byte.sched_out.missed, 0,
+                report.preempted.sched_out.missed, 0,
                 "{} switch-ins missed",
-                finding.byte.sched_in.missed
+                report.preempted.sched_in.missed
             );
-            assert_exact(&row.moves.expect("it can be measured").tally);
+            assert_exact(&row.migration.expect("it can be measured").counts);
         }
     });
 }
@@ -107,35 +110,35 @@ fn oracle_finds_each_injected_fault_at_its_rate() {
     needs!(bpf, perf, two_cpus);
     judge_undisturbed(|| {
         let found =
-            |faults| measure(PublisherKind::Bpf, Some(faults), 1_000).finding.expect("it can be measured");
+            |faults| measure(PublisherKind::Bpf, Some(faults), 1_000).oracle.expect("it can be measured");
         // Errors without a fault, since a thread copies the byte: late, or not at all
         let copied = found("drop=0.000001");
-        assert_eq!(copied.faults().expect("it counts").dropped, 0);
-        let by_copying = copied.byte;
+        assert_eq!(copied.counts.faults.expect("it counts").dropped, 0);
+        let by_copying = copied.preempted;
 
         let dropped = found("drop=0.3");
-        let made = dropped.faults().expect("it counts").dropped;
-        let missed = (dropped.byte.sched_out.missed, by_copying.sched_out.missed);
-        assert_found("drop", missed, dropped.byte.sched_out.unobserved, made);
+        let made = dropped.counts.faults.expect("it counts").dropped;
+        let missed = (dropped.preempted.sched_out.missed, by_copying.sched_out.missed);
+        assert_found("drop", missed, dropped.preempted.sched_out.unobserved, made);
 
         let spurious = found("false_hz=400");
-        let made = spurious.faults().expect("it counts").falsely_set;
+        let made = spurious.counts.faults.expect("it counts").falsely_set;
         // A false byte is true if the vCPU has just been preempted and the copying thread is late
         let clear_too_long = by_copying.wrongly_clear.total_ns;
         let came_true = made * clear_too_long / by_copying.observed_ns;
-        let falsely_set = (spurious.byte.falsely_set, by_copying.falsely_set);
-        assert_found("false", falsely_set, spurious.byte.sched_out.unobserved + came_true, made);
+        let falsely_set = (spurious.preempted.falsely_set, by_copying.falsely_set);
+        assert_found("false", falsely_set, spurious.preempted.sched_out.unobserved + came_true, made);
 
         let stuck = found("stick");
-        let counts = stuck.faults().expect("it counts");
+        let counts = stuck.counts.faults.expect("it counts");
         // A preemption that was not copied is shorter than the copying period. The byte is stuck
         // all the same
-        let uncopied = stuck.byte.sched_out.happened.saturating_sub(counts.sets);
-        let missed = (stuck.byte.sched_in.missed, uncopied);
-        assert_found("stick", missed, stuck.byte.sched_in.unobserved, counts.stuck);
-        assert!(stuck.byte.sched_in.latencies_ns.is_empty());
+        let uncopied = stuck.preempted.sched_out.happened.saturating_sub(counts.sets);
+        let missed = (stuck.preempted.sched_in.missed, uncopied);
+        assert_found("stick", missed, stuck.preempted.sched_in.unobserved, counts.stuck);
+        assert!(stuck.preempted.sched_in.latencies_ns.is_empty());
 
-        let late = found("delay_us=500").byte;
+        let late = found("delay_us=500").preempted;
         // The copying thread takes two preemptions between two copies for one: the median is
         // compared, not the minimum
         assert!(late.sched_out.quantile_ns(0.5).expect("slow preemptions are seen") >= 490_000, "{late:?}");
@@ -148,10 +151,10 @@ fn doctor_reports_the_byte_of_each_publisher() {
     let ended = alone(|| end_of(&mut vmm_lab(["doctor"])));
     assert_eq!(ended.status, Some(0), "{ended:?}");
     for publisher in ["bpf", "bpf-classic", "perf", "monitor", "kernel"] {
-        let line = ended.stdout.lines().find(|line| line.contains(&format!("byte by {publisher}")));
+        let line = ended.stdout.lines().find(|line| line.contains(&format!("preempted by {publisher}")));
         assert!(line.is_some_and(|line| line.contains("preemptions") || line.starts_with("--")), "{ended:?}");
     }
-    assert!(ended.stdout.contains("--  byte by monitor"), "{ended:?}");
+    assert!(ended.stdout.contains("--  preempted by monitor"), "{ended:?}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::support::{alone, needs};
 use host::cpus::Cpus;
 use host::facts::HostFacts;
 use lab::bench::checks::code::{self, FormCode};
-use lab::experiment::Experiment;
+use lab::runner::Experiment;
 use lab::table::Table;
 use protocol::payload::params::{Check, Job, Workload};
 use steal_time::publisher::PublisherKind;

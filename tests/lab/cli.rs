@@ -63,7 +63,7 @@ fn unknown_option_and_unknown_value_are_named() {
 fn cpu_that_does_not_exist_is_named_with_those_that_do() {
     refuses(&["--vcpus", "1", "--cpus", "900"], 2, &["CPU 900", &cpus().to_string()]);
     refuses(&["--vcpus", "1", "--cpus", "1-"], 2, &["--cpus", "0,2-3"]);
-    refuses(&["bench", "byte", "--cpus", "900"], 2, &["CPU 900"]);
+    refuses(&["bench", "preempted", "--cpus", "900"], 2, &["CPU 900"]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use lab::guest::LabConfig;
 use lab::policy::catalogue::PolicyChoice;
 use lab::policy::{Decision, Event, Policy, RunQueues, SchedState};
 use lab::sched::SchedConfig;
-use lab::sched::dispatcher::End;
+use lab::sched::StopReason;
 use lab::sched::mechanism::{MechanismChoice, MechanismKind};
 use lab::session::{self, SessionConfig, SessionResult, SessionRun};
 use steal_time::publisher::PublisherKind;
@@ -82,7 +82,7 @@ fn round_robin_follows_its_dry_run_and_every_vcpu_progresses() {
                 run.guests[0].monitor.outcome
             );
             let sched = result.sched.expect("it was scheduled");
-            assert_eq!((sched.mechanism, sched.ended.as_deref()), (mechanism, None));
+            assert_eq!((sched.mechanism, sched.stop_reason.as_deref()), (mechanism, None));
             assert!(sched.decisions > 50, "{sched:?}");
             assert_eq!(sched.preemptions + cpus().count() as u64, sched.decisions);
             // The dry run ends with the run, which may have lost a slice to the host. The order is
@@ -100,7 +100,7 @@ fn descheduled_vcpu_is_marked_and_its_time_is_steal() {
     judge_undisturbed(|| {
         let (run, result) = schedule(catalogued("rr:slice=2ms"), MechanismKind::Deschedule, 1, CONTEND);
         let sched = result.sched.as_ref().expect("it was scheduled");
-        assert!(sched.byte.count > 0);
+        assert!(sched.preempted_delay.count > 0);
         let held: u64 = run.guests[0]
             .vcpus
             .iter()
@@ -117,7 +117,10 @@ fn descheduled_vcpu_is_marked_and_its_time_is_steal() {
             window.length_ns
         );
         assert!(
-            run.guests[0].vcpus.iter().all(|vcpu| vcpu.stats.counts.is_some_and(|counts| counts.parks > 0))
+            run.guests[0]
+                .vcpus
+                .iter()
+                .all(|vcpu| vcpu.stats.counts.is_some_and(|counts| counts.deschedules > 0))
         );
     });
 }
@@ -129,10 +132,13 @@ fn perf_records_show_one_vcpu_per_cpu_in_its_slice() {
         for mechanism in mechanisms() {
             let (_, result) =
                 schedule(catalogued("rr:slice=5ms"), mechanism, 1, "job=watch warmup_ms=50 duration_ms=300");
-            let fact = result.sched.and_then(|sched| sched.fact).expect("perf tells");
+            let observed = result.sched.and_then(|sched| sched.observed).expect("perf tells");
             // No vCPU sleeps: one that runs out of its slice is being switched
-            assert!(fact.fidelity > 0.5, "{mechanism}: {fact:?}");
-            assert!(fact.on.count > 20 && fact.planned > 0.9, "{mechanism}: {fact:?}");
+            assert!(observed.fidelity > 0.5, "{mechanism}: {observed:?}");
+            assert!(
+                observed.dispatch_delay.count > 20 && observed.planned > 0.9,
+                "{mechanism}: {observed:?}"
+            );
         }
     });
 }
@@ -191,8 +197,8 @@ fn several_guests_are_scheduled_together_and_each_has_figures() {
             }
             let sched = run.sched.expect("they were scheduled");
             let of_second = |vcpu: Option<usize>| vcpu.is_some_and(|vcpu| vcpu >= sched.vcpus[0]);
-            assert!(sched.log.chosen.iter().any(|chosen| of_second(chosen.to)));
-            assert!(sched.log.chosen.iter().any(|chosen| chosen.to.is_some() && !of_second(chosen.to)));
+            assert!(sched.log.assignments.iter().any(|chosen| of_second(chosen.to)));
+            assert!(sched.log.assignments.iter().any(|chosen| chosen.to.is_some() && !of_second(chosen.to)));
         }
     });
 }
@@ -269,8 +275,11 @@ fn impossible_decisions_are_refused_whole_and_counted_and_the_guest_runs_on() {
             let sched = result.sched.expect("it was scheduled");
             let refused = sched.refused;
             assert!(refused.impossible > 0 && refused.contradictory > 0, "{refused:?}");
-            assert!(sched.unanswered > 0);
-            assert!(run.sched.expect("it was scheduled").log.stopped.is_empty(), "none took effect in part");
+            assert!(sched.unanswered_ticks > 0);
+            assert!(
+                run.sched.expect("it was scheduled").log.throttles.is_empty(),
+                "none took effect in part"
+            );
         }
     });
 }
@@ -287,8 +296,8 @@ fn policy_that_panics_ends_the_run_cleanly_with_its_message() {
             "{:?}",
             run.guests[0].monitor.outcome
         );
-        let end = run.sched.as_ref().and_then(|sched| sched.end.clone());
-        assert_eq!(end, Some(End::Panicked("no idea what to do".to_owned())));
+        let end = run.sched.as_ref().and_then(|sched| sched.stop_reason.clone());
+        assert_eq!(end, Some(StopReason::Panicked("no idea what to do".to_owned())));
         assert_eq!(result.status(), 5);
         let lock =
             result.guests[0].window.as_ref().and_then(|window| window.lock.as_ref()).expect("figures so far");
@@ -302,10 +311,11 @@ fn policy_that_starves_a_vcpu_ends_the_run_cleanly_with_its_number() {
         // No lock: the starved vCPU might hold it
         let params = "job=watch warmup_ms=10 duration_ms=30000";
         let (run, result) = schedule(Odd::choice("forgetful", |_, _, _| {}, Some(2)), mechanism, 1, params);
-        let end = run.sched.as_ref().and_then(|sched| sched.end.clone());
-        assert!(matches!(end, Some(End::Starved { guest: 0, vcpu: 2, .. })), "{end:?}");
+        let end = run.sched.as_ref().and_then(|sched| sched.stop_reason.clone());
+        assert!(matches!(end, Some(StopReason::Starved { guest: 0, vcpu: 2, .. })), "{end:?}");
         assert!(matches!(run.guests[0].monitor.outcome, Outcome::Stopped));
-        let byte = result.guests[0].window.as_ref().and_then(|window| window.byte).expect("figures so far");
+        let byte =
+            result.guests[0].window.as_ref().and_then(|window| window.preempted).expect("figures so far");
         assert!(byte.own_samples > 0);
     }
 }
@@ -321,14 +331,14 @@ fn guest_gives_hints_and_rings_the_doorbell_only_if_the_policy_needs_them() {
             (run.guests[0].workload.expect("it is ours").hints, slice_end)
         };
         let (run, result) = schedule(catalogued("rr"), MechanismKind::Deschedule, 1, CONTEND);
-        assert_eq!((hints_of(&run), result.sched.map(|sched| sched.rings)), ((false, 0), Some(0)));
+        assert_eq!((hints_of(&run), result.sched.map(|sched| sched.guest_events)), ((false, 0), Some(0)));
         let (run, _) = schedule(catalogued("slice-left"), MechanismKind::Deschedule, 1, CONTEND);
         assert!(hints_of(&run).1 > 0, "the guest knows the end of its slice");
         let params = "job=contend lock=ticket wait=yield warmup_ms=50 duration_ms=300";
         let (run, result) = schedule(catalogued("yield:target=next"), MechanismKind::Deschedule, 1, params);
         assert!(hints_of(&run).0);
         let sched = result.sched.expect("it was scheduled");
-        assert!(sched.rings > 0 && sched.decisions > 300, "{sched:?}");
+        assert!(sched.guest_events > 0 && sched.decisions > 300, "{sched:?}");
         assert_eq!(
             result.guests[0].vcpus.iter().map(|vcpu| vcpu.directed_yields).sum::<u64>(),
             0,

@@ -153,7 +153,7 @@ fn guest_that_times_out_closes_its_window_and_keeps_its_figures() {
         let window = result.window.expect("the window was closed");
         assert!(window.length_ns < 60_000_000_000, "{window:?}");
         assert!(window.lock.is_none_or(|lock| lock.acquisitions > 0));
-        assert!(window.byte.is_none_or(|byte| byte.other_samples > 0));
+        assert!(window.preempted.is_none_or(|byte| byte.other_samples > 0));
     }
 }
 
@@ -186,7 +186,7 @@ fn demonstration_that_is_interrupted_prints_the_points_it_has() {
 #[test]
 fn bench_that_is_interrupted_ends_with_its_first_run() {
     needs!(bpf, two_cpus);
-    assert_eq!(interrupted(&["bench", "byte"], WELL_UNDER_WAY), "");
+    assert_eq!(interrupted(&["bench", "preempted"], WELL_UNDER_WAY), "");
 }
 
 #[test]

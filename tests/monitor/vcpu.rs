@@ -6,8 +6,9 @@ use std::sync::{Arc, mpsc};
 use devices::{ExitPort, PortBus};
 use protocol::VcpuId;
 use protocol::payload::machine::EXIT_PORT;
-use steal_time::publisher::{Counts, Publication, Publisher, PublisherKind, StealTimeError};
-use steal_time::vm::StealTime;
+use steal_time::StealTime;
+use steal_time::StealTimeError;
+use steal_time::publisher::{Counts, Publication, Publisher, PublisherKind};
 use vmm::boot::{self, Entry};
 use vmm::cpuid::Supported;
 use vmm::hooks::NoHooks;
@@ -43,9 +44,9 @@ impl Publication for Entries {
     fn take_init(&mut self) -> bool {
         false
     }
-    fn park(&mut self) {}
+    fn deschedule(&mut self) {}
 
-    fn unpark(&mut self, _parked_ns: u64) -> Result<(), StealTimeError> {
+    fn schedule(&mut self, _descheduled_ns: u64) -> Result<(), StealTimeError> {
         Ok(())
     }
 
@@ -93,7 +94,7 @@ fn publisher_is_called_before_each_entry() {
     let stats = Vcpu::new(VcpuId::BOOT, fd, Arc::new(shared), attached, event_sender, inbox).run();
 
     let message = messages.recv().expect("the vCPU reports its exit");
-    assert!(matches!(message, Message::Ended { ending: VcpuExit::Exit(7), .. }), "{message:?}");
+    assert!(matches!(message, Message::Ended { exit: VcpuExit::Exit(7), .. }), "{message:?}");
     assert_eq!(stats.exits.port, 3);
     // Each exit but the last is followed by an entry, and the first follows one
     assert_eq!(entries.load(Ordering::Relaxed), stats.exits.port + stats.exits.interrupted);

@@ -2,7 +2,7 @@
 //! guest.
 
 use lab::guest::LabConfig;
-use lab::results::{ByteFigures, RunResult};
+use lab::results::{PreemptedFigures, RunResult};
 use steal_time::publisher::PublisherKind;
 use vmm::supervise::Outcome;
 
@@ -18,10 +18,10 @@ fn watching(publisher: PublisherKind, cpus: usize) -> LabConfig {
     config
 }
 
-fn watch(config: &LabConfig) -> (RunResult, ByteFigures) {
+fn watch(config: &LabConfig) -> (RunResult, PreemptedFigures) {
     let (run, result) = run(config);
     assert!(matches!(run.monitor.outcome, Outcome::Reset), "{:?}", result.outcome);
-    let byte = result.window.as_ref().and_then(|window| window.byte).expect("the guest samples");
+    let byte = result.window.as_ref().and_then(|window| window.preempted).expect("the guest samples");
     (result, byte)
 }
 
@@ -91,6 +91,6 @@ fn in_kernel_publisher_accounts_steal() {
         let window = result.window.expect("a window");
         assert_eq!(byte.own_set, 0);
         assert!(window.guest_steal_ns as f64 > 0.4 * window.length_ns as f64, "{window:?}");
-        // Its `preempted` byte depends on the host: `vmm-lab bench byte` prints it
+        // Its `preempted` byte depends on the host: `vmm-lab bench preempted` prints it
     });
 }

@@ -12,21 +12,12 @@ mod attach;
 #[path = "../support/mod.rs"]
 mod support;
 
-use steal_time::bpf::{BpfError, Program};
-use support::{has_kvm, skip};
+use support::has::needs;
 
 /// The example returns after each of its two guests has read that the other is preempted, and fails
 /// after ten seconds.
 #[test]
 fn example_without_the_monitor_observes_preempted() {
-    if !has_kvm() {
-        return;
-    }
-    match Program::load(1, 1) {
-        Ok(_) => attach::main().expect("both guests read `preempted`"),
-        Err(error @ (BpfError::NotPermitted { .. } | BpfError::Unsupported { .. })) => {
-            skip(&error.to_string());
-        }
-        Err(error) => panic!("{error}"),
-    }
+    needs!(bpf);
+    attach::main().expect("both guests read `preempted`");
 }

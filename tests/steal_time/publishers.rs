@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use lab::guest::{LabConfig, LabGuest};
-use lab::results::{ByteFigures, RunResult};
+use lab::results::{PreemptedFigures, RunResult};
 use protocol::VcpuId;
 use protocol::kvm::Registration;
 use steal_time::publisher::PublisherKind;
@@ -19,13 +19,13 @@ use crate::support::{
 };
 
 /// Two vCPUs that spin on one CPU and watch each other.
-fn watch(publisher: PublisherKind, faults: Option<&str>) -> (RunResult, ByteFigures) {
+fn watch(publisher: PublisherKind, faults: Option<&str>) -> (RunResult, PreemptedFigures) {
     let config = guest(2, publisher, "job=watch duration_ms=500");
     let faults = faults.map(|faults| faults.parse().expect("faults"));
     let config = LabConfig { faults, ..config.on(cpus().first(1)) };
     let (run, result) = run(&config);
     assert!(matches!(run.monitor.outcome, Outcome::Reset), "{:?}", result.outcome);
-    let byte = result.window.as_ref().and_then(|window| window.byte).expect("the guest samples");
+    let byte = result.window.as_ref().and_then(|window| window.preempted).expect("the guest samples");
     (result, byte)
 }
 
@@ -103,7 +103,7 @@ fn classic_program_takes_over_without_btf_in_any_pid_namespace() {
         );
         let result: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
         assert_eq!(result["publisher"]["kind"], "bpf-classic");
-        let byte = &result["window"]["byte"];
+        let byte = &result["window"]["preempted"];
         assert!(
             byte["other_set"].as_u64() > byte["other_samples"].as_u64().map(|samples| samples * 99 / 100),
             "{byte}"
@@ -265,7 +265,7 @@ fn faults_of_a_publisher_in_the_kernel_or_of_none_are_refused() {
     }
     let ended = end_of(&mut vmm_run(["--vcpus", "1", "--faults", "drop=2"]));
     assert_eq!(ended.status, Some(2), "{ended:?}");
-    assert!(ended.stderr.contains("is no fault"), "{ended:?}");
+    assert!(ended.stderr.contains("is not a fault"), "{ended:?}");
 }
 
 /// A user without capabilities, but in the group of `/dev/kvm`.
@@ -307,5 +307,5 @@ fn lost_switches_of_a_publisher_without_a_program_are_refused() {
     needs!(kvm);
     let ended = end_of(&mut vmm_run(["--vcpus", "1", "--publisher", "monitor", "--faults", "lose_every=2"]));
     assert_eq!(ended.status, Some(1), "{ended:?}");
-    assert!(ended.stderr.contains("only a BPF program is told of each"), "{ended:?}");
+    assert!(ended.stderr.contains("only a BPF program sees each of them"), "{ended:?}");
 }

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use lab::guest::{LabConfig, LabGuest};
 use protocol::VcpuId;
+use steal_time::StealTimeError;
 use steal_time::publisher::{PublisherChoice, PublisherKind};
-use steal_time::saved::{SavedError, SavedStealTime};
+use steal_time::saved::SavedStealTime;
+use vmm::VmmError;
 use vmm::guest::PayloadSource;
 use vmm::supervise::Outcome;
 use vmm::timings::Timings;
-use vmm::vm::StateError;
 
 use crate::support::{
     self, Exclusive, Fixture, alone, cpus, end_guest, guest, has_publisher, needs, start_guest, start_window,
@@ -106,16 +107,20 @@ fn state_of_another_guest_or_with_reserved_bits_is_refused_and_changes_nothing()
         let vm = guest.vm();
         let good = vm.save_steal_time(&paused).unwrap();
         let refuse = |saved: &SavedStealTime| match vm.restore_steal_time(&paused, saved) {
-            Err(StateError::Saved(error)) => error,
+            Err(VmmError::Publisher(error)) => error,
             other => panic!("{other:?}"),
         };
         let mut one = good.clone();
         one.vcpus.truncate(1);
-        assert_eq!(refuse(&one), SavedError::Vcpus { saved: 1, here: 2 });
+        assert!(matches!(refuse(&one), StealTimeError::SavedVcpus { saved: 1, here: 2 }));
         let mut reserved = good.clone();
         (reserved.vcpus[0].msr, reserved.vcpus[1].msr) = (0x20_0001, 0x20_0043);
-        let vcpu = VcpuId::new(1).unwrap();
-        assert_eq!(refuse(&reserved), SavedError::Reserved { vcpu, msr: 0x20_0043 });
+        let one = VcpuId::new(1).unwrap();
+        let refused = refuse(&reserved);
+        assert!(
+            matches!(refused, StealTimeError::SavedReserved { vcpu, msr: 0x20_0043 } if vcpu == one),
+            "{refused:?}"
+        );
         assert_eq!(vm.save_steal_time(&paused).unwrap(), good);
         vm.resume(paused);
         end_guest(guest);
@@ -126,7 +131,10 @@ fn state_of_another_guest_or_with_reserved_bits_is_refused_and_changes_nothing()
         let mut saved = guest.vm().save_steal_time(&paused).unwrap();
         saved.vcpus[0].msr = 0x20_0001;
         let refused = guest.vm().restore_steal_time(&paused, &saved);
-        assert!(matches!(refused, Err(StateError::Saved(SavedError::NobodyPublishes { .. }))), "{refused:?}");
+        assert!(
+            matches!(refused, Err(VmmError::Publisher(StealTimeError::SavedUnpublished { .. }))),
+            "{refused:?}"
+        );
         guest.vm().resume(paused);
         end_guest(guest);
     });

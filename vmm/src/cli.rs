@@ -179,13 +179,12 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::error::Error;
-
     use clap::CommandFactory;
+    use steal_time::StealTimeError;
     use steal_time::bpf::BpfError;
-    use steal_time::publisher::StealTimeError;
 
     use super::*;
+    use crate::error::VmmError;
 
     #[test]
     fn definition_is_consistent() {
@@ -196,14 +195,14 @@ mod tests {
     fn publishers_that_errors_suggest_can_be_chosen() {
         let refused = || io::Error::from_raw_os_error(libc::EPERM);
         let what = "load the BPF program";
-        let errors: [&dyn Error; 4] = [
-            &BpfError::NotPermitted { what, source: refused() },
-            &BpfError::Verifier { program: "switch".into(), log: String::new(), source: refused() },
-            &StealTimeError::KernelLacksStealTime,
-            &StealTimeError::MsrFilterMissing("KVM_CAP_X86_MSR_FILTER"),
+        let errors: [StealTimeError; 4] = [
+            BpfError::NotPermitted { what, source: refused() }.into(),
+            BpfError::Verifier { program: "switch".into(), log: String::new(), source: refused() }.into(),
+            StealTimeError::KernelLacksStealTime,
+            StealTimeError::MsrFilterMissing("KVM_CAP_X86_MSR_FILTER"),
         ];
-        for message in errors.map(ToString::to_string) {
-            let suggested = message.split("--publisher ").nth(1).expect("the message suggests a publisher");
+        for message in errors.map(|error| VmmError::from(error).to_string()) {
+            let suggested = message.split("--publisher ").nth(1).expect("an alternative is named");
             let name: String =
                 suggested.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
             assert!(choice(&name).is_ok(), "{name:?}: {message}");

@@ -5,8 +5,7 @@ use std::error::Error;
 use std::ops::Range;
 
 use protocol::VcpuId;
-use steal_time::publisher::StealTimeError;
-use steal_time::saved::SavedError;
+use steal_time::StealTimeError;
 
 /// A guest cannot be started, run or restored.
 #[derive(Debug, thiserror::Error)]
@@ -26,11 +25,11 @@ pub enum VmmError {
         /// The guest physical addresses.
         range: Range<u64>,
     },
-    /// The publisher cannot start on this host.
-    #[error(transparent)]
+    /// The publisher cannot start on this host, or saved steal time does not fit this guest.
+    #[error("Cannot publish steal time{}", try_publisher(.0))]
     Publisher(#[from] StealTimeError),
     /// The publisher failed for one vCPU.
-    #[error("Cannot publish steal time of vCPU {vcpu}")]
+    #[error("Cannot publish steal time of vCPU {vcpu}{}", try_publisher(source))]
     Publish {
         /// The vCPU.
         vcpu: VcpuId,
@@ -40,9 +39,6 @@ pub enum VmmError {
     /// The vCPU has ended, so its state cannot be saved or restored.
     #[error("vCPU {0} has ended, and its state with it")]
     VcpuEnded(VcpuId),
-    /// The saved steal time does not fit this guest.
-    #[error(transparent)]
-    Saved(#[from] SavedError),
     /// KVM or the host refused a request.
     #[error("Cannot {action}")]
     Host {
@@ -86,4 +82,9 @@ impl VmmError {
     pub fn is_of_the_publisher(&self) -> bool {
         matches!(self, Self::Publisher(_) | Self::Publish { .. })
     }
+}
+
+/// Returns the option that avoids `error`, in parentheses; empty if there is none.
+fn try_publisher(error: &StealTimeError) -> String {
+    error.alternative().map_or_else(String::new, |choice| format!(" (try --publisher {choice})"))
 }

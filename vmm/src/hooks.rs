@@ -11,8 +11,9 @@ use std::time::Duration;
 use host::cpus::Cpus;
 use protocol::VcpuId;
 use protocol::payload::note::Note;
+use steal_time::StealTimeError;
 use steal_time::host_vm::HostVm;
-use steal_time::publisher::{Publisher, Selection, StealTimeError};
+use steal_time::publisher::{Publisher, Selection};
 
 use crate::memory::Ram;
 use crate::vcpu::control::{VcpuControl, VcpuHandle};

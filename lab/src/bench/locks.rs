@@ -11,11 +11,12 @@ use protocol::payload::params::{Check, Lock, Workload};
 use serde::Serialize;
 
 use super::{BenchArgs, BenchReport, RoundArgs, ratio_cells, rounds_cell};
+use crate::error::Error;
 use crate::options::LoadArgs;
 use crate::options::parse::{self, Named};
 use crate::render::HostLine;
 use crate::results::{LockFigures, RunResult};
-use crate::runner::{Experiment, Point, Rounds, RunnerError, WaitMode, lock_of};
+use crate::runner::{Experiment, Point, Rounds, WaitMode, lock_of};
 use crate::table::{Table, figure};
 use host::facts::HostFacts;
 use steal_time::publisher::PublisherKind;
@@ -62,7 +63,7 @@ pub(super) struct LocksBench {
     points: Vec<Point>,
 }
 
-pub(super) fn run(args: &LocksArgs) -> Result<LocksBench, RunnerError> {
+pub(super) fn run(args: &LocksArgs) -> Result<LocksBench, Error> {
     let locks = if args.locks.is_empty() { Lock::ALL } else { &args.locks };
     let mut points = Vec::new();
     for lock in locks.iter().copied() {
@@ -89,7 +90,7 @@ pub(super) fn measure(
     workload: Workload,
     args: RoundArgs,
     common: &BenchArgs,
-) -> Result<LockRounds, RunnerError> {
+) -> Result<LockRounds, Error> {
     let workload = Workload { warmup_ms: WARMUP_MS, duration_ms: args.duration_ms, ..workload };
     let experiment = Experiment { host: HostFacts::probe(), cpus: common.usable_cpus()?, workload };
     args.runner(common).measure(points, |point| experiment.measure(*point))

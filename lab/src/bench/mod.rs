@@ -18,9 +18,10 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 pub use self::policies::{PoliciesArgs, PoliciesCli};
+use crate::error::Error;
 use crate::options::parse;
 use crate::output::OutputFile;
-use crate::runner::{Runner, RunnerError};
+use crate::runner::Runner;
 use crate::table::ratio;
 use host::cpus::{CpuError, Cpus};
 
@@ -94,8 +95,8 @@ pub trait BenchReport: Display {
 /// Runs a bench, and writes its results to the requested file.
 ///
 /// # Errors
-/// [`RunnerError`] if a point could not be measured or the file could not be written.
-pub fn run(bench: BenchCommand) -> Result<Box<dyn BenchReport>, RunnerError> {
+/// [`Error`] if a point could not be measured or the file could not be written.
+pub fn run(bench: BenchCommand) -> Result<Box<dyn BenchReport>, Error> {
     Ok(match bench {
         BenchCommand::Preempted(args) => Box::new(saved(&args, preempted::run)?),
         BenchCommand::Checks(args) => Box::new(saved(&args.common, |_| checks::run(&args))?),
@@ -112,8 +113,8 @@ pub fn run(bench: BenchCommand) -> Result<Box<dyn BenchReport>, RunnerError> {
 /// Runs `bench` after checking that the requested file can be written, then writes it.
 fn saved<T: Serialize>(
     args: &BenchArgs,
-    bench: impl FnOnce(&BenchArgs) -> Result<T, RunnerError>,
-) -> Result<T, RunnerError> {
+    bench: impl FnOnce(&BenchArgs) -> Result<T, Error>,
+) -> Result<T, Error> {
     let json = args.json.as_deref().map(OutputFile::at).transpose()?;
     let bench = bench(args)?;
     if let Some(json) = json {

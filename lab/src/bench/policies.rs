@@ -15,15 +15,17 @@ use protocol::payload::params::{Job, Lock, Wait, Workload};
 use serde::{Serialize, Serializer};
 
 use super::{BenchArgs, RoundArgs};
+use crate::error::Error;
+use crate::guest::RunError;
 use crate::options::LoadArgs;
 use crate::options::parse::{self, Named};
 use crate::policy::catalogue::PolicyChoice;
 use crate::results::as_word;
-use crate::runner::{Experiment, Rounds, RunnerError, SessionPlan, WaitMode};
+use crate::runner::{Experiment, Rounds, SessionPlan, WaitMode};
 use crate::sched::SchedConfig;
 use crate::sched::cpu_hog::Load;
 use crate::sched::mechanism::MechanismChoice;
-use crate::session::{SessionError, SessionResult};
+use crate::session::SessionResult;
 use host::facts::HostFacts;
 use steal_time::publisher::PublisherKind;
 
@@ -140,8 +142,8 @@ fn as_seconds<S: Serializer>(took: &Duration, serializer: S) -> Result<S::Ok, S:
 /// Compares `policies`, of the catalogue or of your own, with the options `args`.
 ///
 /// # Errors
-/// [`RunnerError`] if a policy cannot be made or a point cannot be measured.
-pub fn compare(policies: &[PolicyChoice], args: &PoliciesArgs) -> Result<PoliciesBench, RunnerError> {
+/// [`Error`] if a policy cannot be made or a point cannot be measured.
+pub fn compare(policies: &[PolicyChoice], args: &PoliciesArgs) -> Result<PoliciesBench, Error> {
     let began = Instant::now();
     let points = points(policies, args)?;
     let workload = Workload {
@@ -156,12 +158,12 @@ pub fn compare(policies: &[PolicyChoice], args: &PoliciesArgs) -> Result<Policie
     Ok(PoliciesBench { rounds, points, took: began.elapsed() })
 }
 
-fn points(policies: &[PolicyChoice], args: &PoliciesArgs) -> Result<Vec<PolicyPoint>, RunnerError> {
+fn points(policies: &[PolicyChoice], args: &PoliciesArgs) -> Result<Vec<PolicyPoint>, Error> {
     let mut points = Vec::new();
     for shape in args.shapes.iter().copied() {
         for lock in args.locks.iter().copied() {
             for policy in policies {
-                let made = policy.make(args.load.seed()).map_err(SessionError::from_policy)?;
+                let made = policy.make(args.load.seed()).map_err(RunError::from)?;
                 // A policy that needs the vCPUs waited for needs waiters that name them.
                 let wait = if made.needs().yield_targets { WaitMode::new(Wait::Yield) } else { args.wait };
                 let point =
@@ -177,7 +179,7 @@ fn measure(
     experiment: &Experiment,
     point: &PolicyPoint,
     args: &PoliciesArgs,
-) -> Result<SessionResult, RunnerError> {
+) -> Result<SessionResult, Error> {
     let (cpus, overcommit) = (experiment.cpus.count(), usize::from(point.overcommit));
     let (guests, vcpus) = match point.shape {
         Shape::Wide => (1, cpus * overcommit),

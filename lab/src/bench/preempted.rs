@@ -9,9 +9,10 @@ use protocol::payload::params::{Job, Workload};
 use serde::Serialize;
 
 use super::{BenchArgs, BenchReport};
+use crate::error::Error;
 use crate::render::HostLine;
 use crate::results::RunResult;
-use crate::runner::{Experiment, Measurement, Rounds, Runner, RunnerError};
+use crate::runner::{Experiment, Measurement, Rounds, Runner};
 use crate::table::{Table, figure};
 use host::facts::HostFacts;
 use steal_time::publisher::PublisherKind;
@@ -35,10 +36,10 @@ impl Display for Point {
 #[derive(Debug, Serialize)]
 pub(super) struct PreemptedBench(Rounds<Point, RunResult>);
 
-pub(super) fn run(args: &BenchArgs) -> Result<PreemptedBench, RunnerError> {
+pub(super) fn run(args: &BenchArgs) -> Result<PreemptedBench, Error> {
     let cpus = args.usable_cpus()?;
     if cpus.count() < VCPUS {
-        return Err(RunnerError::TooFewCpus(cpus));
+        return Err(Error::TooFewCpus(cpus));
     }
     let workload = Workload { job: Job::Watch, ..Workload::DEFAULT };
     let publishers = PublisherKind::ALL.into_iter().filter(|kind| *kind != PublisherKind::Off);
@@ -49,7 +50,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<PreemptedBench, RunnerError> {
         let experiment = Experiment { host: host.clone(), cpus: cpus.first(point.cpus), workload };
         experiment.run(VCPUS, point.publisher, workload)
     })?;
-    if runs.interrupted { Err(RunnerError::Interrupted) } else { Ok(PreemptedBench(runs)) }
+    if runs.interrupted { Err(Error::Interrupted) } else { Ok(PreemptedBench(runs)) }
 }
 
 impl BenchReport for PreemptedBench {}

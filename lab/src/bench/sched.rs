@@ -13,14 +13,17 @@ use protocol::payload::params::{Job, Workload};
 use serde::Serialize;
 
 use super::{BenchArgs, BenchReport, RoundArgs};
+use crate::error::Error;
+use crate::guest::RunError;
 use crate::policy::catalogue::PolicyChoice;
 use crate::render::HostLine;
 use crate::results::{OutcomeKind, Quantiles, SchedFigures};
-use crate::runner::{Experiment, Rounds, RunnerError, SessionPlan};
+use crate::runner::{Experiment, Rounds, SessionPlan};
 use crate::sched::SchedConfig;
 use crate::sched::cpu_hog::Load;
+use crate::sched::fidelity::GapCause;
 use crate::sched::mechanism::{MechanismChoice, MechanismKind};
-use crate::session::{SessionError, SessionResult};
+use crate::session::SessionResult;
 use crate::table::{Table, figure, or_dash, ratio};
 use host::facts::HostFacts;
 use steal_time::publisher::PublisherKind;
@@ -85,7 +88,7 @@ pub(super) struct SchedBench {
     points: Vec<Point>,
 }
 
-pub(super) fn run(args: &SchedBenchArgs) -> Result<SchedBench, RunnerError> {
+pub(super) fn run(args: &SchedBenchArgs) -> Result<SchedBench, Error> {
     let mut points = vec![FREE];
     for kind in [MechanismKind::Class, MechanismKind::Deschedule] {
         for overcommit in args.overcommits.iter().copied() {
@@ -110,19 +113,19 @@ pub(super) fn run(args: &SchedBenchArgs) -> Result<SchedBench, RunnerError> {
         };
         let result = experiment.run_session(plan, workload)?;
         match result.guests.iter().find(|guest| guest.outcome.kind != OutcomeKind::Reset) {
-            Some(guest) => Err(RunnerError::failed(point, guest.outcome.in_short())),
+            Some(guest) => Err(Error::failed(point, guest.outcome.in_short())),
             None => Ok(result),
         }
     })?;
     Ok(SchedBench { rounds, points })
 }
 
-fn sched(point: Point) -> Result<SchedConfig, RunnerError> {
+fn sched(point: Point) -> Result<SchedConfig, Error> {
     let text = match point.mechanism {
         None => "host:affinity=home".to_owned(),
         Some(_) => format!("rr:slice={}ms", point.slice_ms),
     };
-    let policy: PolicyChoice = text.parse().map_err(SessionError::from_policy)?;
+    let policy: PolicyChoice = text.parse().map_err(RunError::from)?;
     let mechanism = point.mechanism.map_or(MechanismChoice::Auto, MechanismChoice::Only);
     Ok(SchedConfig { policy, mechanism, seed: 1, starvation: STARVATION, traces: false })
 }
@@ -180,12 +183,13 @@ impl SchedBench {
             let guest =
                 self.rounds.median_with(&point, &FREE, |here, free| Some(progress(here)? / progress(free)?));
             let fidelity =
-                self.median(point, |s| Some(s.fact.as_ref().filter(|_| s.decisions > 0)?.fidelity));
+                self.median(point, |s| Some(s.observed.as_ref().filter(|_| s.decisions > 0)?.fidelity));
             let on_plan = guest.zip(fidelity).map(|(guest, fidelity)| guest * fidelity);
             let gaps = |of_fair_server: bool| {
                 self.median(point, |s| {
-                    let gaps = s.fact.as_ref()?.gaps.iter();
-                    Some(gaps.filter(|gap| !of_fair_server || gap.name == "fair server").count() as f64)
+                    let gaps = s.observed.as_ref()?.gaps.iter();
+                    Some(gaps.filter(|gap| !of_fair_server || gap.cause == GapCause::FairServer).count()
+                        as f64)
                 })
             };
             table.row(Self::names(point).into_iter().chain([
@@ -193,7 +197,7 @@ impl SchedBench {
                 or_dash(guest, ratio),
                 or_dash(fidelity, ratio),
                 or_dash(on_plan, ratio),
-                or_dash(self.median(point, |s| Some(s.fact.as_ref()?.missed as f64)), figure),
+                or_dash(self.median(point, |s| Some(s.observed.as_ref()?.missed as f64)), figure),
                 or_dash(gaps(false), figure),
                 or_dash(gaps(true), figure),
             ]));
@@ -214,10 +218,14 @@ impl SchedBench {
         let mut table = Table::new(&header, 1);
         for point in self.points.iter().copied() {
             table.row(Self::names(point).into_iter().chain([
-                self.delays(point, |s| Some(s.late), &[P50, P99]),
-                self.delays(point, |s| s.fact.as_ref().map(|fact| fact.on), &[P50, P99, MAX]),
-                self.delays(point, |s| s.fact.as_ref().map(|fact| fact.off), &[P50]),
-                self.delays(point, |s| Some(s.byte), &[P50, P99]),
+                self.delays(point, |s| Some(s.decision_delay), &[P50, P99]),
+                self.delays(
+                    point,
+                    |s| s.observed.as_ref().map(|observed| observed.dispatch_delay),
+                    &[P50, P99, MAX],
+                ),
+                self.delays(point, |s| s.observed.as_ref().map(|observed| observed.stop_delay), &[P50]),
+                self.delays(point, |s| Some(s.preempted_delay), &[P50, P99]),
             ]));
         }
         table

@@ -17,11 +17,12 @@ use nix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use super::BenchReport;
+use crate::error::Error;
 use crate::options::parse;
 use crate::payload;
 use crate::render::HostLine;
 use crate::results::statistics::median;
-use crate::runner::{Measurement, Rounds, Runner, RunnerError};
+use crate::runner::{Measurement, Rounds, Runner};
 use crate::table::{Table, figure, or_dash};
 use host::child;
 use host::facts::HostFacts;
@@ -78,10 +79,10 @@ pub(super) struct StartupBench {
 const NOTHING: &str = "/bin/true";
 const QEMU: &str = "qemu-system-x86_64";
 
-pub(super) fn run(args: &StartupArgs) -> Result<StartupBench, RunnerError> {
-    let folder = tempfile::tempdir().map_err(|error| RunnerError::failed("a temporary folder", error))?;
+pub(super) fn run(args: &StartupArgs) -> Result<StartupBench, Error> {
+    let folder = tempfile::tempdir().map_err(|error| Error::failed("a temporary folder", error))?;
     let payload = folder.path().join("guest.bin");
-    fs::write(&payload, payload::BYTES).map_err(|error| RunnerError::failed("the payload", error))?;
+    fs::write(&payload, payload::BYTES).map_err(|error| Error::failed("the payload", error))?;
     let json = folder.path().join("run.json");
     let mut contenders = contenders(&json, &payload.display().to_string(), args.vcpus)?;
     let qemu = Command::new(QEMU).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
@@ -96,8 +97,8 @@ pub(super) fn run(args: &StartupArgs) -> Result<StartupBench, RunnerError> {
     Ok(StartupBench { host: HostFacts::probe(), contenders, rounds, vcpus: args.vcpus, missing })
 }
 
-fn contenders(json: &Path, payload: &str, vcpus: usize) -> Result<Vec<Contender>, RunnerError> {
-    let me = std::env::current_exe().map_err(|error| RunnerError::failed("this program", error))?;
+fn contenders(json: &Path, payload: &str, vcpus: usize) -> Result<Vec<Contender>, Error> {
+    let me = std::env::current_exe().map_err(|error| Error::failed("this program", error))?;
     let (me, json, vcpus) = (me.display().to_string(), json.display().to_string(), vcpus.to_string());
     let ours = |name, publisher: &str| {
         let args =
@@ -125,8 +126,8 @@ fn contenders(json: &Path, payload: &str, vcpus: usize) -> Result<Vec<Contender>
 
 impl Contender {
     /// Runs the program once. If it is ours, its results document is `json`.
-    fn measure(&self, json: &Path) -> Result<Sample, RunnerError> {
-        let failed = |how: io::Error| RunnerError::failed(self.command.join(" "), how);
+    fn measure(&self, json: &Path) -> Result<Sample, Error> {
+        let failed = |how: io::Error| Error::failed(self.command.join(" "), how);
         let (program, args) =
             self.command.split_first().ok_or_else(|| failed(io::Error::other("no command")))?;
         let mut command = Command::new(program);

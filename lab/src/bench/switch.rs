@@ -16,8 +16,9 @@ use protocol::VcpuId;
 use serde::Serialize;
 
 use super::{BenchArgs, BenchReport};
+use crate::error::Error;
 use crate::render::HostLine;
-use crate::runner::{Measurement, Rounds, Runner, RunnerError};
+use crate::runner::{Measurement, Rounds, Runner};
 use crate::table::{Table, figure, or_dash};
 use host::cpus::Cpus;
 use host::facts::HostFacts;
@@ -73,8 +74,8 @@ impl Setting {
     /// Time of `count` switches on `cpu`, extrapolated from 60 ms of switches.
     ///
     /// # Errors
-    /// [`RunnerError`], most likely because BPF is not permitted.
-    pub fn time_of(self, count: u64, cpu: &Cpus) -> Result<Duration, RunnerError> {
+    /// [`Error`], most likely because BPF is not permitted.
+    pub fn time_of(self, count: u64, cpu: &Cpus) -> Result<Duration, Error> {
         let (wall_ns, _) = measure(self, cpu)?;
         Ok(Duration::from_secs_f64(wall_ns * count as f64 / 1e9))
     }
@@ -105,7 +106,7 @@ pub struct SwitchBench {
     rounds: Rounds<Setting, Sample>,
 }
 
-pub(super) fn run(args: &BenchArgs) -> Result<SwitchBench, RunnerError> {
+pub(super) fn run(args: &BenchArgs) -> Result<SwitchBench, Error> {
     let cpu = last_of(args.usable_cpus()?);
     let runner = Runner { rounds: ROUNDS, warmup_rounds: 1, retries: 0, quiet: args.quiet };
     let rounds = runner.measure(&Setting::ALL, |setting| {
@@ -123,7 +124,7 @@ pub fn last_of(cpus: Cpus) -> Cpus {
 }
 
 /// Measures the wall time per switch and, if statistics are kept, per run of the program (ns).
-fn measure(setting: Setting, cpu: &Cpus) -> Result<(f64, Option<f64>), RunnerError> {
+fn measure(setting: Setting, cpu: &Cpus) -> Result<(f64, Option<f64>), Error> {
     Ok(match setting {
         Setting::Nothing => (yield_to_each_other(cpu, None)?, None),
         Setting::Empty => {
@@ -141,9 +142,9 @@ fn measure(setting: Setting, cpu: &Cpus) -> Result<(f64, Option<f64>), RunnerErr
 }
 
 fn timed(
-    yields: impl FnOnce() -> Result<f64, RunnerError>,
-    time: impl Fn() -> Result<RunTime, RunnerError>,
-) -> Result<(f64, Option<f64>), RunnerError> {
+    yields: impl FnOnce() -> Result<f64, Error>,
+    time: impl Fn() -> Result<RunTime, Error>,
+) -> Result<(f64, Option<f64>), Error> {
     let before = time()?;
     let wall_ns = yields()?;
     Ok((wall_ns, time()?.mean_ns_since(before)))
@@ -151,9 +152,9 @@ fn timed(
 
 /// Lets two threads on `cpu` yield to each other, attached to `program` if there is one. Returns
 /// the time per switch (ns).
-fn yield_to_each_other(cpu: &Cpus, program: Option<&Program>) -> Result<f64, RunnerError> {
+fn yield_to_each_other(cpu: &Cpus, program: Option<&Program>) -> Result<f64, Error> {
     let (ready, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let spin = |index: usize| -> Result<(u64, Duration), RunnerError> {
+    let spin = |index: usize| -> Result<(u64, Duration), Error> {
         // An error is returned after the loop: the other thread waits for this one to be ready.
         let prepared = cpu.pin_this_thread();
         let vcpu = VcpuId::new(index).filter(|_| prepared.is_ok());
@@ -187,7 +188,7 @@ fn yield_to_each_other(cpu: &Cpus, program: Option<&Program>) -> Result<f64, Run
     let ends = thread::scope(|scope| {
         let spin = &spin;
         [0, 1].map(|index| scope.spawn(move || spin(index))).map(|thread| {
-            thread.join().unwrap_or_else(|_| Err(RunnerError::failed("a switch", "a thread has panicked")))
+            thread.join().unwrap_or_else(|_| Err(Error::failed("a switch", "a thread has panicked")))
         })
     });
     let (mut switches, mut longest) = (0, Duration::ZERO);
@@ -200,8 +201,8 @@ fn yield_to_each_other(cpu: &Cpus, program: Option<&Program>) -> Result<f64, Run
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "an argument of map_err")]
-fn unreadable(error: std::io::Error) -> RunnerError {
-    RunnerError::failed("the switches of a thread", format_args!("{error} (is /proc mounted?)"))
+fn unreadable(error: std::io::Error) -> Error {
+    Error::failed("the switches of a thread", format_args!("{error} (is /proc mounted?)"))
 }
 
 impl BenchReport for SwitchBench {

@@ -5,8 +5,8 @@ use protocol::payload::params::{Job, Scene, Workload};
 
 use super::{Plan, Verdict, Verdicts};
 use crate::error::Error;
-use crate::experiment::Experiment;
-use crate::results::{ByteFigures, RunResult, WindowFigures};
+use crate::results::{PreemptedFigures, RunResult, WindowFigures};
+use crate::runner::Experiment;
 use host::cpus::Cpus;
 use steal_time::publisher::{MsrOwner, PublisherKind};
 
@@ -100,9 +100,10 @@ fn play(
     let workload = setting.workload();
     let vcpus = setting.vcpus(cpus.count());
     let experiment = Experiment { host: plan.host.clone(), cpus: cpus.clone(), workload };
-    let result = experiment.play(vcpus, publisher, workload)?;
+    let result = experiment.run_to_end(vcpus, publisher, workload)?;
     take_findings(setting.scene, &result, verdicts);
-    if let Some((window, byte)) = result.window.as_ref().and_then(|window| Some((window, window.byte?))) {
+    if let Some((window, byte)) = result.window.as_ref().and_then(|window| Some((window, window.preempted?)))
+    {
         match setting.scene {
             Scene::Spin => judge_spinners(&cpus, vcpus, window, byte, verdicts),
             Scene::Block => judge_leaving(window, byte, verdicts),
@@ -130,7 +131,7 @@ fn take_findings(scene: Scene, result: &RunResult, verdicts: &mut Verdicts) {
 
 /// What the guest observed of `preempted`, in scenes that sample it.
 fn observed(result: &RunResult) -> String {
-    match result.window.as_ref().and_then(|window| Some((window, window.byte?))) {
+    match result.window.as_ref().and_then(|window| Some((window, window.preempted?))) {
         Some((window, byte)) => format!(
             " ({} preemptions; preempted set in {:.2} % of samples)",
             window.host.preemptions,
@@ -146,7 +147,7 @@ fn judge_spinners(
     cpus: &Cpus,
     vcpus: usize,
     window: &WindowFigures,
-    byte: ByteFigures,
+    byte: PreemptedFigures,
     verdicts: &mut Verdicts,
 ) {
     // A vCPU that was woken waits for its CPU without being preempted. Other tasks make that wait
@@ -172,7 +173,7 @@ fn judge_spinners(
 
 /// The byte of a vCPU that exits to the monitor is set while the host has preempted its thread, and
 /// at no other time.
-fn judge_leaving(window: &WindowFigures, byte: ByteFigures, verdicts: &mut Verdicts) {
+fn judge_leaving(window: &WindowFigures, byte: PreemptedFigures, verdicts: &mut Verdicts) {
     let taken = window.host.run_delay_ns as f64 / window.length_ns.max(1) as f64;
     let share = byte.other_share();
     let why = || {

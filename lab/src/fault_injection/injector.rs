@@ -9,10 +9,11 @@ use super::copier::{Copier, Route};
 use super::plan::{FaultCounts, FaultPlan};
 use super::{FaultInjectionError, Faults};
 use host::cpus::Cpus;
+use steal_time::StealTimeError;
 use steal_time::bpf;
 use steal_time::host_vm::HostVm;
 use steal_time::publisher::record::{GuestRecord, RECORD_SIZE};
-use steal_time::publisher::{Counts, Publication, Publisher, PublisherKind, StealTimeError, UnloggedPages};
+use steal_time::publisher::{Counts, Publication, Publisher, PublisherKind, UnloggedPages};
 
 /// A publisher that copies the shadow records of another one, with faults.
 #[derive(Debug)]
@@ -113,12 +114,12 @@ impl Publication for FaultyPublication<'_> {
         is_init
     }
 
-    fn park(&mut self) {
-        self.inner.park();
+    fn deschedule(&mut self) {
+        self.inner.deschedule();
     }
 
-    fn unpark(&mut self, parked_ns: u64) -> Result<(), StealTimeError> {
-        self.inner.unpark(parked_ns)
+    fn schedule(&mut self, descheduled_ns: u64) -> Result<(), StealTimeError> {
+        self.inner.schedule(descheduled_ns)
     }
 
     fn pause(&mut self) {

@@ -24,9 +24,11 @@ use host::cpus::Cpus;
 pub use injector::FaultInjector;
 pub use plan::FaultCounts;
 use shadow::ShadowVm;
+use steal_time::StealTimeError;
 use steal_time::host_vm::HostVm;
-use steal_time::publisher::{BpfPublisher, MsrOwner, Publisher, PublisherKind, Selection, StealTimeError};
-use vmm::memory::{MemoryError, Ram};
+use steal_time::publisher::{BpfPublisher, MsrOwner, Publisher, PublisherKind, Selection};
+use vmm::VmmError;
+use vmm::memory::Ram;
 
 /// Memory for the shadow records (MiB); 255 of them need 16 KiB.
 const SHADOW_MIB: u64 = 1;
@@ -52,7 +54,7 @@ pub enum FaultInjectionError {
     Thread(#[source] io::Error),
     /// The host has no memory for the shadow records.
     #[error("Cannot allocate memory for the shadow records of fault injection")]
-    Shadow(#[source] MemoryError),
+    Shadow(#[source] VmmError),
 }
 
 impl From<FaultInjectionError> for StealTimeError {

@@ -4,14 +4,14 @@ use std::io;
 
 use crate::policy::parameters::ParameterError;
 use crate::sched::mechanism::MechanismKind;
-use vmm::guest::GuestError;
+use vmm::VmmError;
 
 /// A guest, or a session of guests, could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The monitor cannot run the guest.
     #[error(transparent)]
-    Guest(#[from] GuestError),
+    Guest(#[from] VmmError),
     /// A workload parameter is invalid.
     #[error("{0}")]
     Parameter(String),

@@ -15,8 +15,9 @@ use crate::directed_yield::DirectedYield;
 use crate::fault_injection::{self, FaultCounts, FaultInjector, Faults};
 use crate::window::{Ends, Snapshot, Window};
 use host::cpus::Cpus;
+use steal_time::StealTimeError;
 use steal_time::host_vm::HostVm;
-use steal_time::publisher::{Publisher, Selection, StealTimeError};
+use steal_time::publisher::{Publisher, Selection};
 use vmm::hooks::{Descheduled, LoadedGuest, RunHooks, VcpuEvent};
 use vmm::vcpu::control::{VcpuControl, VcpuHandle};
 

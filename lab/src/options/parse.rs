@@ -3,9 +3,9 @@
 use clap::builder::{PossibleValue, RangedI64ValueParser, TypedValueParser};
 use protocol::payload::params::Wait;
 
-use crate::experiment::WaitMode;
 use crate::policy::catalogue::PolicyChoice;
 use crate::policy::parameters::ParameterError;
+use crate::runner::WaitMode;
 use crate::sched::mechanism::{MechanismChoice, MechanismKind};
 
 /// Parses a way of waiting: `preempted`, or `preempted/16` to check once per 16 turns of the

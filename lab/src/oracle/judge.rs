@@ -1,6 +1,7 @@
 //! Judge: compares samples of `preempted` with the true state of the vCPU. Pure: no thread, no
 //! clock.
 
+use crate::results::statistics::quantile;
 use serde::Serialize;
 
 use super::sampler::Samples;
@@ -49,14 +50,7 @@ impl Edge {
     /// The smallest latency (ns) that at least the fraction `share` of all latencies does not
     /// exceed; `None` without any.
     pub fn quantile_ns(&self, share: f64) -> Option<i64> {
-        let last = self.latencies_ns.len().checked_sub(1)?;
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "an index of a vector that exists"
-        )]
-        let index = (self.latencies_ns.len() as f64 * share).ceil() as usize;
-        self.latencies_ns.get(index.saturating_sub(1).min(last)).copied()
+        quantile(&self.latencies_ns, share)
     }
 }
 

@@ -33,7 +33,7 @@ pub use checks::CheckFigures;
 pub use lock::{LockFigures, Shares};
 pub use outcome::{OutcomeFacts, OutcomeKind};
 pub use quantiles::Quantiles;
-pub use sched::{Drift, Fact, Refused, SchedFigures};
+pub use sched::{Drift, Observed, SchedFigures};
 use statistics::read;
 pub use times::Times;
 pub use window::{HostFigures, PreemptedFigures, WindowFigures};

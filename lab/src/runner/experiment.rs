@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use protocol::payload::params::Workload;
 
-use super::{Measurement, Point, RunnerError};
+use super::{Measurement, Point};
+use crate::error::Error;
 use crate::guest::LabConfig;
 use crate::results::{LockFigures, OutcomeKind, RunResult, WindowFigures};
 use crate::sched::SchedConfig;
@@ -51,13 +52,13 @@ impl Experiment {
     /// Runs a guest of `vcpus` vCPUs that does `workload` and opens a window.
     ///
     /// # Errors
-    /// [`RunnerError`], also if the guest did not reset, or closed no window: it has no figures.
+    /// [`Error`], also if the guest did not reset, or closed no window: it has no figures.
     pub fn run(
         &self,
         vcpus: usize,
         publisher: PublisherKind,
         workload: Workload,
-    ) -> Result<RunResult, RunnerError> {
+    ) -> Result<RunResult, Error> {
         let result = self.run_to_end(vcpus, publisher, workload)?;
         if result.window.is_none() {
             return Err(failed(vcpus, workload, "its window did not open and close"));
@@ -68,13 +69,13 @@ impl Experiment {
     /// Runs a guest of `vcpus` vCPUs that does `workload`, with a window or without.
     ///
     /// # Errors
-    /// [`RunnerError`], also if the guest did not reset.
+    /// [`Error`], also if the guest did not reset.
     pub fn run_to_end(
         &self,
         vcpus: usize,
         publisher: PublisherKind,
         workload: Workload,
-    ) -> Result<RunResult, RunnerError> {
+    ) -> Result<RunResult, Error> {
         let plan = SessionPlan { guests: 1, vcpus, publisher, sched: None, cpu_hog: None };
         let result = self.run_session(plan, workload)?.guests.pop();
         match result {
@@ -88,9 +89,9 @@ impl Experiment {
     /// Runs the guests of `plan`, each of which does `workload`.
     ///
     /// # Errors
-    /// [`RunnerError`], also if a guest ended in a way that leaves no figures. A guest whose policy
+    /// [`Error`], also if a guest ended in a way that leaves no figures. A guest whose policy
     /// gave up has figures up to that moment.
-    pub fn run_session(&self, plan: SessionPlan, workload: Workload) -> Result<SessionResult, RunnerError> {
+    pub fn run_session(&self, plan: SessionPlan, workload: Workload) -> Result<SessionResult, Error> {
         let SessionPlan { guests, vcpus, publisher, sched, cpu_hog } = plan;
         let length = Duration::from_millis(u64::from(workload.warmup_ms) + u64::from(workload.duration_ms));
         let cpus = self.cpus.clone();
@@ -100,7 +101,7 @@ impl Experiment {
         for guest in &result.guests {
             match guest.outcome.kind {
                 OutcomeKind::Reset | OutcomeKind::Stopped => {}
-                OutcomeKind::Interrupted => return Err(RunnerError::Interrupted),
+                OutcomeKind::Interrupted => return Err(Error::Interrupted),
                 OutcomeKind::Exit | OutcomeKind::Crash | OutcomeKind::TimedOut => {
                     return Err(failed(vcpus, workload, guest.outcome.in_short()));
                 }
@@ -112,15 +113,15 @@ impl Experiment {
     /// Measures one point.
     ///
     /// # Errors
-    /// [`RunnerError`].
-    pub fn measure(&self, point: Point) -> Result<RunResult, RunnerError> {
+    /// [`Error`].
+    pub fn measure(&self, point: Point) -> Result<RunResult, Error> {
         let vcpus = self.cpus.count() * point.overcommit;
         self.run(vcpus, point.publisher, point.apply_to(self.workload))
     }
 }
 
-fn failed(vcpus: usize, workload: Workload, how: &str) -> RunnerError {
-    RunnerError::failed(format_args!("a guest of {vcpus} vCPUs that does {workload}"), how)
+fn failed(vcpus: usize, workload: Workload, how: &str) -> Error {
+    Error::failed(format_args!("a guest of {vcpus} vCPUs that does {workload}"), how)
 }
 
 impl Measurement for RunResult {

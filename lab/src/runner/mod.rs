@@ -4,7 +4,6 @@
 //! round and their median is quoted. A point that other tasks disturbed is measured again up to
 //! `retries` times. If it never runs undisturbed, its round does not count for its ratios.
 
-mod error;
 mod experiment;
 mod point;
 
@@ -14,9 +13,9 @@ use std::io::IsTerminal;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-pub use self::error::RunnerError;
 pub use self::experiment::{Experiment, SessionPlan, lock_of};
 pub use self::point::{Point, WaitMode};
+use crate::error::Error;
 use crate::results::statistics::median;
 
 /// How points are measured.
@@ -70,13 +69,13 @@ impl Runner {
     /// Measures all `points` in each round with `measure`.
     ///
     /// # Errors
-    /// The first error of `measure`, except [`RunnerError::Interrupted`]: it ends the rounds, and
+    /// The first error of `measure`, except [`Error::Interrupted`]: it ends the rounds, and
     /// the results so far are returned.
     pub fn measure<P: Clone + Display, R: Measurement>(
         self,
         points: &[P],
-        mut measure: impl FnMut(&P) -> Result<R, RunnerError>,
-    ) -> Result<Rounds<P, R>, RunnerError> {
+        mut measure: impl FnMut(&P) -> Result<R, Error>,
+    ) -> Result<Rounds<P, R>, Error> {
         let all_rounds = self.warmup_rounds + self.rounds;
         let bar = progress_bar(points.len() * usize::from(all_rounds), self.quiet);
         let mut all = Rounds { rounds: Vec::new(), interrupted: false };
@@ -85,7 +84,7 @@ impl Runner {
             for point in points {
                 bar.set_message(format!("round {round}: {point}"));
                 match self.undisturbed(point, &mut measure) {
-                    Err(RunnerError::Interrupted) => {
+                    Err(Error::Interrupted) => {
                         all.interrupted = true;
                         break;
                     }
@@ -108,8 +107,8 @@ impl Runner {
     fn undisturbed<P, R: Measurement>(
         self,
         point: &P,
-        measure: &mut impl FnMut(&P) -> Result<R, RunnerError>,
-    ) -> Result<R, RunnerError> {
+        measure: &mut impl FnMut(&P) -> Result<R, Error>,
+    ) -> Result<R, Error> {
         let mut result = measure(point)?;
         for _ in 0..self.retries {
             if !result.is_disturbed() {
@@ -246,7 +245,7 @@ mod tests {
         let mut runs = 0;
         let rounds = ROUNDS.measure(&["a", "b"], |_| {
             runs += 1;
-            if runs == 4 { Err(RunnerError::Interrupted) } else { Ok(clean(1.0)) }
+            if runs == 4 { Err(Error::Interrupted) } else { Ok(clean(1.0)) }
         });
         let rounds = rounds.unwrap();
         assert!(rounds.interrupted);

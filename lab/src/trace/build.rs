@@ -68,7 +68,7 @@ pub fn of(sched: &SchedOutcome, guests: &[LabRun]) -> Trace {
         }
         add_steal(&mut trace, steal, &vcpus[first..], window);
         for sample in sched.samples.iter().filter(|sample| sample.guest == guest) {
-            trace.count(acquisitions, sample.at_ns, sample.in_a_ms);
+            trace.count(acquisitions, sample.at_ns, sample.per_ms);
         }
     }
     add_episodes(&mut trace, sched, &vcpus);
@@ -98,11 +98,11 @@ fn name_of(vcpu: Vcpu, vcpus: &[usize]) -> String {
 /// Adds the assignments and decisions of each CPU.
 fn add_plan(trace: &mut Trace, sched: &SchedOutcome, rows: &[usize], name: &impl Fn(Vcpu) -> String) {
     for (cpu, row) in rows.iter().enumerate() {
-        let here: Vec<_> = sched.log.chosen.iter().filter(|one| one.cpu == cpu).collect();
+        let here: Vec<_> = sched.log.assignments.iter().filter(|one| one.cpu == cpu).collect();
         for (index, one) in here.iter().enumerate() {
             trace.instant(*row, "decision", one.decided_ns);
             let to = here.get(index + 1).map_or(sched.ended_ns, |next| next.decided_ns);
-            let label = one.to.map_or_else(|| if one.is_hosts { "host" } else { "idle" }.to_owned(), name);
+            let label = one.to.map_or_else(|| if one.to_host { "host" } else { "idle" }.to_owned(), name);
             trace.slice(*row, label, one.decided_ns, to);
         }
     }
@@ -210,9 +210,9 @@ fn add_episodes(trace: &mut Trace, sched: &SchedOutcome, vcpus: &[VcpuTracks<'_>
 /// Adds an instant for each vCPU that a decision preempts or throttles.
 fn add_preemptions(trace: &mut Trace, sched: &SchedOutcome, vcpus: &[VcpuTracks<'_>]) {
     let log = &sched.log;
-    let chosen = log.chosen.iter().filter_map(|one| Some((one.from?, one.decided_ns)));
-    let stopped = log.stopped.iter().filter(|one| one.is_stopped).map(|one| (one.vcpu, one.at_ns));
-    for (vcpu, at) in chosen.chain(stopped) {
+    let switched = log.assignments.iter().filter_map(|one| Some((one.from?, one.decided_ns)));
+    let throttled = log.throttles.iter().filter(|one| one.is_throttled).map(|one| (one.vcpu, one.decided_ns));
+    for (vcpu, at) in switched.chain(throttled) {
         if let Some(vcpu) = vcpus.get(vcpu) {
             trace.instant(vcpu.state, PREEMPTION, at);
         }

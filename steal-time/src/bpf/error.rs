@@ -38,8 +38,8 @@ pub enum BpfError {
 
     /// The kernel refuses for lack of privileges. It never reports which.
     #[error(
-        "Cannot {what}: it needs CAP_BPF and CAP_PERFMON, whatever kernel.unprivileged_bpf_disabled is, and a kernel \
-         that is not locked down for confidentiality"
+        "Cannot {what}: it needs CAP_BPF and CAP_PERFMON, whatever \
+         kernel.unprivileged_bpf_disabled is, and a kernel that is not locked down for confidentiality"
     )]
     NotPermitted {
         /// What was tried.

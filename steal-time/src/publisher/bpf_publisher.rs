@@ -31,8 +31,9 @@ use host::stats::{self, RunDelay};
 /// A switch-in that was not traced is detected within this time.
 const HEAL_PERIOD: Duration = Duration::from_micros(900);
 
-const STEAL_IS_LATE: &str = "steal is written by the vCPU's thread, up to 1 ms after `preempted` is cleared (publisher bpf \
-                             writes both at once; it needs CONFIG_DEBUG_INFO_BTF and Linux 6.9)";
+const STEAL_IS_LATE: &str = "steal is written by the vCPU's thread, up to 1 ms after `preempted` is \
+                             cleared (publisher bpf writes both at once; it needs \
+                             CONFIG_DEBUG_INFO_BTF and Linux 6.9)";
 
 /// The publisher of one VM that uses a BPF program.
 #[derive(Debug)]
@@ -107,8 +108,8 @@ impl Publisher for BpfPublisher {
         let mut limits = Vec::new();
         if let Err(error) = &self.clock {
             limits.push(format!(
-                "a switch-in that is not traced is detected by the host's tick only, not by a timer of its own ({error}; \
-                 grant CAP_PERFMON)"
+                "a switch-in that is not traced is detected by the host's tick only, not by a timer of \
+                 its own ({error}; grant CAP_PERFMON)"
             ));
         }
         if self.program.is_classic() {

@@ -182,8 +182,8 @@ pub trait Publication: fmt::Debug {
 }
 
 /// A limit of publishers that cannot detect INIT.
-const INIT_IS_MISSED: &str = "INIT is missed: the record of a vCPU that was reset is still written, until the \
-                              guest registers it again (publisher bpf detects INIT)";
+const INIT_IS_MISSED: &str = "INIT is missed: the record of a vCPU that was reset is still written, until \
+                              the guest registers it again (publisher bpf detects INIT)";
 
 /// A publisher's counts for one vCPU, since its thread was attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]

@@ -22,9 +22,9 @@ use devices::Unclaimed;
 use host::kick;
 use protocol::payload::note::Note;
 use protocol::{MAX_VCPUS, VcpuId};
+use steal_time::StealTime;
 use steal_time::host_vm::HostVm;
 use steal_time::publisher::{PublisherKind, Selection};
-use steal_time::vm::StealTime;
 
 use crate::boot::Entry;
 use crate::console::Console;

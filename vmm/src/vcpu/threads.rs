@@ -5,8 +5,8 @@ use std::thread::{self, JoinHandle};
 
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
-use steal_time::vcpu::VcpuStealTime;
-use steal_time::vm::StealTime;
+use steal_time::StealTime;
+use steal_time::VcpuStealTime;
 
 use super::command::VcpuCommand;
 use super::control::VcpuControl;

@@ -11,11 +11,11 @@ use std::sync::Arc;
 
 use host::kick::KickHandle;
 use protocol::VcpuId;
+use steal_time::StealTime;
 use steal_time::host_vm::HostVm;
 use steal_time::publisher::record::GuestRecord;
 use steal_time::publisher::{MsrOwner, Publisher};
 use steal_time::saved::SavedStealTime;
-use steal_time::vm::StealTime;
 
 use crate::error::VmmError;
 use crate::vcpu::command::{VcpuCommand, VcpuSnapshot};
@@ -132,10 +132,10 @@ impl Vm {
     /// `preempted` is 0.
     ///
     /// # Errors
-    /// [`VmmError::Saved`] if `saved` does not fit; nothing has changed then. [`VmmError::Publish`]
+    /// [`VmmError::Publisher`] if `saved` does not fit; nothing has changed then. [`VmmError::Publish`]
     /// or [`VmmError::VcpuEnded`] for a vCPU that cannot restore its part.
     pub fn restore_steal_time(&self, _paused: &Paused, saved: &SavedStealTime) -> Result<(), VmmError> {
-        let has_msr = self.steal_time.owner() != MsrOwner::Nobody;
+        let has_msr = self.steal_time.owner() != MsrOwner::Absent;
         saved.check(self.threads.count(), has_msr)?;
         let mut vcpus = saved.vcpus.iter().copied();
         let restored =

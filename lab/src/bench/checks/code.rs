@@ -5,8 +5,8 @@ use object::{Object, ObjectSection, ObjectSymbol};
 use protocol::payload::params::Check;
 use serde::Serialize;
 
+use crate::error::Error;
 use crate::payload;
-use crate::runner::RunnerError;
 
 /// The code of a function, as compiled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -37,8 +37,8 @@ pub struct FormCode {
 /// Disassembles `form` and its callers from the embedded payload.
 ///
 /// # Errors
-/// [`RunnerError::Failed`] if the payload is no ELF file or has no symbols.
-pub fn of(form: Check) -> Result<FormCode, RunnerError> {
+/// [`Error::Failed`] if the payload is no ELF file or has no symbols.
+pub fn of(form: Check) -> Result<FormCode, Error> {
     let elf = object::File::parse(payload::BYTES).map_err(|error| unreadable(&error))?;
     let function = |name: String| function(&elf, &name);
     let check = match form {
@@ -54,13 +54,12 @@ pub fn of(form: Check) -> Result<FormCode, RunnerError> {
     })
 }
 
-fn unreadable(error: &object::Error) -> RunnerError {
-    RunnerError::failed("the code of the embedded payload", error)
+fn unreadable(error: &object::Error) -> Error {
+    Error::failed("the code of the embedded payload", error)
 }
 
-fn function(elf: &object::File<'_>, name: &str) -> Result<FunctionCode, RunnerError> {
-    let missing =
-        || RunnerError::failed(name, "the embedded payload has no such function (was it stripped?)");
+fn function(elf: &object::File<'_>, name: &str) -> Result<FunctionCode, Error> {
+    let missing = || Error::failed(name, "the embedded payload has no such function (was it stripped?)");
     let symbol = elf.symbols().find(|symbol| symbol.name() == Ok(name)).ok_or_else(missing)?;
     let section = symbol.section_index().ok_or_else(missing)?;
     let section = elf.section_by_index(section).map_err(|error| unreadable(&error))?;

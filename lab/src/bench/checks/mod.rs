@@ -14,9 +14,10 @@ use serde::Serialize;
 use self::code::{FormCode, FunctionCode};
 use super::locks::{self, LockRounds, throughput};
 use super::{BenchArgs, BenchReport, RoundArgs, ratio_cells};
+use crate::error::Error;
 use crate::render::HostLine;
 use crate::results::{CheckFigures, RunResult};
-use crate::runner::{Experiment, Point, Rounds, Runner, RunnerError, WaitMode};
+use crate::runner::{Experiment, Point, Rounds, Runner, WaitMode};
 use crate::table::{Table, figure};
 use host::facts::HostFacts;
 use steal_time::publisher::PublisherKind;
@@ -50,15 +51,15 @@ pub(super) struct ChecksBench {
 /// The only point of the timing rounds: each guest times all forms.
 const TIMING: &str = "time of all forms";
 
-pub(super) fn run(args: &ChecksArgs) -> Result<ChecksBench, RunnerError> {
+pub(super) fn run(args: &ChecksArgs) -> Result<ChecksBench, Error> {
     let code = Check::ALL.iter().map(|form| Ok((form.name(), code::of(*form)?)));
-    let code = code.collect::<Result<Vec<_>, RunnerError>>()?;
+    let code = code.collect::<Result<Vec<_>, Error>>()?;
     let workload = Workload { job: Job::Checks, ..Workload::DEFAULT };
     let experiment = Experiment { host: HostFacts::probe(), cpus: args.common.usable_cpus()?, workload };
     let runner = Runner { retries: 0, ..args.rounds.runner(&args.common) };
     let timed = runner.measure(&[TIMING], |_| experiment.run(1, PublisherKind::Off, workload))?;
     if timed.interrupted {
-        return Err(RunnerError::Interrupted);
+        return Err(Error::Interrupted);
     }
     let points: Vec<Point> = points().collect();
     let locks = locks::measure(&points, Workload::DEFAULT, args.rounds, &args.common)?;

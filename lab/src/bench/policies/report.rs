@@ -45,18 +45,21 @@ const WAITS: [Column; 4] = [
 
 const SCHEDULE: [Column; 4] = [
     ("decisions", |r| sched(r, |s| Some(s.decisions as f64)), figure),
-    ("fidelity", |r| sched(r, |s| Some(s.fact.as_ref().filter(|_| s.decisions > 0)?.fidelity)), ratio),
+    ("fidelity", |r| sched(r, |s| Some(s.observed.as_ref().filter(|_| s.decisions > 0)?.fidelity)), ratio),
     (
         "dispatch delay p50 us",
         |r| {
             let p50_us = |s: &SchedFigures| {
-                s.fact.as_ref().filter(|f| f.on.count > 0).map(|f| f.on.p50_ns as f64 / 1e3)
+                s.observed
+                    .as_ref()
+                    .filter(|f| f.dispatch_delay.count > 0)
+                    .map(|f| f.dispatch_delay.p50_ns as f64 / 1e3)
             };
             sched(r, p50_us)
         },
         figure,
     ),
-    ("missed", |r| sched(r, |s| Some(s.fact.as_ref()?.missed as f64)), figure),
+    ("missed", |r| sched(r, |s| Some(s.observed.as_ref()?.missed as f64)), figure),
 ];
 
 impl PoliciesBench {
@@ -121,13 +124,11 @@ impl PoliciesBench {
     /// Points whose policy was refused decisions, or gave up.
     fn warnings(&self) -> impl Iterator<Item = String> {
         self.measured().filter_map(|point| {
-            let refused = |s: &SchedFigures| {
-                Some((s.refused.late + s.refused.contradictory + s.refused.impossible) as f64)
-            };
+            let refused = |s: &SchedFigures| Some(s.refused.total() as f64);
             let refused = self.rounds.median(point, |result| sched(result, refused));
             let refused = refused.filter(|refused| *refused > 0.0);
             let refused = refused.map(|refused| format!("{} decisions refused", figure(refused)));
-            let ended = self.rounds.of(point).find_map(|result| result.sched.as_ref()?.ended.clone());
+            let ended = self.rounds.of(point).find_map(|result| result.sched.as_ref()?.stop_reason.clone());
             let parts: Vec<_> = refused.into_iter().chain(ended.map(|why| format!("ended: {why}"))).collect();
             (!parts.is_empty()).then(|| format!("{point}: {}", parts.join("; ")))
         })

@@ -75,12 +75,12 @@ impl Observer {
         let limit = match self.placement.get()? {
             Placement::SpareFifo => return None,
             Placement::SpareFair => {
-                "the observer has no real-time class, so on busy CPUs it is late by time slices (grant CAP_SYS_NICE or raise \
-                 RLIMIT_RTPRIO)"
+                "the observer has no real-time class, so on busy CPUs it is late by time slices (grant \
+                 CAP_SYS_NICE or raise RLIMIT_RTPRIO)"
             }
             Placement::SharedBatch => {
-                "the observer has no spare CPU, so preemption by other tasks is seen late, by time slices (leave it \
-                 one)"
+                "the observer has no spare CPU, so preemption by other tasks is seen late, by time \
+                 slices (leave it one)"
             }
         };
         Some(limit.to_owned())

@@ -2,7 +2,7 @@
 
 use devices::{Request, Written};
 use host::kick;
-use steal_time::vcpu::Access;
+use steal_time::Access;
 
 use super::{Emulated, Vcpu};
 use crate::error::VmmError;

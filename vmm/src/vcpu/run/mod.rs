@@ -22,8 +22,8 @@ use host::stats::{self, ThreadStats};
 use host::{clock, thread::own_tid};
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
+use steal_time::VcpuStealTime;
 use steal_time::publisher::Counts;
-use steal_time::vcpu::VcpuStealTime;
 
 use super::command::VcpuCommand;
 use super::control::{VcpuHandle, VcpuRequest};
