@@ -148,13 +148,15 @@ impl SchedBench {
         self.rounds.median(&point, |result| figure(result.sched.as_ref()?))
     }
 
-    /// Medians over rounds of several quantiles of a delay in us, separated by slashes.
+    /// Medians over rounds of several quantiles of a delay in us, separated by slashes; `-` if there
+    /// was none.
     fn delays(&self, point: Point, pick: fn(&SchedFigures) -> Option<Quantiles>, at: &[At]) -> String {
         let us = |at: &At| {
             let of = |s: &SchedFigures| Some(at(pick(s).filter(|times| times.count > 0)?) as f64 / 1e3);
-            or_dash(self.median(point, of), |us| format!("{us:.1}"))
+            self.median(point, of).map(figure)
         };
-        at.iter().map(us).collect::<Vec<_>>().join(" / ")
+        let cells: Option<Vec<_>> = at.iter().map(us).collect();
+        cells.map_or_else(|| "-".to_owned(), |cells| cells.join(" / "))
     }
 
     fn names(point: Point) -> [String; 3] {

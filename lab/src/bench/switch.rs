@@ -215,7 +215,7 @@ impl Display for SwitchBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "Two threads yield one CPU to each other; {}; ns a switch, median of {} rounds\n",
+            "Two threads yield one CPU to each other; {};\nns a switch, median of {} rounds\n",
             HostLine(&self.host),
             self.rounds.count(),
         )?;
@@ -241,7 +241,10 @@ impl Display for SwitchBench {
         writeln!(f, "{table}")?;
         writeln!(
             f,
-            "program: its own time at sched_switch, by the kernel's run statistics. Between two vCPUs each run\n             handles one that leaves and one that arrives. switch: wall time without statistics. It includes a\n             second run of ours, which looks for a missed switch-in when the FPU registers are loaded.\n             Bars, net of empty: 200 ns for vCPUs, 50 ns for other tasks."
+            "program: its own time at sched_switch, by the kernel's run statistics. Between two vCPUs each run\n\
+             handles one that leaves and one that arrives. switch: wall time without statistics. It includes a\n\
+             second run of ours, which looks for a missed switch-in when the FPU registers are loaded.\n\
+             Bars, net of empty: 200 ns for vCPUs, 50 ns for other tasks."
         )
     }
 }
