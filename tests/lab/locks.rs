@@ -64,8 +64,8 @@ fn several_locks_with_readers_and_varying_times_exclude() {
         contend(
             4,
             &format!(
-                "lock={lock} wait=preempted locks=3 readers=40 section_spread=exponential think_spread=exponential \
-                 check_every=16 warmup_ms=10 duration_ms=40"
+                "lock={lock} wait=preempted locks=3 readers=40 section_spread=exponential \
+                 think_spread=exponential check_every=16 warmup_ms=10 duration_ms=40"
             ),
         );
     }

@@ -73,7 +73,8 @@ fn vcpus_started_by_sipi_do_the_same_as_those_started_directly() {
 fn waiter_halts_for_the_byte_only_if_a_publisher_sets_it() {
     needs!(bpf);
     judge_undisturbed(|| {
-        let params = "job=contend lock=tas wait=preempted backstop_ns=0 section_ns=20000 think_ns=1000 duration_ms=300";
+        let params = "job=contend lock=tas wait=preempted backstop_ns=0 section_ns=20000 think_ns=1000 \
+                      duration_ms=300";
         let seen = |publisher| {
             let (run, result) = run(&guest(4 * cpus().count(), publisher, params));
             assert_reset(&run, &result);
