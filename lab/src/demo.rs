@@ -84,10 +84,9 @@ pub struct Demo {
 /// # Errors
 /// The error of the first point that could not be measured.
 pub fn run(host: HostFacts, cpus: Cpus, choice: PublisherChoice, quiet: bool) -> Result<Demo, Error> {
-    let guest_error = |error| Error::from(RunError::from(error));
-    let kernel_can = kernel_has_steal_time().map_err(|error| guest_error(VmmError::from(error)))?;
+    let kernel_can = kernel_has_steal_time().map_err(RunError::from)?;
     let chosen = choice.begin_loading(1).finish().settle(kernel_can);
-    let chosen = chosen.map_err(|error| guest_error(VmmError::from(error)))?.kind();
+    let chosen = chosen.map_err(|error| RunError::from(VmmError::from(error)))?.kind();
     // Without the backstop, a publisher that does not set `preempted` shows what that costs.
     let workload =
         Workload { warmup_ms: WARMUP_MS, duration_ms: WINDOW_MS, backstop_ns: 0, ..Workload::DEFAULT };

@@ -9,7 +9,7 @@ use protocol::payload::params::Start;
 
 use crate::error::Error;
 use crate::fault_injection::Faults;
-use crate::guest::{LabConfig, LabGuest};
+use crate::guest::LabConfig;
 use crate::options::WorkloadArgs;
 use crate::options::parse::{self, Named};
 use crate::output::OutputFile;
@@ -22,13 +22,12 @@ use crate::results::RunResult;
 use crate::sched::SchedConfig;
 use crate::sched::cpu_hog::Load;
 use crate::sched::mechanism::MechanismChoice;
-use crate::session::{self, SessionConfig};
+use crate::session::{Session, SessionConfig, SessionResult, SessionRun};
 use crate::trace::perfetto;
 use host::cpus::CpuError;
 use host::facts::HostFacts;
 use vmm::cli::GuestArgs;
 use vmm::guest::GuestConfig;
-use vmm::timings::Timings;
 
 /// The longest time that a policy may keep a runnable vCPU waiting (s).
 const STARVATION: &str = "5";
@@ -120,44 +119,52 @@ impl SchedArgs {
 /// # Errors
 /// [`Error`].
 pub fn command(args: &RunArgs, began: Instant) -> Result<u8, Error> {
-    if args.sched.is_session() { run_session(args, began) } else { run_guest(args, began) }
-}
-
-fn run_guest(args: &RunArgs, began: Instant) -> Result<u8, Error> {
-    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
-    let config = args.config()?;
-    let guest = LabGuest::start(&config, io::stdout(), Timings::since(began))?;
-    if guest.has_terminal() && !args.guest.quiet {
-        eprintln!("The terminal is the guest's: Ctrl-A x ends the run, Ctrl-A Ctrl-A is one Ctrl-A");
-    }
-    let run = guest.wait()?;
-    let result = RunResult::new(HostFacts::probe(), &config, &run);
-    if let Some(json) = json {
-        json.write(&result)?;
-    }
-    if let Some(crash) = &result.outcome.crash {
-        eprintln!("The guest crashed: {crash}");
-    }
-    if let Some(registers) = &result.outcome.registers {
-        eprintln!("{registers}");
-    }
-    if !args.guest.quiet {
-        print(&Summary(&result))?;
-    }
-    if args.guest.timings {
-        eprint!("{}", render::timings(&result));
-    }
-    Ok(result.outcome.status)
-}
-
-fn run_session(args: &RunArgs, began: Instant) -> Result<u8, Error> {
     let json = args.json.as_deref().map(OutputFile::at).transpose()?;
     let trace = args.sched.trace.as_deref().map(OutputFile::at).transpose()?;
     let config = args.sched.session(args.config()?, args.workload.seed());
-    let run = session::run(&config, io::stdout, began)?;
+    let session = Session::start(&config, io::stdout, began)?;
+    if session.has_terminal() && !args.guest.quiet {
+        eprintln!("The terminal is the guest's: Ctrl-A x ends the run, Ctrl-A Ctrl-A is one Ctrl-A");
+    }
+    let run = session.wait()?;
     let result = run.result(&HostFacts::probe(), config.cpu_hog);
+    match &result.guests[..] {
+        [guest] if !args.sched.is_session() => report_guest(args, guest, json)?,
+        _ => report_session(args, &run, &result, json, trace)?,
+    }
+    Ok(result.status())
+}
+
+/// Writes and prints the results of one guest without a policy.
+fn report_guest(args: &RunArgs, guest: &RunResult, json: Option<OutputFile>) -> Result<(), Error> {
     if let Some(json) = json {
-        json.write(&result)?;
+        json.write(guest)?;
+    }
+    if let Some(crash) = &guest.outcome.crash {
+        eprintln!("The guest crashed: {crash}");
+    }
+    if let Some(registers) = &guest.outcome.registers {
+        eprintln!("{registers}");
+    }
+    if !args.guest.quiet {
+        print(&Summary(guest))?;
+    }
+    if args.guest.timings {
+        eprint!("{}", render::timings(guest));
+    }
+    Ok(())
+}
+
+/// Writes and prints the results of a session, and its trace.
+fn report_session(
+    args: &RunArgs,
+    run: &SessionRun,
+    result: &SessionResult,
+    json: Option<OutputFile>,
+    trace: Option<OutputFile>,
+) -> Result<(), Error> {
+    if let Some(json) = json {
+        json.write(result)?;
     }
     if let (Some(file), Some(trace)) = (trace, run.trace()) {
         file.write_bytes(&perfetto::encode(&trace))?;
@@ -169,7 +176,7 @@ fn run_session(args: &RunArgs, began: Instant) -> Result<u8, Error> {
         }
     }
     if !args.guest.quiet {
-        print(&SessionSummary(&result))?;
+        print(&SessionSummary(result))?;
     }
-    Ok(result.status())
+    Ok(())
 }
