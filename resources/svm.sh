@@ -5,17 +5,17 @@
 # included, QEMU emulates. It is slow, and times mean nothing there; what holds and what does not means as much as on an
 # AMD processor.
 #
-#	resources/svm.sh                         # vmm doctor, then vmm conformance
+#	resources/svm.sh                         # vmm-lab doctor, then vmm-lab conformance
 #	resources/svm.sh 'vmm --vcpus 2 --lock mutex'
 #
 # It takes Debian's apt, QEMU, cpio and xz, and the network: a stock kernel (6.9 or newer, for the bpf publisher) and a
 # static busybox are downloaded once, to $XDG_CACHE_HOME/vmm-svm.
 set -eu
 cd "$(dirname "$0")/.."
-commands=${1:-vmm doctor; vmm conformance}
+commands=${1:-vmm-lab doctor; vmm-lab conformance}
 suite=trixie
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/vmm-svm
-vmm=${CARGO_TARGET_DIR:-target}/x86_64-unknown-linux-gnu/release/vmm
+vmm=${CARGO_TARGET_DIR:-target}/x86_64-unknown-linux-gnu/release/vmm-lab
 [ -x "$vmm" ] || cargo build --release --locked
 
 if [ ! -d "$cache/kernel/boot" ]; then
@@ -39,7 +39,7 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 mkdir "$root/bin" "$root/proc" "$root/sys" "$root/dev" "$root/tmp"
 cp "$(find "$cache/busybox" -path "*bin/busybox" -type f)" "$root/bin/busybox"
-cp "$vmm" "$root/bin/vmm"
+cp "$vmm" "$root/bin/vmm-lab"
 for module in irqbypass kvm kvm-amd; do
 	xz -dc "$(find "$cache/kernel" -name "$module.ko.xz")" >"$root/$module.ko"
 done
