@@ -204,7 +204,7 @@ fn lost_switch_in_is_healed_and_each_is_counted_once() {
     publishing(|_, vcpu, record| {
         let slot = vcpu.slot();
         sleep_and_return(slot);
-        let (before, begin) = (slot.counts(), Snapshot::take(slot, record));
+        let begin = Snapshot::take(slot, record);
         slot.lose_every(3);
         for _ in 0..300 {
             thread::sleep(Duration::from_micros(100));
@@ -212,7 +212,7 @@ fn lost_switch_in_is_healed_and_each_is_counted_once() {
         slot.lose_every(0);
         sleep_and_return(slot);
         let end = Snapshot::take(slot, record);
-        let counted = slot.counts().since(before);
+        let counted = end.counts.since(begin.counts);
         assert!(counted.healed + counted.unseen >= 100, "{counted:?}");
         assert_eq!(counted.timeslices(), end.timeslices - begin.timeslices, "{counted:?}");
         // Late publication publishes all of it
