@@ -9,6 +9,7 @@ mod common;
 use std::ffi::OsStr;
 use std::io;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,9 +45,10 @@ pub(crate) fn guest(vcpus: usize, publisher: PublisherKind, params: &str) -> Lab
 
 /// Runs a guest in this process to its end.
 pub(crate) fn run(config: &LabConfig) -> (LabRun, RunResult) {
+    static FACTS: OnceLock<HostFacts> = OnceLock::new();
     let run = alone(|| guest::run(config, io::sink(), Timings::since(Instant::now())));
     let run = run.expect("the guest can be run");
-    let result = RunResult::new(HostFacts::probe(), config, &run);
+    let result = RunResult::new(FACTS.get_or_init(HostFacts::probe).clone(), config, &run);
     (run, result)
 }
 
