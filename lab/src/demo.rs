@@ -40,7 +40,8 @@ const WINDOW_MS: u32 = 480;
 /// Options of the demonstration.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
-    /// Host CPUs that the vCPU threads may use, as in 0,2-3 [default: all that this process may use]
+    /// Host CPUs that the vCPU threads may use, as in 0,2-3 [default: all that this process may
+    /// use]
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<Cpus>,
     /// Publisher of the steal-time records: auto, bpf, perf, monitor, kernel or off

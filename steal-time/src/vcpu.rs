@@ -10,7 +10,8 @@
 //! - INIT clears the MSR and stops publication;
 //! - without the feature in CPUID every access faults.
 //!
-//! KVM's own copy of the MSR stays 0 while the library emulates it, so KVM never writes a record: one writer.
+//! KVM's own copy of the MSR stays 0 while the library emulates it, so KVM never writes a record:
+//! one writer.
 
 use std::sync::Arc;
 
@@ -72,8 +73,8 @@ impl<'p> VcpuStealTime<'p> {
         }
     }
 
-    /// Emulates WRMSR of `value` to `index` (`KVM_EXIT_X86_WRMSR`). The first record on a guest page
-    /// stops all vCPUs for a moment.
+    /// Emulates WRMSR of `value` to `index` (`KVM_EXIT_X86_WRMSR`). The first record on a guest
+    /// page stops all vCPUs for a moment.
     ///
     /// # Errors
     /// [`StealTimeError`] if the host refuses what registration needs. Publication is off then.
@@ -115,8 +116,8 @@ impl<'p> VcpuStealTime<'p> {
     /// Discards the run delay that the vCPU thread accrued since [`pause`](Self::pause): it is not
     /// steal.
     ///
-    /// `run_delay_ns` is the thread's run delay so far. Returns the discarded time (ns); 0 without a
-    /// publisher.
+    /// `run_delay_ns` is the thread's run delay so far. Returns the discarded time (ns); 0 without
+    /// a publisher.
     pub fn discard_run_delay(&mut self, run_delay_ns: u64) -> u64 {
         self.publication.as_mut().map_or(0, |publication| publication.discard_run_delay(run_delay_ns))
     }
@@ -129,7 +130,8 @@ impl<'p> VcpuStealTime<'p> {
         self.publication.as_mut().map_or(Ok(()), |publication| publication.resume())
     }
 
-    /// Sets `preempted`: the monitor keeps the vCPU from running until [`schedule`](Self::schedule).
+    /// Sets `preempted`: the monitor keeps the vCPU from running until
+    /// [`schedule`](Self::schedule).
     pub fn deschedule(&mut self) {
         self.detect_init();
         if let Some(publication) = &mut self.publication {

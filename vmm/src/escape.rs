@@ -4,7 +4,7 @@
 //! by `x` it ends the run; followed by another Ctrl-A it sends one Ctrl-A. Before any other key,
 //! both reach the guest.
 
-/// Ctrl-A.
+/// Ctrl-A, the escape key.
 const ESCAPE: u8 = 0x01;
 
 /// Ends the run, after [`ESCAPE`].

@@ -9,8 +9,9 @@
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::panic;
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once};
 
+use host::sync;
 use nix::sys::termios::{OutputFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 use nix::unistd::{getpgrp, tcgetpgrp};
 
@@ -50,7 +51,7 @@ impl Drop for RawTerminal {
 /// Returns the attributes of the terminal before it became raw, while it is raw.
 fn saved() -> MutexGuard<'static, Option<Termios>> {
     static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
-    SAVED.lock().unwrap_or_else(PoisonError::into_inner)
+    sync::lock(&SAVED)
 }
 
 /// Returns whether standard input is a terminal with this process in its foreground group.

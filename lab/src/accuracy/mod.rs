@@ -179,8 +179,8 @@ impl Setup<'_> {
         })
     }
 
-    /// Starts the thread that preempts the vCPU: for 150 us of each 500, and for 4 ms of each 8, for
-    /// about the same time each.
+    /// Starts the thread that preempts the vCPU: for 150 us of each 500, and for 4 ms of each 8,
+    /// for about the same time each.
     ///
     /// A real-time class preempts the vCPU at once. Without the privilege the two share the CPU.
     fn start_cpu_hog(&self) -> Result<CpuHog, Error> {

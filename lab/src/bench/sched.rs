@@ -148,8 +148,8 @@ impl SchedBench {
         self.rounds.median(&point, |result| figure(result.sched.as_ref()?))
     }
 
-    /// Medians over rounds of several quantiles of a delay in us, separated by slashes; `-` if there
-    /// was none.
+    /// Medians over rounds of several quantiles of a delay in us, separated by slashes; `-` if
+    /// there was none.
     fn delays(&self, point: Point, pick: fn(&SchedFigures) -> Option<Quantiles>, at: &[At]) -> String {
         let us = |at: &At| {
             let of = |s: &SchedFigures| Some(at(pick(s).filter(|times| times.count > 0)?) as f64 / 1e3);

@@ -33,7 +33,7 @@ pub struct StartupArgs {
     /// Number of rounds, of which the median is shown
     #[arg(long, value_name = "N", default_value_t = 21, value_parser = parse::rounds())]
     pub rounds: u16,
-    /// vCPUs
+    /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub vcpus: usize,
 }

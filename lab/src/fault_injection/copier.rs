@@ -1,6 +1,6 @@
 //! The copying thread: copies shadow records to the guest's records, with faults.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use super::FaultInjectionError;
@@ -8,6 +8,7 @@ use super::plan::{FaultCounts, FaultPlan};
 use host::clock;
 use host::cpus::Cpus;
 use host::placement::place_beside;
+use host::sync;
 use host::ticker::Ticker;
 use steal_time::publisher::record::GuestRecord;
 
@@ -84,7 +85,7 @@ impl Route {
     }
 
     fn lock(&self) -> MutexGuard<'_, RouteState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.state)
     }
 }
 
@@ -120,7 +121,7 @@ impl Copier {
         };
         let tick = move || {
             let now_ns = clock::monotonic_ns();
-            for route in &*shared.lock().unwrap_or_else(PoisonError::into_inner) {
+            for route in &*sync::lock(&shared) {
                 route.copy(now_ns);
             }
         };
@@ -139,6 +140,6 @@ impl Copier {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Route>>> {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.routes)
     }
 }

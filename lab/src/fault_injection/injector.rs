@@ -1,7 +1,7 @@
 //! The fault injector: a publisher that copies the records of another one, with faults.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use protocol::VcpuId;
 
@@ -9,6 +9,7 @@ use super::copier::{Copier, Route};
 use super::plan::{FaultCounts, FaultPlan};
 use super::{FaultInjectionError, Faults};
 use host::cpus::Cpus;
+use host::sync;
 use steal_time::StealTimeError;
 use steal_time::bpf;
 use steal_time::host_vm::HostVm;
@@ -30,7 +31,7 @@ pub struct FaultInjector {
 impl FaultInjector {
     /// The faults injected for `vcpu` so far; `None` if it never attached.
     pub fn counts(&self, vcpu: VcpuId) -> Option<FaultCounts> {
-        let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let routes = sync::lock(&self.routes);
         routes.get(&vcpu).map(|route| route.counts())
     }
 
@@ -62,7 +63,7 @@ impl Publisher for FaultInjector {
         let Some(shadow) = GuestRecord::at(&self.shadow, shadow_gpa) else { return Ok(None) };
         let route = Arc::new(Route::new(shadow, FaultPlan::new(self.faults, vcpu)));
         self.copier.add(Arc::clone(&route));
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner).insert(vcpu, Arc::clone(&route));
+        sync::lock(&self.routes).insert(vcpu, Arc::clone(&route));
         Ok(Some(Box::new(FaultyPublication { inner, route, shadow_gpa, publisher: self })))
     }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use protocol::payload::machine::{DOORBELL_PORT, MILESTONE_PORT};
@@ -15,6 +15,7 @@ use crate::directed_yield::DirectedYield;
 use crate::fault_injection::{self, FaultCounts, FaultInjector, Faults};
 use crate::window::{Ends, Snapshot, Window};
 use host::cpus::Cpus;
+use host::sync;
 use steal_time::StealTimeError;
 use steal_time::host_vm::HostVm;
 use steal_time::publisher::{Publisher, Selection};
@@ -148,13 +149,13 @@ impl LabHooks {
     }
 
     fn lock_milestones(&self) -> MutexGuard<'_, Milestones> {
-        self.milestones.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.milestones)
     }
 }
 
 impl VcpuRecord {
     fn lock(&self) -> MutexGuard<'_, VecDeque<Descheduled>> {
-        self.descheduled.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.descheduled)
     }
 }
 

@@ -228,7 +228,7 @@ pub enum Decision {
     },
     /// Sets a one-shot timer, which delivers [`Event::Alarm`].
     Alarm {
-        /// Expiry.
+        /// The moment of expiry (ns).
         at: Ns,
     },
 }

@@ -12,7 +12,7 @@ use super::times::{Times, by_time, histogram};
 /// What a lock, or several, did in the measured window.
 #[derive(Clone, Debug, Serialize)]
 pub struct LockFigures {
-    /// Acquisitions.
+    /// Acquisitions in the window.
     pub acquisitions: u64,
     /// Acquisitions per second.
     pub per_second: f64,
@@ -63,7 +63,7 @@ pub struct LockFigures {
 pub struct Shares {
     /// Inside critical sections and between them.
     pub useful: f64,
-    /// Spinning.
+    /// Share of CPU time that waiters spun.
     pub spin: f64,
     /// Spinning while the vCPU waited for was preempted, by samples; 0 if that is not published.
     pub wasted: f64,

@@ -50,11 +50,11 @@ pub struct Rounds<P, R> {
 /// A ratio of two points over all undisturbed rounds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Ratio {
-    /// Median.
+    /// Median over the rounds.
     pub median: f64,
-    /// Minimum.
+    /// Minimum over the rounds.
     pub min: f64,
-    /// Maximum.
+    /// Maximum over the rounds.
     pub max: f64,
     /// Number of undisturbed rounds.
     pub rounds: usize,

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use protocol::payload::hints::EpisodeKind;
@@ -17,6 +17,7 @@ use crate::guest::ReportView;
 use crate::policy::Vcpu;
 use host::clock;
 use host::perf::{Switch, SwitchLog};
+use host::sync;
 use host::thread::{Class, set_own_class};
 use host::ticker::Ticker;
 use vmm::guest_clock::GuestClock;
@@ -168,14 +169,14 @@ impl Recorder {
             let class = if kind == MechanismKind::Class { REALTIME } else { Class::Fair };
             let _ = set_own_class(class);
         };
-        let tick = move || shared.lock().unwrap_or_else(PoisonError::into_inner).drain();
+        let tick = move || sync::lock(&shared).drain();
         Ok(Self { inner, ticker: Ticker::start("recorder", period, begin, tick)? })
     }
 
     /// Stops recording, and returns the records.
     pub(super) fn finish(self) -> Records {
         drop(self.ticker);
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = sync::lock(&self.inner);
         inner.drain();
         inner.records.lost_switches += inner.logs.iter().map(SwitchLog::lost).sum::<u64>();
         std::mem::take(&mut inner.records)

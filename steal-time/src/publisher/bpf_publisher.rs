@@ -167,8 +167,9 @@ impl Publication for BpfPublication<'_> {
     fn publish(&mut self, gpa: u64, least_ns: u64) -> Result<(), StealTimeError> {
         let Some(addr) = self.overlay.take(gpa)? else { return Ok(()) };
         self.addr = Some(addr);
-        // As under KVM, steal counts from the vCPU's creation on, published or not. A switch between
-        // this update and `publish` is not lost: the program continues from what is accounted here
+        // As under KVM, steal counts from the vCPU's creation on, published or not. A switch
+        // between this update and `publish` is not lost: the program continues from what is
+        // accounted here
         self.update(addr, least_ns)?;
         if !self.is_paused {
             self.attached.publish(addr);
@@ -200,7 +201,8 @@ impl Publication for BpfPublication<'_> {
 
     fn schedule(&mut self, descheduled_ns: u64) -> Result<(), StealTimeError> {
         self.attached.slot().add_descheduled_ns(descheduled_ns);
-        // The thread's last switch-in came before this time was added, so publish it as after a pause
+        // The thread's last switch-in came before this time was added, so publish it as after a
+        // pause
         self.attached.withdraw();
         self.resume()
     }
@@ -225,7 +227,8 @@ impl Publication for BpfPublication<'_> {
 
     fn before_entry(&mut self) {
         self.cleared_at_entry += u64::from(self.attached.clear_preempted());
-        // `take_sched_in` comes before `addr`: until it is taken, the program kicks the thread again
+        // `take_sched_in` comes before `addr`: until it is taken, the program kicks the thread
+        // again
         if self.own_run_delay.is_some()
             && self.attached.slot().take_sched_in()
             && let Some(addr) = self.addr

@@ -1,7 +1,7 @@
 //! The choice of a publisher: what the user chooses, what the host allows, and what is used.
 //!
-//! Loading a BPF program is slow (1.6 ms) and needs no VM, so a monitor may load while it builds its
-//! VM: [`PublisherChoice::begin_loading`], [`PublisherLoading::finish`], [`Loaded::settle`],
+//! Loading a BPF program is slow (1.6 ms) and needs no VM, so a monitor may load while it builds
+//! its VM: [`PublisherChoice::begin_loading`], [`PublisherLoading::finish`], [`Loaded::settle`],
 //! [`Selection::publisher`].
 
 use std::fmt;

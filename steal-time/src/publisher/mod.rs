@@ -4,8 +4,8 @@
 //! decides which vCPU runs, and it never blocks a vCPU thread. The [crate] documentation compares
 //! the publishers.
 //!
-//! All publishers write in KVM's order (`record_steal_time`): version odd, steal, version even, then
-//! `preempted`. A reader on another vCPU may read `preempted` late, but never a torn steal.
+//! All publishers write in KVM's order (`record_steal_time`): version odd, steal, version even,
+//! then `preempted`. A reader on another vCPU may read `preempted` late, but never a torn steal.
 //!
 //! | file | task |
 //! |---|---|
@@ -53,7 +53,7 @@ pub enum PublisherKind {
     Perf,
     /// The monitor. It publishes only what it does itself.
     Monitor,
-    /// KVM.
+    /// KVM itself, as under any other monitor.
     Kernel,
     /// No component. CPUID lacks the feature.
     Off,
@@ -92,7 +92,7 @@ impl fmt::Display for PublisherKind {
 pub enum MsrOwner {
     /// This library, in the monitor ([`VcpuStealTime`](crate::VcpuStealTime)).
     Monitor,
-    /// KVM.
+    /// KVM itself, as under any other monitor.
     Kernel,
     /// None: the MSR does not exist, and every access faults.
     Absent,

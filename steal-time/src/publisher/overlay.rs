@@ -1,16 +1,16 @@
 //! The overlay: pages that the BPF program can write, mapped over guest pages that hold records.
 //!
 //! A BPF program cannot write guest memory. It can write the elements of its own array map, and the
-//! monitor can map such an element anywhere. So the guest page that holds a record is copied into an
-//! element, and the element is mapped in its place. KVM follows (MMU notifier), and the guest reads
-//! the same bytes at the same address.
+//! monitor can map such an element anywhere. So the guest page that holds a record is copied into
+//! an element, and the element is mapped in its place. KVM follows (MMU notifier), and the guest
+//! reads the same bytes at the same address.
 //!
 //! A guest write between copy and mapping would be lost: of a thousand remaps beside running vCPUs,
 //! half lost writes. So all vCPUs are stopped, which [`AllStopped`] proves.
 //!
-//! Several records may share a page. The element stays mapped after its last record is withdrawn: it
-//! costs nothing, and a guest that registers again finds it ready. Only when elements run short is
-//! plain memory put back.
+//! Several records may share a page. The element stays mapped after its last record is withdrawn:
+//! it costs nothing, and a guest that registers again finds it ready. Only when elements run short
+//! is plain memory put back.
 
 #![expect(unsafe_code, reason = "replaces pages of guest memory by pages of a BPF map, and back")]
 
@@ -79,8 +79,8 @@ impl Overlay {
         Record::in_page(self.program.pages().page(addr.page())?, addr.offset())
     }
 
-    /// Returns the guest pages that are replaced (GPA). KVM's dirty log misses what the program writes
-    /// there.
+    /// Returns the guest pages that are replaced (GPA). KVM's dirty log misses what the program
+    /// writes there.
     pub fn pages(&self) -> Vec<u64> {
         lock(&self.elements).iter().filter_map(|element| element.page_gpa).collect()
     }
@@ -119,7 +119,8 @@ impl Overlay {
         }
         let mut elements = lock(&self.elements);
         let failed = |source| StealTimeError::Overlay { page_gpa, source };
-        // One is always free: a vCPU has at most one record, and the map has an element for each vCPU
+        // One is always free: a vCPU has at most one record, and the map has an element for each
+        // vCPU
         let index = elements
             .iter()
             .position(|element| element.page_gpa.is_none())
@@ -142,8 +143,9 @@ impl Overlay {
         };
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
-        // SAFETY: `page` is a whole mapped page that holds guest memory and nothing else, as `HostVm`
-        // promises. Every other vCPU is stopped, so no access falls into the time in which it is empty.
+        // SAFETY: `page` is a whole mapped page that holds guest memory and nothing else, as
+        // `HostVm` promises. Every other vCPU is stopped, so no access falls into the time in which
+        // it is empty.
         let mapped = unsafe { libc::mmap(page.as_ptr().cast(), PAGE_SIZE, protection, flags, -1, 0) };
         if mapped == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -163,8 +165,9 @@ impl Overlay {
         let offset = i64::try_from(index * PAGE_SIZE).map_err(io::Error::other)?;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-        // SAFETY: `page` is a whole mapped page that holds guest memory and nothing else, as `HostVm`
-        // promises. Its bytes were copied, and every other vCPU is stopped since, so no write is lost.
+        // SAFETY: `page` is a whole mapped page that holds guest memory and nothing else, as
+        // `HostVm` promises. Its bytes were copied, and every other vCPU is stopped since, so no
+        // write is lost.
         let mapped = unsafe { libc::mmap(page.as_ptr().cast(), PAGE_SIZE, protection, flags, fd, offset) };
         if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
@@ -173,6 +176,7 @@ impl Overlay {
 /// Copies one page. Neither is written meanwhile: the vCPUs are stopped, and no record on them is
 /// published.
 fn copy_page(from: NonNull<u8>, to: NonNull<u8>, _stopped: &AllStopped) {
-    // SAFETY: both are whole mapped pages that do not overlap: one of guest memory, one of the page map.
+    // SAFETY: both are whole mapped pages that do not overlap: one of guest memory, one of the page
+    // map.
     unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), PAGE_SIZE) };
 }

@@ -1,8 +1,8 @@
 //! The poller: makes vCPU threads publish their run delay when no event does.
 //!
 //! A publisher without switch events learns of run delay only when the vCPU's thread is outside the
-//! guest, and a spinning guest does not leave it. The poller reads the run delay of all vCPU threads
-//! periodically, and kicks those whose run delay has grown.
+//! guest, and a spinning guest does not leave it. The poller reads the run delay of all vCPU
+//! threads periodically, and kicks those whose run delay has grown.
 
 use std::ffi::c_int;
 use std::sync::{Arc, Mutex};

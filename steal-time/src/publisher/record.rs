@@ -28,21 +28,21 @@ pub const RECORD_SIZE: usize = size_of::<StealTime>();
 pub struct Record(StealTime);
 
 impl Record {
-    /// Returns the record at `offset` of a page of the page map; `None` if it does not fit there, or is
-    /// misaligned.
+    /// Returns the record at `offset` of a page of the page map; `None` if it does not fit there,
+    /// or is misaligned.
     #[expect(clippy::cast_ptr_alignment, reason = "alignment is checked before use")]
     pub fn in_page(page: &[AtomicU8; PAGE_SIZE], offset: usize) -> Option<&Self> {
         let place = page.get(offset..offset.checked_add(size_of::<Self>())?)?.as_ptr().cast::<Self>();
         if !place.is_aligned() {
             return None;
         }
-        // SAFETY: 64 aligned bytes of the page begin there, and are borrowed as long as the page. Any
-        // bytes are a valid record, whose fields are atomics, as the page's bytes are.
+        // SAFETY: 64 aligned bytes of the page begin there, and are borrowed as long as the page.
+        // Any bytes are a valid record, whose fields are atomics, as the page's bytes are.
         Some(unsafe { &*place })
     }
 
-    /// Raises steal to `least_ns` if it is less, adds `more_ns`, and clears `preempted`. The caller is
-    /// the only writer.
+    /// Raises steal to `least_ns` if it is less, adds `more_ns`, and clears `preempted`. The caller
+    /// is the only writer.
     ///
     /// A version that the guest left odd is even afterwards, as under KVM.
     pub fn update(&self, least_ns: u64, more_ns: u64) {
@@ -134,8 +134,9 @@ impl Deref for GuestRecord {
     type Target = Record;
 
     fn deref(&self) -> &Record {
-        // SAFETY: these are 64 aligned bytes of RAM, which `_vm` keeps mapped. Any bytes are a valid
-        // record. Its fields are atomics, and guest, program and KVM write them by whole words.
+        // SAFETY: these are 64 aligned bytes of RAM, which `_vm` keeps mapped. Any bytes are a
+        // valid record. Its fields are atomics, and guest, program and KVM write them by whole
+        // words.
         unsafe { self.record.as_ref() }
     }
 }

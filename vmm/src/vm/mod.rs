@@ -132,8 +132,8 @@ impl Vm {
     /// `preempted` is 0.
     ///
     /// # Errors
-    /// [`VmmError::Publisher`] if `saved` does not fit; nothing has changed then. [`VmmError::Publish`]
-    /// or [`VmmError::VcpuEnded`] for a vCPU that cannot restore its part.
+    /// [`VmmError::Publisher`] if `saved` does not fit; nothing has changed then.
+    /// [`VmmError::Publish`] or [`VmmError::VcpuEnded`] for a vCPU that cannot restore its part.
     pub fn restore_steal_time(&self, _paused: &Paused, saved: &SavedStealTime) -> Result<(), VmmError> {
         let has_msr = self.steal_time.owner() != MsrOwner::Absent;
         saved.check(self.threads.count(), has_msr)?;

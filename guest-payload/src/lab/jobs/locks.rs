@@ -35,7 +35,7 @@ fn run_with<K: Check>(part: Part) {
         Lock::PvqSteal => run_pv_qspin::<K>(part, Variant::Steal),
         Lock::PvqHybrid => run_pv_qspin::<K>(part, Variant::Hybrid),
         Lock::PvqState => run_pv_qspin::<K>(part, Variant::State),
-        Lock::PvqByte => run_pv_qspin::<K>(part, Variant::Byte),
+        Lock::PvqPreempted => run_pv_qspin::<K>(part, Variant::Preempted),
         Lock::Rwsem => contend_for!(K, part, Rwsem),
         Lock::OwnerQueue => contend_for!(K, part, OwnerQueue),
         Lock::Malthusian => contend_for!(K, part, Malthusian),

@@ -195,7 +195,7 @@ each_lock! {
     pvq_steal_excludes_and_loses_no_wake_up: Pvq::new(Variant::Steal), false;
     pvq_hybrid_excludes_and_loses_no_wake_up: Pvq::new(Variant::Hybrid), false;
     pvq_state_excludes_and_loses_no_wake_up: Pvq::new(Variant::State), false;
-    pvq_byte_excludes_and_loses_no_wake_up: Pvq::new(Variant::Byte), false;
+    pvq_preempted_excludes_and_loses_no_wake_up: Pvq::new(Variant::Preempted), false;
     rwsem_excludes_and_loses_no_wake_up: Rwsem::new(), false;
     owner_queue_excludes_and_loses_no_wake_up: OwnerQueue::new(), false;
     malthusian_excludes_and_loses_no_wake_up: Malthusian::new(), false;

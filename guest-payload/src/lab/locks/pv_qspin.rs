@@ -49,7 +49,7 @@ pub enum Variant {
     /// `Hybrid`, and early halts behind a halted predecessor.
     State,
     /// `State`, and early halts behind a preempted predecessor.
-    Byte,
+    Preempted,
 }
 
 const LOCKED: u32 = 1;
@@ -147,7 +147,7 @@ impl<'s> PvQspin<'s> {
         match self.variant {
             Variant::Plain => false,
             Variant::Steal => self.try_steal(ctx),
-            Variant::Hybrid | Variant::State | Variant::Byte => {
+            Variant::Hybrid | Variant::State | Variant::Preempted => {
                 let mut wait = ctx.start_wait();
                 loop {
                     if self.try_steal(ctx) {
@@ -173,7 +173,7 @@ impl<'s> PvQspin<'s> {
             return false;
         }
         let has_halted = self.node(prev).state.load(Ordering::Relaxed) != RUNNING;
-        let is_preempted = !has_halted && self.variant == Variant::Byte && ctx.cpu.is_preempted(prev);
+        let is_preempted = !has_halted && self.variant == Variant::Preempted && ctx.cpu.is_preempted(prev);
         ctx.stats.preempted_seen += u64::from(is_preempted);
         ctx.stats.early_waits += u64::from(has_halted || is_preempted);
         has_halted || is_preempted

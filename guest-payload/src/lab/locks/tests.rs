@@ -196,7 +196,7 @@ each_lock_excludes_and_wakes! {
     pvq_steal_excludes_and_wakes_with_random_preempted: PvQspin::new(&PvState::new(), Variant::Steal);
     pvq_hybrid_excludes_and_wakes_with_random_preempted: PvQspin::new(&PvState::new(), Variant::Hybrid);
     pvq_state_excludes_and_wakes_with_random_preempted: PvQspin::new(&PvState::new(), Variant::State);
-    pvq_byte_excludes_and_wakes_with_random_preempted: PvQspin::new(&PvState::new(), Variant::Byte);
+    pvq_preempted_excludes_and_wakes_with_random_preempted: PvQspin::new(&PvState::new(), Variant::Preempted);
     rwsem_excludes_and_wakes_with_random_preempted: Rwsem::new();
     owner_queue_excludes_and_wakes_with_random_preempted: OwnerQueue::new();
     malthusian_excludes_and_wakes_with_random_preempted: Malthusian::new();

@@ -8,7 +8,7 @@ mod inner;
 mod watchdog;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use self::inner::Inner;
@@ -19,6 +19,7 @@ use super::stop_reason::StopReason;
 use crate::guest::GuestScheduler;
 use crate::policy::{Assignment, CpuView, Ns, Policy};
 use host::clock;
+use host::sync;
 use vmm::vcpu::control::VcpuHandle;
 
 /// Delivers events to the policy and applies its decisions.
@@ -125,7 +126,7 @@ impl Dispatcher {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.inner)
     }
 }
 

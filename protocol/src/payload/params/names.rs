@@ -125,7 +125,7 @@ named! {
         /// `pvq-hybrid` that halts early behind a halted predecessor: Linux today.
         PvqState = "pvq-state",
         /// `pvq-state` that also halts early behind a preempted predecessor: what Linux reverted.
-        PvqByte = "pvq-byte",
+        PvqPreempted = "pvq-preempted",
         /// A mutex with optimistic spinning on its owner, as in Linux.
         Mutex = "mutex",
         /// A reader-writer semaphore whose writers spin on the owner, as in Linux.
@@ -182,7 +182,7 @@ named! {
 named! {
     /// How a duration varies around its mean.
     Spread {
-        /// Constant.
+        /// The same duration each time.
         Fixed = "fixed",
         /// Uniform between 0.5 and 1.5 times the mean.
         Uniform = "uniform",

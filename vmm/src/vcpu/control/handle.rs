@@ -4,11 +4,12 @@
 //! so, because a thread that holds the lock may itself be off its CPU.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, Thread};
 
 use host::clock;
 use host::kick::KickHandle;
+use host::sync;
 
 /// A vCPU thread as a policy sees it: it can be descheduled and scheduled.
 #[derive(Debug)]
@@ -103,7 +104,7 @@ impl VcpuHandle {
     }
 
     fn handoff(&self) -> MutexGuard<'_, Option<Arc<CpuHandoff>>> {
-        self.handoff.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.handoff)
     }
 }
 
@@ -161,7 +162,7 @@ impl CpuHandoff {
     }
 
     fn lock(&self) -> MutexGuard<'_, Occupancy> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.0)
     }
 }
 

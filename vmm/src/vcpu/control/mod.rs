@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use host::kick::KickHandle;
+use host::sync;
 use protocol::VcpuId;
 
 use roster::{Location, Member, Roster};
@@ -149,7 +150,7 @@ impl VcpuControl {
     }
 
     fn lock(&self) -> MutexGuard<'_, Roster> {
-        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+        sync::lock(&self.roster)
     }
 }
 
