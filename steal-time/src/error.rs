@@ -6,8 +6,7 @@ use std::io;
 use protocol::VcpuId;
 
 use crate::bpf::BpfError;
-use crate::publisher::{PublisherChoice, PublisherKind};
-use crate::saved::VERSION;
+use crate::publisher::kind::{PublisherChoice, PublisherKind};
 use host::cpus::CpuError;
 use host::perf::PerfError;
 
@@ -61,8 +60,13 @@ pub enum StealTimeError {
         msr: u64,
     },
     /// The saved form has another version.
-    #[error("Saved steal time has version {0}, and this monitor reads version {VERSION}")]
-    SavedVersion(u32),
+    #[error("Saved steal time has version {saved}, and this monitor reads version {supported}")]
+    SavedVersion {
+        /// The version of the saved form.
+        saved: u32,
+        /// The version that this library reads.
+        supported: u32,
+    },
     /// The saved guest has another number of vCPUs.
     #[error("Saved steal time has {saved} vCPUs, and this guest has {here}")]
     SavedVcpus {

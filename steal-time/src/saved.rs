@@ -47,7 +47,7 @@ impl SavedStealTime {
     /// [`SavedUnpublished`](StealTimeError::SavedUnpublished).
     pub fn check(&self, vcpus: usize, exists: bool) -> Result<(), StealTimeError> {
         if self.version != VERSION {
-            return Err(StealTimeError::SavedVersion(self.version));
+            return Err(StealTimeError::SavedVersion { saved: self.version, supported: VERSION });
         }
         if self.vcpus.len() != vcpus {
             return Err(StealTimeError::SavedVcpus { saved: self.vcpus.len(), here: vcpus });
@@ -95,6 +95,6 @@ mod tests {
         let refused = saved(&[0, 0x1041]).check(2, false);
         assert!(matches!(refused, Err(SavedUnpublished { vcpu, msr: 0x1041 }) if vcpu == one), "{refused:?}");
         let refused = SavedStealTime { version: 9, ..saved(&[0]) }.check(1, true);
-        assert!(matches!(refused, Err(SavedVersion(9))), "{refused:?}");
+        assert!(matches!(refused, Err(SavedVersion { saved: 9, supported: VERSION })), "{refused:?}");
     }
 }

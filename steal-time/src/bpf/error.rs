@@ -5,7 +5,7 @@ use std::io;
 
 use protocol::VcpuId;
 
-use crate::publisher::PublisherKind;
+use crate::publisher::kind::PublisherKind;
 
 type Source = Box<dyn Error + Send + Sync>;
 

@@ -50,7 +50,7 @@ use std::time::Duration;
 use protocol::VcpuId;
 use protocol::kvm::PREEMPTED;
 
-use crate::publisher::PublisherKind;
+use crate::publisher::kind::PublisherKind;
 use classic::tracepoints;
 pub use cost::{EmptyProgram, RunStats, RunTime};
 pub use error::BpfError;

@@ -4,12 +4,12 @@
 //! its VM: [`PublisherChoice::begin_loading`], [`PublisherLoading::finish`], [`Loaded::settle`],
 //! [`Selection::publisher`].
 
-use std::fmt;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use super::{BpfPublisher, MonitorPublisher, NullPublisher, PerfPublisher, Publisher, PublisherKind};
+use super::kind::{PublisherChoice, PublisherKind};
+use super::{BpfPublisher, MonitorPublisher, NullPublisher, PerfPublisher, Publisher};
 use crate::bpf::{BpfError, Program};
 use crate::error::StealTimeError;
 use crate::host_vm::HostVm;
@@ -17,25 +17,6 @@ use host::cpus::Cpus;
 use host::error_chain;
 use host::perf::{PerfError, SwitchLog};
 use host::thread::own_tid;
-
-/// The user's choice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PublisherChoice {
-    /// The most accurate publisher that the host allows.
-    #[default]
-    Auto,
-    /// This publisher, or an error.
-    Only(PublisherKind),
-}
-
-impl fmt::Display for PublisherChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Auto => f.pad("auto"),
-            Self::Only(kind) => kind.fmt(f),
-        }
-    }
-}
 
 /// Loading of a BPF program in progress.
 #[derive(Debug)]

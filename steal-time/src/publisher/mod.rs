@@ -18,6 +18,7 @@
 
 mod bpf_publisher;
 mod choice;
+pub(crate) mod kind;
 mod monitor_publisher;
 mod null;
 pub mod overlay;
@@ -35,68 +36,12 @@ use crate::bpf;
 use crate::error::StealTimeError;
 
 pub use bpf_publisher::BpfPublisher;
-pub use choice::{Loaded, PublisherChoice, PublisherLoading, Selection};
+pub use choice::{Loaded, PublisherLoading, Selection};
+pub use kind::{MsrOwner, PublisherChoice, PublisherKind};
 pub use monitor_publisher::MonitorPublisher;
 pub use null::NullPublisher;
 pub use pages::UnloggedPages;
 pub use perf::PerfPublisher;
-
-/// The kind of a publisher: which component writes the records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PublisherKind {
-    /// A BPF program at `sched_switch`.
-    Bpf,
-    /// A BPF program for kernels without BTF. It publishes `preempted` alone.
-    BpfClassic,
-    /// perf's records of context switches, read by an observer thread.
-    Perf,
-    /// The monitor. It publishes only what it does itself.
-    Monitor,
-    /// KVM itself, as under any other monitor.
-    Kernel,
-    /// No component. CPUID lacks the feature.
-    Off,
-}
-
-impl PublisherKind {
-    /// All kinds, the most accurate first.
-    pub const ALL: [Self; 6] =
-        [Self::Bpf, Self::BpfClassic, Self::Perf, Self::Monitor, Self::Kernel, Self::Off];
-
-    /// Returns the owner of the MSR under this publisher.
-    pub fn msr_owner(self) -> MsrOwner {
-        match self {
-            Self::Bpf | Self::BpfClassic | Self::Perf | Self::Monitor => MsrOwner::Monitor,
-            Self::Kernel => MsrOwner::Kernel,
-            Self::Off => MsrOwner::Absent,
-        }
-    }
-}
-
-impl fmt::Display for PublisherKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Bpf => "bpf",
-            Self::BpfClassic => "bpf-classic",
-            Self::Perf => "perf",
-            Self::Monitor => "monitor",
-            Self::Kernel => "kernel",
-            Self::Off => "off",
-        })
-    }
-}
-
-/// The owner of the steal-time MSR: it completes the guest's accesses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MsrOwner {
-    /// This library, in the monitor ([`VcpuStealTime`](crate::VcpuStealTime)).
-    Monitor,
-    /// KVM itself, as under any other monitor.
-    Kernel,
-    /// None: the MSR does not exist, and every access faults.
-    Absent,
-}
 
 /// Writes the records of one VM's vCPUs.
 pub trait Publisher: fmt::Debug + Send + Sync {
