@@ -106,6 +106,10 @@ pub(super) fn judge_growth(
     let slack = slack_ns(publisher, wall_ns).max(wall_ns / 20);
     let sum_ns = added_ns + run_ns;
     verdicts.judge(Assertion::SharedCpuAddsUp, sum_ns.abs_diff(wall_ns) <= slack, why);
+    let share = || format!("vCPU {vcpu} waited for {added_ns} of {wall_ns} ns, beside one other vCPU");
+    verdicts.judge(Assertion::SharedCpuAddsUp, added_ns >= wall_ns / 3, share);
+    // The pause before was much longer than the slack: counted as steal, it would exceed this bound.
+    verdicts.judge(Assertion::MonitorAddsNothing, sum_ns <= wall_ns + slack, why);
 }
 
 /// Judges that a restored vCPU has at least `least_ns` of steal.
