@@ -1,12 +1,20 @@
 //! Every lock in every wait mode at every overcommit: none hangs, all exclude, the figures add up.
 
+use std::io;
+use std::time::Instant;
+
 use lab::guest::LabRun;
 use lab::results::{LockFigures, RunResult};
-use protocol::payload::params::{Lock, Wait};
+use lab::sched::mechanism::{MechanismChoice, MechanismKind};
+use lab::sched::{LockEpisode, SchedConfig};
+
+use lab::session::{self, SessionConfig};
+use protocol::payload::hints::EpisodeKind;
+use protocol::payload::params::{Lock, MAX_LOCKS, Wait};
 use steal_time::publisher::PublisherKind;
 use vmm::supervise::Outcome;
 
-use crate::support::{cpus, guest, judge_undisturbed, needs, run};
+use crate::support::{LIMIT, alone, cpus, guest, judge_undisturbed, needs, run};
 
 /// Runs a guest of `overcommit` vCPUs per CPU that contends as `params` say.
 fn contend(overcommit: usize, params: &str) -> (LabRun, RunResult, LockFigures) {
@@ -68,6 +76,74 @@ fn several_locks_with_readers_and_varying_times_exclude() {
                  think_spread=exponential check_every=16 warmup_ms=10 duration_ms=40"
             ),
         );
+    }
+}
+
+/// Runs a guest under a policy that deschedules its vCPUs, and returns its traced lock episodes.
+fn episodes(params: &str) -> Vec<LockEpisode> {
+    let sched = SchedConfig {
+        policy: "rr:slice=2ms".parse().expect("a policy of the catalogue"),
+        mechanism: MechanismChoice::Only(MechanismKind::Deschedule),
+        seed: 7,
+        starvation: LIMIT,
+        traces: true,
+    };
+    let guest = guest(2 * cpus().count(), PublisherKind::Monitor, &format!("job=contend {params}"));
+    let config = SessionConfig { guest, guests: 1, sched: Some(sched), cpu_hog: None };
+    let run = alone(|| session::run(&config, io::sink, Instant::now())).expect("the guest can be run");
+    assert!(matches!(run.guests[0].monitor.outcome, Outcome::Reset), "{params}");
+    run.sched.expect("a policy").episodes
+}
+
+/// Counts holds, and those that begin before the previous hold of the same lock has ended. `holds`
+/// are sorted by their begin.
+fn overlapping(holds: &[&LockEpisode]) -> (usize, usize) {
+    let mut ends = [0; MAX_LOCKS as usize];
+    let mut overlaps = 0;
+    for hold in holds {
+        let end = &mut ends[usize::from(hold.lock)];
+        overlaps += usize::from(hold.from_ns < *end);
+        *end = hold.to_ns.max(*end);
+    }
+    (holds.len(), overlaps)
+}
+
+/// Sections that are long enough for a trace. Releases wake parked waiters.
+const SECTIONS: &str = "section_ns=15000 think_ns=15000 warmup_ms=10 duration_ms=120";
+
+#[test]
+fn trace_of_an_exclusive_lock_has_one_holder_at_a_time() {
+    needs!(kvm);
+    for lock in Lock::ALL {
+        let episodes = episodes(&format!("lock={lock} wait=preempted {SECTIONS}"));
+        let mut holds: Vec<_> = episodes.iter().filter(|one| one.kind == EpisodeKind::Held).collect();
+        holds.sort_by_key(|hold| (hold.from_ns, hold.to_ns));
+        let (count, overlaps) = overlapping(&holds);
+        assert!(count > 20, "{lock}: {count} holds");
+        assert_eq!(overlaps, 0, "{lock}: of {count} holds");
+    }
+}
+
+#[test]
+fn trace_of_several_locks_names_the_lock_and_the_readers_apart() {
+    needs!(kvm);
+    let params = "lock=rwsem locks=3 readers=40 wait=preempted section_ns=15000 duration_ms=150";
+    let episodes = episodes(params);
+    let of = |kind| {
+        let mut episodes: Vec<_> = episodes.iter().filter(|one| one.kind == kind).collect();
+        episodes.sort_by_key(|episode| (episode.from_ns, episode.to_ns));
+        episodes
+    };
+    let (writes, reads) = (of(EpisodeKind::Held), of(EpisodeKind::Read));
+    for lock in 0..3 {
+        assert!([&writes, &reads].iter().all(|holds| holds.iter().any(|hold| hold.lock == lock)), "{lock}");
+    }
+    assert_eq!(overlapping(&writes).1, 0);
+    for write in writes {
+        let beside = reads
+            .iter()
+            .find(|read| read.lock == write.lock && read.from_ns < write.to_ns && write.from_ns < read.to_ns);
+        assert_eq!(beside, None, "a reader beside {write:?}");
     }
 }
 

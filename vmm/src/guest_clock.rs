@@ -60,6 +60,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn later_tsc_is_no_earlier_on_the_host_clock_whatever_the_rate() {
+        for khz in [0, 1, 7, 999_999, 2_100_001, 3_000_000, u32::MAX] {
+            let tsc = 1 << 40;
+            let clock = GuestClock { at: Instant::now(), at_ns: 1 << 50, tsc, khz };
+            let near = (tsc - 5_000..tsc + 5_000).map(|tsc| clock.monotonic_ns_at(tsc));
+            let far = [0, 1, tsc / 2].into_iter().map(|tsc| clock.monotonic_ns_at(tsc));
+            let times: Vec<_> = far.chain(near).chain([clock.monotonic_ns_at(u64::MAX)]).collect();
+            assert!(times.is_sorted(), "{khz} kHz");
+        }
+    }
+
+    #[test]
     fn tsc_and_host_clock_convert_in_both_directions() {
         let at = Instant::now();
         let clock = GuestClock { at, at_ns: 5_000, tsc: 1000, khz: 2_000_000 };

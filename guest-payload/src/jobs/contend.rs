@@ -1,7 +1,9 @@
 //! Contend: all vCPUs want one lock, or one of a few.
 //!
 //! Each vCPU acquires, works in the section, releases, thinks, and repeats. The time stamp of a
-//! grant decides whether it counts as in the window. Each [`Section`] asserts that the lock
+//! grant decides whether it counts as in the window. A vCPU that holds a lock takes both time stamps
+//! of its section: after the access that acquired the lock, and before the one that releases it. So
+//! the sections of an exclusive lock do not overlap by the clock that all vCPUs share. Each [`Section`] asserts that the lock
 //! excludes; at the end the entries that the sections have counted are compared with those that the
 //! vCPUs have counted.
 //!
@@ -20,7 +22,7 @@ use guest_payload::park::{LockCtx, ParkingLot};
 use guest_payload::spin_wait::{WaitPolicy, WaitStats};
 use guest_payload::steal_time::record_of;
 use guest_payload::work::{Durations, Random, work};
-use protocol::payload::hints::EpisodeKind;
+use protocol::payload::hints::{Episode, EpisodeKind};
 use protocol::payload::params::{self, MAX_LOCKS, Wait, Workload};
 use protocol::payload::report::{add, raise};
 
@@ -75,24 +77,34 @@ fn policy(workload: Workload, khz: u32) -> WaitPolicy {
     }
 }
 
+/// How a lock was acquired.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grant {
+    /// [`Lock::HANDS_OVER`].
+    hands_over: bool,
+    /// Whether other readers may hold the lock too.
+    is_shared: bool,
+}
+
 /// A lock of any type. The spin loops inside a lock are compiled for its type; the loop of this job
 /// is compiled once for each check, which keeps the payload small and quick to load.
 pub(crate) trait Contended<K> {
-    /// Acquires the lock, and returns [`Lock::HANDS_OVER`].
-    fn acquire(&self, reads: bool, ctx: &mut LockCtx<'_, LockCpu<K>>) -> bool;
+    /// Acquires the lock.
+    fn acquire(&self, reads: bool, ctx: &mut LockCtx<'_, LockCpu<K>>) -> Grant;
 
     /// Releases the lock.
     fn release(&self, reads: bool, ctx: &mut LockCtx<'_, LockCpu<K>>);
 }
 
 impl<K: Check, L: Lock> Contended<K> for L {
-    fn acquire(&self, reads: bool, ctx: &mut LockCtx<'_, LockCpu<K>>) -> bool {
-        if reads && L::HAS_READERS {
+    fn acquire(&self, reads: bool, ctx: &mut LockCtx<'_, LockCpu<K>>) -> Grant {
+        let is_shared = reads && L::HAS_READERS;
+        if is_shared {
             self.acquire_shared(ctx);
         } else {
             Lock::acquire(self, ctx);
         }
-        L::HANDS_OVER
+        Grant { hands_over: L::HANDS_OVER, is_shared }
     }
 
     fn release(&self, reads: bool, ctx: &mut LockCtx<'_, LockCpu<K>>) {
@@ -119,7 +131,9 @@ pub(crate) fn run<K: Check>(part: Part, locks: [&dyn Contended<K>; LOCKS]) {
     let mut before = None;
     loop {
         let length = works.next_duration();
-        let which = choice.below(workload.locks) as usize;
+        // Less than MAX_LOCKS.
+        let number = u8::try_from(choice.below(workload.locks)).unwrap_or(0);
+        let which = usize::from(number);
         let reads = choice.below(100) < workload.readers;
         let (Some(lock), Some(section)) = (locks.get(which), SECTIONS.get(which)) else { break };
         hints::wait_for_slice(id, margin);
@@ -133,9 +147,9 @@ pub(crate) fn run<K: Check>(part: Part, locks: [&dyn Contended<K>; LOCKS]) {
             before = Some(ctx.stats);
         }
         hints::lock_wanted(id, wanted);
-        let hands_over = lock.acquire(reads, &mut ctx);
+        let Grant { hands_over, is_shared } = lock.acquire(reads, &mut ctx);
+        let granted = clock::now_after_loads();
         hints::lock_acquired(id);
-        let granted = clock::now();
         let counts = granted >= window.opens && !window.is_over(granted);
         if counts {
             record_grant(part, section, granted, ctx.stats, hands_over);
@@ -152,10 +166,13 @@ pub(crate) fn run<K: Check>(part: Part, locks: [&dyn Contended<K>; LOCKS]) {
             add(&report.holder_preemptions, 1);
             add(&report.holder_stall, (clock::now() - granted).saturating_sub(length));
         }
+        // The release makes the next holder, and then wakes waiters. Its time is not the section's.
+        let released = clock::now();
         lock.release(reads, &mut ctx);
         hints::lock_released(id);
-        hints::log_episode(id, EpisodeKind::Waited, wanted, granted);
-        hints::log_episode(id, EpisodeKind::Held, granted, clock::now());
+        let log = |kind, from, to| hints::log_episode(id, Episode { kind, lock: number, from, to });
+        log(EpisodeKind::Waited, wanted, granted);
+        log(if is_shared { EpisodeKind::Read } else { EpisodeKind::Held }, granted, released);
         add(&report.shared_ever, reads.into());
         add(&report.acquisitions_ever, 1);
         if counts {

@@ -13,14 +13,20 @@ pub(crate) fn now() -> u64 {
     unsafe { _rdtsc() }
 }
 
-/// Returns the time stamp counter, ordered after all earlier loads and before all later ones. An
-/// unordered read may overtake a load that misses the cache.
+/// Returns the time stamp counter, ordered after all earlier loads. An unordered read may overtake
+/// a load that misses the cache, such as the one that found a lock granted.
 #[inline]
-pub(crate) fn now_serialized() -> u64 {
+pub(crate) fn now_after_loads() -> u64 {
     // SAFETY: every x86-64 processor has SSE2.
     unsafe { _mm_lfence() };
-    let now = now();
-    // SAFETY: as above.
+    now()
+}
+
+/// Returns the time stamp counter, ordered after all earlier loads and before all later ones.
+#[inline]
+pub(crate) fn now_serialized() -> u64 {
+    let now = now_after_loads();
+    // SAFETY: every x86-64 processor has SSE2.
     unsafe { _mm_lfence() };
     now
 }

@@ -6,7 +6,7 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use protocol::VcpuId;
-use protocol::payload::hints::{Doorbell, Episode, EpisodeKind, HintPage};
+use protocol::payload::hints::{Doorbell, Episode, HintPage};
 use protocol::payload::params::Workload;
 
 use super::entry::REPORT;
@@ -68,12 +68,12 @@ pub(crate) fn lock_released(me: VcpuId) {
     }
 }
 
-/// Logs a wait for a lock, or a section under it, if it took long enough (`from`, `to` in cycles).
+/// Logs a wait for a lock, or a section under it, if it took long enough.
 #[inline]
-pub(crate) fn log_episode(me: VcpuId, kind: EpisodeKind, from: u64, to: u64) {
+pub(crate) fn log_episode(me: VcpuId, episode: Episode) {
     let shortest = SHORTEST.load(Ordering::Relaxed);
-    if shortest != 0 && to.saturating_sub(from) >= shortest {
-        page_of(me).episodes.push(Episode { kind, from, to });
+    if shortest != 0 && episode.to.saturating_sub(episode.from) >= shortest {
+        page_of(me).episodes.push(episode);
     }
 }
 

@@ -43,6 +43,8 @@ pub struct LockEpisode {
     pub vcpu: Vcpu,
     /// Wait or critical section.
     pub kind: EpisodeKind,
+    /// Index of the lock in its guest.
+    pub lock: u8,
     /// When it began.
     pub from_ns: u64,
     /// When it ended.
@@ -206,7 +208,13 @@ impl Inner {
                 let (from_ns, to_ns) =
                     (clock.monotonic_ns_at(episode.from), clock.monotonic_ns_at(episode.to));
                 if episodes.len() < CAPACITY && from_ns < to_ns {
-                    episodes.push(LockEpisode { vcpu, kind: episode.kind, from_ns, to_ns });
+                    episodes.push(LockEpisode {
+                        vcpu,
+                        kind: episode.kind,
+                        lock: episode.lock,
+                        from_ns,
+                        to_ns,
+                    });
                 }
             });
             page.read = next;

@@ -195,12 +195,16 @@ fn add_steal(trace: &mut Trace, track: usize, vcpus: &[VcpuTracks<'_>], (begin, 
 
 /// Adds the lock episodes that lie within the run.
 fn add_episodes(trace: &mut Trace, sched: &SchedOutcome, vcpus: &[VcpuTracks<'_>]) {
+    let has_several_locks = sched.episodes.iter().any(|episode| episode.lock > 0);
     for episode in &sched.episodes {
         let Some(vcpu) = vcpus.get(episode.vcpu) else { continue };
         let label = match episode.kind {
             EpisodeKind::Waited => "waits",
             EpisodeKind::Held => "holds",
+            EpisodeKind::Read => "reads",
         };
+        let label =
+            if has_several_locks { format!("{label} lock {}", episode.lock) } else { label.to_owned() };
         if sched.began_ns <= episode.from_ns && episode.to_ns <= sched.ended_ns {
             trace.slice(vcpu.locks, label, episode.from_ns, episode.to_ns);
         }

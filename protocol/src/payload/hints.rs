@@ -14,6 +14,8 @@
 use core::mem::{align_of, size_of};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use super::params::MAX_LOCKS;
+
 /// The hint page of one vCPU.
 #[derive(Debug)]
 #[repr(C, align(4096))]
@@ -81,6 +83,8 @@ pub struct Episodes {
 pub struct Episode {
     /// Wait or section.
     pub kind: EpisodeKind,
+    /// Index of the lock, below [`MAX_LOCKS`].
+    pub lock: u8,
     /// Begin (TSC cycles).
     pub from: u64,
     /// End (TSC cycles).
@@ -89,19 +93,48 @@ pub struct Episode {
 
 /// The kind of an [`Episode`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum EpisodeKind {
     /// The vCPU waited for a lock.
-    Waited,
-    /// The vCPU held a lock.
-    Held,
+    Waited = 0,
+    /// The vCPU held a lock. No other vCPU held it meanwhile.
+    Held = 1,
+    /// The vCPU held a lock as a reader.
+    Read = 2,
+}
+
+impl EpisodeKind {
+    const ALL: [Self; 3] = [Self::Waited, Self::Held, Self::Read];
 }
 
 #[derive(Debug)]
 #[repr(C)]
 struct Slot {
-    /// `Episode::from`, shifted left by one. Bit 0 is the kind: 1 for held.
     from: AtomicU64,
-    to: AtomicU64,
+    /// Length in the lower [`LENGTH_BITS`] bits, then 8 bits of the lock and 8 of the kind.
+    rest: AtomicU64,
+}
+
+/// Bits of an episode's length: a day at 3 GHz. A longer one is shortened.
+const LENGTH_BITS: u32 = 48;
+const LONGEST: u64 = (1 << LENGTH_BITS) - 1;
+
+impl Slot {
+    fn store(&self, episode: Episode) {
+        let length = episode.to.saturating_sub(episode.from).min(LONGEST);
+        let tags = u64::from(u16::from_le_bytes([episode.lock, episode.kind as u8]));
+        self.from.store(episode.from, Ordering::Relaxed);
+        self.rest.store(tags << LENGTH_BITS | length, Ordering::Relaxed);
+    }
+
+    /// Loads the episode; `None` if the guest wrote a kind or a lock that does not exist.
+    fn load(&self) -> Option<Episode> {
+        let (from, rest) = (self.from.load(Ordering::Relaxed), self.rest.load(Ordering::Relaxed));
+        let [.., lock, kind] = rest.to_le_bytes();
+        let kind = *EpisodeKind::ALL.get(usize::from(kind))?;
+        let to = from.saturating_add(rest & LONGEST);
+        (u32::from(lock) < MAX_LOCKS).then_some(Episode { kind, lock, from, to })
+    }
 }
 
 const _: () = assert!(size_of::<HintPage>() == 4096 && align_of::<HintPage>() == 4096);
@@ -121,7 +154,7 @@ impl HintPage {
             host: HostHints { slice_end: AtomicU64::new(0) },
             episodes: Episodes {
                 written: AtomicU64::new(0),
-                ring: [const { Slot { from: AtomicU64::new(0), to: AtomicU64::new(0) } }; EPISODES],
+                ring: [const { Slot { from: AtomicU64::new(0), rest: AtomicU64::new(0) } }; EPISODES],
             },
         }
     }
@@ -146,9 +179,7 @@ impl Episodes {
     pub fn push(&self, episode: Episode) {
         let written = self.written.load(Ordering::Relaxed);
         if let Some(slot) = self.slot(written) {
-            let kind = u64::from(episode.kind == EpisodeKind::Held);
-            slot.from.store(episode.from << 1 | kind, Ordering::Relaxed);
-            slot.to.store(episode.to, Ordering::Relaxed);
+            slot.store(episode);
         }
         self.written.store(written.wrapping_add(1), Ordering::Release);
     }
@@ -162,14 +193,16 @@ impl Episodes {
         let mut lost = first.saturating_sub(read);
         for number in first..written {
             let Some(slot) = self.slot(number) else { break };
-            let (from, to) = (slot.from.load(Ordering::Relaxed), slot.to.load(Ordering::Relaxed));
+            let episode = slot.load();
             // The guest may have overwritten the slot during the read.
             if self.written.load(Ordering::Acquire).saturating_sub(number) >= EPISODES as u64 {
                 lost += 1;
                 continue;
             }
-            let kind = if from & 1 == 1 { EpisodeKind::Held } else { EpisodeKind::Waited };
-            each(Episode { kind, from: from >> 1, to });
+            match episode {
+                Some(episode) => each(episode),
+                None => lost += 1,
+            }
         }
         (written.max(read), lost)
     }
@@ -196,7 +229,8 @@ mod tests {
     #[test]
     fn drain_returns_each_episode_once_and_counts_overwritten_ones() {
         let page = Box::new(HintPage::new());
-        let push = |from| page.episodes.push(Episode { kind: EpisodeKind::Held, from, to: from + 1 });
+        let push =
+            |from| page.episodes.push(Episode { kind: EpisodeKind::Held, lock: 0, from, to: from + 1 });
         push(5);
         push(6);
         assert_eq!(drain(&page, 0), (Vec::from([5, 6]), 2, 0));
@@ -206,6 +240,22 @@ mod tests {
         // The writer may be about to overwrite the oldest slot.
         assert_eq!((seen.len() as u64 + lost, next), (300, 302));
         assert_eq!(seen.last(), Some(&299));
+    }
+
+    #[test]
+    fn episode_is_read_as_it_was_written_and_a_bogus_one_is_lost() {
+        let page = Box::new(HintPage::new());
+        let written =
+            EpisodeKind::ALL.map(|kind| Episode { kind, lock: 7, from: u64::MAX - 9, to: u64::MAX });
+        for episode in written {
+            page.episodes.push(episode);
+        }
+        page.episodes.push(Episode { kind: EpisodeKind::Held, lock: 8, from: 1, to: 2 });
+        page.episodes.push(Episode { kind: EpisodeKind::Held, lock: 0, from: 0, to: u64::MAX });
+        page.episodes.ring[4].rest.fetch_or(3 << 56, Ordering::Relaxed);
+        let mut seen = Vec::new();
+        assert_eq!(page.episodes.drain(0, |episode| seen.push(episode)), (5, 2));
+        assert_eq!(seen, written);
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub const NOTE_OWNER: &str = "vmm";
 pub const NOTE_TYPE: u32 = 1;
 
 /// Version of everything in [`crate::payload`]. A monitor refuses a payload of another version.
-pub const ABI_VERSION: u64 = 6;
+pub const ABI_VERSION: u64 = 7;
 
 /// The descriptor of the note: three little-endian 64-bit words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -68,6 +68,8 @@ struct Row {
     /// Names of open slices.
     open: Vec<String>,
     slices: Vec<(String, u64)>,
+    /// Begin and end of critical sections.
+    holds: Vec<(u64, u64)>,
     instants: Vec<String>,
     counts: Vec<i64>,
     last: u64,
@@ -101,7 +103,13 @@ fn read(bytes: &[u8]) -> HashMap<u64, Row> {
                 row.open.push(event.name().to_owned());
                 row.slices.push((event.name().to_owned(), packet.timestamp()));
             }
-            Type::TYPE_SLICE_END => drop(row.open.pop().expect("a slice is open")),
+            Type::TYPE_SLICE_END => {
+                let name = row.open.pop().expect("a slice is open");
+                if name == "holds" {
+                    let begin = row.slices.last().expect("it has begun").1;
+                    row.holds.push((begin, packet.timestamp()));
+                }
+            }
             Type::TYPE_INSTANT => row.instants.push(event.name().to_owned()),
             Type::TYPE_COUNTER => row.counts.push(event.counter_value()),
             Type::TYPE_UNSPECIFIED => panic!("an event without a type"),
@@ -132,7 +140,16 @@ fn trace_shows_cpus_vcpus_and_the_preemptions_that_the_results_count() {
         let (trace, json) = (folder.path().join("run.pftrace"), folder.path().join("run.json"));
         let mut command = Command::new(&vmm_lab);
         command.args(["run", "--vcpus", "4", "--lock", "mcs", "--wait", "spin", "--quiet"]);
-        command.args(["--warmup-ms", "50", "--duration-ms", "300", "--policy", "rr:slice=3ms"]);
+        command.args([
+            "--section-ns",
+            "15000",
+            "--warmup-ms",
+            "50",
+            "--duration-ms",
+            "300",
+            "--policy",
+            "rr:slice=3ms",
+        ]);
         command.args(["--mechanism", mechanism, "--guests", &guests.to_string()]);
         let ended = command.arg("--trace").arg(&trace).arg("--json").arg(&json).output().unwrap();
         let stderr = String::from_utf8_lossy(&ended.stderr);
@@ -154,6 +171,15 @@ fn trace_shows_cpus_vcpus_and_the_preemptions_that_the_results_count() {
         }
         // Waiters of a queue lock wait long under round robin
         assert!(rows.values().any(|row| row.slices.iter().any(|(name, _)| name == "waits")));
+        // The lock is exclusive: no vCPU of a guest holds it while another one does
+        for guest in rows.keys() {
+            let locks = rows.values().filter(|row| row.parent == Some(*guest));
+            let mut holds: Vec<_> = locks.flat_map(|row| row.holds.iter().copied()).collect();
+            holds.sort_unstable();
+            let overlaps = holds.windows(2).filter(|pair| pair[1].0 < pair[0].1).count();
+            assert_eq!(overlaps, 0, "of {} holds", holds.len());
+        }
+        assert!(rows.values().any(|row| !row.holds.is_empty()));
         assert!(named("vCPU 0 preempted").iter().any(|row| !row.slices.is_empty()));
         for name in ["steal", "acquisitions"] {
             let counters = named(name);
