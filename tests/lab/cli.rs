@@ -135,8 +135,10 @@ fn segments_that_overlap_and_entries_outside_are_refused() {
     refuses_payload(&executable(0x10_0000, &two), &["segments 0 and 1 overlap"]);
     let one = [Segment::of(0x10_0000, &[0xf4; 16])];
     refuses_payload(&executable(0x10_0010, &one), &["entry 0x100010"]);
-    let low = [Segment::of(0x7c00, &[0xf4; 16])];
-    refuses_payload(&executable(0x7c00, &low), &["segment 0", "boot structures"]);
+    for start in [0x7c00, 0x9_fc00, 0xe_0000, 0xf_0000] {
+        let low = [Segment::of(start, &[0xf4; 16])];
+        refuses_payload(&executable(start, &low), &["segment 0", "boot structures"]);
+    }
 }
 
 #[test]

@@ -19,12 +19,13 @@ use acpi_tables::xsdt::XSDT;
 use protocol::VcpuId;
 use protocol::payload::machine::{COM1, COM1_IRQ, I8042_COMMAND, I8042_RESET, LAPIC};
 
+use super::low_memory::ACPI;
 use super::mp_table::IO_APIC;
 use crate::error::VmmError;
 use crate::memory::Ram;
 
-/// GPA of the RSDP, in the area that guests search. The other tables follow it.
-const TABLES: u64 = 0xe_0000;
+/// GPA of the RSDP. The other tables follow it.
+const TABLES: u64 = ACPI.start();
 /// Alignment of each table (bytes).
 const ALIGNMENT: u64 = 64;
 
@@ -128,11 +129,11 @@ mod tests {
     }
 
     #[test]
-    fn tables_of_the_largest_guest_end_below_the_mp_table() {
+    fn tables_of_the_largest_guest_fit_their_area() {
         let ram = Ram::new(1).unwrap();
         assert_eq!(write(&ram, 255).unwrap(), TABLES);
         let all = [dsdt(), fadt(0), madt(255)].map(|table| table.len() as u64 + ALIGNMENT);
-        assert!(TABLES + all.iter().sum::<u64>() + 2 * ALIGNMENT < 0xf_0000);
+        assert!(TABLES + all.iter().sum::<u64>() + 2 * ALIGNMENT < ACPI.range.end);
     }
 
     #[test]

@@ -6,12 +6,12 @@
 //! Source: Intel `MultiProcessor` Specification 1.4.
 
 use protocol::VcpuId;
-use protocol::payload::machine::{LAPIC, LOW_RAM_END};
+use protocol::payload::machine::LAPIC;
 
+use super::low_memory::{MP_POINTER, MP_TABLE};
 use crate::error::VmmError;
 use crate::memory::Ram;
 
-const TABLE: u32 = 0xf_0000;
 const REVISION_1_4: u8 = 4;
 /// GPA of the registers of the I/O APIC.
 pub(super) const IO_APIC: u32 = 0xfec0_0000;
@@ -33,14 +33,15 @@ const EXT_INT: u8 = 3;
 
 /// Writes the floating pointer and the table of a guest with `vcpus` vCPUs.
 pub(super) fn write(ram: &Ram, vcpus: usize) -> Result<(), VmmError> {
-    ram.write(LOW_RAM_END, &pointer())?;
-    ram.write(TABLE.into(), &table(vcpus))
+    ram.write(MP_POINTER.start(), &pointer())?;
+    ram.write(MP_TABLE.start(), &table(vcpus))
 }
 
 fn pointer() -> [u8; 16] {
     let mut pointer = [0; 16];
     pointer[..4].copy_from_slice(b"_MP_");
-    pointer[4..8].copy_from_slice(&TABLE.to_le_bytes());
+    // 32 bits suffice: the table lies below 1 MiB
+    pointer[4..8].copy_from_slice(&MP_TABLE.start().to_le_bytes()[..4]);
     pointer[8] = 1; // length, in units of 16 bytes
     pointer[9] = REVISION_1_4;
     pointer[10] = checksum(&pointer);
@@ -105,7 +106,7 @@ mod tests {
             let table = table(vcpus);
             assert_eq!(sum(&table), 0);
             assert_eq!(usize::from(u16::from_le_bytes([table[4], table[5]])), table.len());
-            assert!(table.len() < 0x1_0000, "fits the BIOS area");
+            assert!(MP_TABLE.start() + table.len() as u64 <= MP_TABLE.range.end);
         }
         assert_eq!(sum(&pointer()), 0);
     }

@@ -7,13 +7,15 @@ use protocol::payload::note::{NOTE_OWNER, NOTE_TYPE, Note};
 
 use super::image::Image;
 use super::layout::{Layout, Segment};
+use super::notes::RawNote;
 use crate::boot::Entry;
 
 /// Owner and type of a PVH note (`XEN_ELFNOTE_PHYS32_ENTRY`).
 const PVH_OWNER: &str = "Xen";
 const PVH_TYPE: u32 = 18;
 
-/// Maximum size of a note segment (bytes). A sparse file may claim more than the host has memory.
+/// Maximum size of all note segments together (bytes). A file may claim more than the host has memory,
+/// or the same bytes thousands of times.
 const MAX_NOTES: u64 = 64 << 10;
 
 /// Parses the ELF file `image`.
@@ -44,7 +46,7 @@ pub(super) fn parse(image: &Image) -> Result<Layout, String> {
         let offset = offset.ok_or_else(|| damaged("its program headers lie past its end"))?;
         let program: Elf64_Phdr = image.read_object(offset).map_err(damaged)?;
         match program.p_type {
-            PT_LOAD if program.p_memsz > 0 => segments.push(segment(index, &program, image.len())?),
+            PT_LOAD => segments.extend(segment(index, &program, image.len())?),
             PT_NOTE => notes.read(image, &program)?,
             _ => {}
         }
@@ -60,79 +62,66 @@ fn damaged(what: impl std::fmt::Display) -> String {
     format!("the ELF file is damaged or cut short: {what}")
 }
 
-fn segment(index: usize, program: &Elf64_Phdr, file_length: u64) -> Result<Segment, String> {
+/// Returns a segment; `None` for one without memory. No bytes of the file are read for one without
+/// content, so its offset may be anything.
+fn segment(index: usize, program: &Elf64_Phdr, file_length: u64) -> Result<Option<Segment>, String> {
     let damaged = |what| damaged(format_args!("segment {index} {what}"));
     let Elf64_Phdr { p_offset: offset, p_filesz: content, p_paddr: start, p_memsz: size, .. } = *program;
-    let content_end = offset.checked_add(content).filter(|end| *end <= file_length);
-    let content_end = content_end.ok_or_else(|| damaged("reaches past the end of the file"))?;
     if content > size {
         return Err(damaged("is longer in the file than in memory"));
     }
+    let content = match content {
+        0 => 0..0,
+        _ => offset..offset.saturating_add(content),
+    };
+    if content.end > file_length {
+        return Err(damaged("reaches past the end of the file"));
+    }
     let end = start.checked_add(size).ok_or_else(|| damaged("wraps around the address space"))?;
-    Ok(Segment { index, range: start..end, content: offset..content_end })
+    Ok((size > 0).then_some(Segment { index, range: start..end, content }))
 }
 
-/// The notes that select an entry.
+/// The notes that select an entry. Of several of a kind, the first is taken.
 #[derive(Default)]
 struct Notes {
     /// Our own note.
     own: Option<Note>,
     /// The PVH entry.
     pvh: Option<u32>,
+    /// Size of the segments so far (bytes).
+    size: u64,
 }
 
 impl Notes {
-    /// Reads the note segment `program`. A damaged note ends it, as in Linux.
+    /// Reads the note segment `program`.
     fn read(&mut self, image: &Image, program: &Elf64_Phdr) -> Result<(), String> {
-        let size = usize::try_from(program.p_filesz.min(MAX_NOTES + 1)).unwrap_or(usize::MAX);
-        if size as u64 > MAX_NOTES {
+        if program.p_filesz == 0 {
+            return Ok(());
+        }
+        self.size = self.size.saturating_add(program.p_filesz);
+        if self.size > MAX_NOTES {
             return Err(damaged(format_args!("its notes have more than {MAX_NOTES} bytes")));
         }
-        let mut bytes = vec![0; size];
+        let mut bytes = vec![0; usize::try_from(program.p_filesz).map_err(damaged)?];
         image.read_at(program.p_offset, &mut bytes).map_err(damaged)?;
-        let align = if program.p_align == 8 { 8 } else { 4 };
-        let mut rest = bytes.as_slice();
-        while let Some(note) = RawNote::split_from(&mut rest, align) {
+        for note in RawNote::all_of(&bytes, program.p_align) {
             if note.is(NOTE_OWNER, NOTE_TYPE) {
                 let own = Note::from_bytes(note.descriptor).ok_or(
                     "its note for this monitor is malformed (rebuild it, or write a fresh one with `vmm-lab write-payload`)",
                 )?;
-                self.own = Some(own);
+                self.own.get_or_insert(own);
             } else if note.is(PVH_OWNER, PVH_TYPE) {
                 // The descriptor has 4 or 8 bytes; the entry is a 32-bit address in both.
-                self.pvh = note.descriptor.first_chunk().map(|entry| u32::from_le_bytes(*entry));
+                self.pvh = self.pvh.or(note.descriptor.first_chunk().map(|entry| u32::from_le_bytes(*entry)));
             }
         }
         Ok(())
     }
 }
 
-struct RawNote<'a> {
-    owner: &'a [u8],
-    kind: u32,
-    descriptor: &'a [u8],
-}
-
-impl<'a> RawNote<'a> {
-    /// Splits the first note off `bytes`; `None` when they hold no further note.
-    fn split_from(bytes: &mut &'a [u8], align: usize) -> Option<Self> {
-        let (header, _) = bytes.as_chunks::<4>();
-        let [name_size, size, kind, ..] = *header else { return None };
-        let [name_size, size] = [name_size, size].map(|size| u32::from_le_bytes(size) as usize);
-        let owner_end = 12 + name_size;
-        let start = owner_end.next_multiple_of(align);
-        let (owner, descriptor) = (bytes.get(12..owner_end)?, bytes.get(start..start + size)?);
-        *bytes = bytes.get((start + size).next_multiple_of(align)..).unwrap_or_default();
-        Some(Self { owner, kind: u32::from_le_bytes(kind), descriptor })
-    }
-
-    fn is(&self, owner: &str, kind: u32) -> bool {
-        self.owner.strip_suffix(b"\0") == Some(owner.as_bytes()) && self.kind == kind
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::notes::tests::note as note_in;
     use super::*;
 
     /// An executable of one byte with note segments that have these contents and sizes.
@@ -162,22 +151,77 @@ mod tests {
     }
 
     fn note(owner: &[u8], kind: u32, descriptor: &[u8]) -> Vec<u8> {
-        let mut note = Vec::new();
-        for word in [u32::try_from(owner.len()).unwrap(), u32::try_from(descriptor.len()).unwrap(), kind] {
-            note.extend_from_slice(&word.to_le_bytes());
-        }
-        for part in [owner, descriptor] {
-            note.extend_from_slice(part);
-            note.resize(note.len().next_multiple_of(4), 0);
-        }
-        note
+        note_in(owner, kind, descriptor, 4)
     }
+
+    /// The bytes of an executable with one note segment, in which the word at `offset` of program
+    /// header `index` is `value`.
+    fn with_word(note: &[u8], index: usize, offset: usize, value: u64) -> Image {
+        let image = with_notes(&[(note, note.len() as u64)]);
+        let mut bytes = vec![0; usize::try_from(image.len()).unwrap()];
+        image.read_at(0, &mut bytes).unwrap();
+        let at = 64 + 56 * index + offset;
+        bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        Image::from_bytes("test", bytes)
+    }
+
+    const P_OFFSET: usize = 8;
+    const P_FILESZ: usize = 32;
+    const P_MEMSZ: usize = 40;
+    const P_ALIGN: usize = 48;
 
     #[test]
     fn note_segment_of_excessive_size_is_refused() {
         assert!(parse(&with_notes(&[(&[], 1000)])).is_ok());
-        let refused = parse(&with_notes(&[(&[], MAX_NOTES + 1)])).unwrap_err();
-        assert!(refused.starts_with("the ELF file is damaged or cut short"), "{refused}");
+        for notes in [vec![(&[][..], MAX_NOTES + 1)], vec![(&[][..], 1000); 66]] {
+            let refused = parse(&with_notes(&notes)).unwrap_err();
+            assert!(refused.starts_with("the ELF file is damaged or cut short"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn pvh_note_is_found_in_a_note_segment_of_any_alignment_and_layout() {
+        for layout in [4, 8, 16, 4096] {
+            let other = note_in(b"Linux\0", 257, &[1; 4], layout);
+            let pvh = note_in(b"Xen\0", 18, &0x10_0000_u32.to_le_bytes(), layout);
+            let image = with_word(&[other, pvh].concat(), 1, P_ALIGN, layout as u64);
+            assert_eq!(parse(&image).unwrap().boot_entry, Entry::Pvh(0x10_0000), "{layout}");
+        }
+        let kernel = [note(b"GNU\0", 3, &[1; 20]), note(b"Xen\0", 18, &[0, 0, 0x10, 0])].concat();
+        for p_align in [0, 1, 4, 8, 16, 64, 4096] {
+            let image = with_word(&kernel, 1, P_ALIGN, p_align);
+            assert_eq!(parse(&image).unwrap().boot_entry, Entry::Pvh(0x10_0000), "{p_align}");
+        }
+    }
+
+    #[test]
+    fn segment_without_content_is_accepted_wherever_its_offset_lies() {
+        for offset in [0, 1 << 20, 1 << 40, u64::MAX] {
+            let mut image = with_word(&[], 0, P_OFFSET, offset);
+            assert!(parse(&image).is_err() == (offset != 0), "one byte at {offset:#x}");
+            image = with_word(&[], 1, P_OFFSET, offset);
+            assert!(parse(&image).is_ok(), "an empty note segment at {offset:#x}");
+        }
+        let mut bytes = vec![0; 0x1000];
+        with_word(&[], 0, P_FILESZ, 0).read_at(0, &mut bytes).unwrap();
+        bytes[64 + P_OFFSET..][..8].copy_from_slice(&(1_u64 << 40).to_le_bytes());
+        let layout = parse(&Image::from_bytes("test", bytes)).unwrap();
+        assert_eq!(
+            (layout.segments[0].range.clone(), layout.segments[0].content.clone()),
+            (0x10_0000..0x10_0001, 0..0)
+        );
+    }
+
+    #[test]
+    fn segment_longer_in_the_file_than_in_memory_or_around_the_address_space_is_refused() {
+        for (word, value, what) in [
+            (P_MEMSZ, 0, "is longer in the file"),
+            (P_MEMSZ, u64::MAX, "wraps around"),
+            (P_FILESZ, u64::MAX, "longer"),
+        ] {
+            let refused = parse(&with_word(&[], 0, word, value)).unwrap_err();
+            assert!(refused.contains("segment 0") && refused.contains(what), "{refused}");
+        }
     }
 
     #[test]

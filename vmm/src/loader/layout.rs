@@ -9,7 +9,7 @@ use protocol::payload::note::{ABI_VERSION, Note};
 use protocol::payload::report::Report;
 
 use crate::boot::Entry;
-use crate::boot::low_memory::{AREA, COMMAND_LINE_MAX};
+use crate::boot::low_memory::{COMMAND_LINE_MAX, RESERVED};
 use crate::memory::{PAGE, Ram};
 
 /// Placement of an image in guest memory.
@@ -39,11 +39,11 @@ pub(super) struct Segment {
 impl Layout {
     /// Checks what does not depend on guest memory: overlaps, the ABI version, and the entries.
     pub(super) fn check_consistency(&self) -> Result<(), String> {
-        for (number, segment) in self.segments.iter().enumerate() {
-            let mut before = self.segments[..number].iter();
-            if let Some(other) = before.find(|other| overlap(&other.range, &segment.range)) {
-                return Err(format!("segments {} and {} overlap", other.index, segment.index));
-            }
+        let mut ascending: Vec<_> = self.segments.iter().collect();
+        ascending.sort_by_key(|segment| segment.range.start);
+        if let Some(two) = ascending.windows(2).find(|two| overlap(&two[0].range, &two[1].range)) {
+            let (a, b) = (two[0].index, two[1].index);
+            return Err(format!("segments {} and {} overlap", a.min(b), a.max(b)));
         }
         if let Some(Note { abi, .. }) = self.note
             && abi != ABI_VERSION
@@ -74,19 +74,29 @@ impl Layout {
                 let cure = suggest_memory(*end, mib);
                 return Err(format!("{} lies outside the {mib} MiB of guest memory{cure}", segment()));
             }
-            if overlap(range, &AREA) {
-                let Range { start, end } = AREA;
-                return Err(format!("{} overlaps the boot structures at {start:#x}..{end:#x}", segment()));
+            if let Some(area) = RESERVED.iter().find(|area| overlap(range, &area.range)) {
+                let (Range { start, end }, content) = (&area.range, area.content);
+                return Err(format!(
+                    "{} overlaps {content} among the boot structures, at {start:#x}..{end:#x} (link it elsewhere, \
+                     best at 1 MiB)",
+                    segment()
+                ));
             }
         }
-        match self.note {
-            Some(Note { report, .. })
-                if ram.hva(report, size_of::<Report>(), align_of::<Report>()).is_none() =>
-            {
-                Err(format!("its report at {report:#x} lies outside guest memory (try a larger --memory)"))
-            }
-            _ => Ok(()),
+        let Some(Note { report, .. }) = self.note else { return Ok(()) };
+        if ram.hva(report, size_of::<Report>(), align_of::<Report>()).is_none() {
+            return Err(format!(
+                "its report at {report:#x} lies outside guest memory (try a larger --memory)"
+            ));
         }
+        let holds_report = |segment: &Segment| {
+            let Range { start, end } = segment.range;
+            start <= report && report + size_of::<Report>() as u64 <= end
+        };
+        if !self.segments.iter().any(holds_report) {
+            return Err(format!("its report at {report:#x} lies outside all segments"));
+        }
+        Ok(())
     }
 
     /// Returns the maximum length of the command line (bytes, without its terminator).
@@ -175,11 +185,46 @@ mod tests {
     }
 
     #[test]
-    fn segment_over_the_boot_structures_is_refused() {
+    fn segment_over_any_boot_structure_is_refused_and_beside_them_all_is_accepted() {
         let ram = Ram::new(64).unwrap();
-        let low = layout(std::slice::from_ref(&(0x7c00..0x7e00)), Entry::Long(0x7c00));
-        let refused = low.check_fit(&ram).unwrap_err();
-        assert_eq!(refused, "segment 0 (0x7c00..0x7e00) overlaps the boot structures at 0x1000..0x10000");
+        let fits = |range: Range<u64>| {
+            layout(std::slice::from_ref(&range), Entry::Long(range.start)).check_fit(&ram)
+        };
+        assert_eq!(
+            fits(0x7c00..0x7e00).unwrap_err(),
+            "segment 0 (0x7c00..0x7e00) overlaps the command line among the boot structures, at \
+             0x3000..0x8000 (link it elsewhere, best at 1 MiB)"
+        );
+        for (start, content) in [
+            (0x1000, "descriptor table"),
+            (0x9_fc00, "MP floating pointer"),
+            (0xe_0000, "ACPI tables"),
+            (0xf_0000, "MP table"),
+        ] {
+            let refused = fits(start..start + 1).unwrap_err();
+            assert!(refused.contains(content), "{refused}");
+        }
+        let mut free = 0;
+        for area in &RESERVED {
+            assert!(fits(area.range.start..area.range.start + 1).is_err(), "{area:?}");
+            assert!(fits(area.range.end - 1..area.range.end + 1).is_err(), "{area:?}");
+            assert_eq!(fits(free..area.range.start.max(free + 1)).is_ok(), free < area.range.start);
+            free = area.range.end;
+        }
+        assert_eq!(fits(free..free + 0x1000), Ok(()));
+    }
+
+    #[test]
+    fn report_outside_all_segments_is_refused() {
+        let size = size_of::<Report>() as u64;
+        let ram = Ram::new(64).unwrap();
+        let segments = [0x10_0000..0x10_0000 + size];
+        let mut layout = layout(&segments, Entry::Pvh(0x10_0000));
+        for (report, is_held) in [(0x10_0000, true), (0x10_1000, false), (0x1000, false), (0x400_0000, false)]
+        {
+            layout.note = Some(Note { abi: ABI_VERSION, entry: 0x10_0000, report });
+            assert_eq!(layout.check_fit(&ram).is_ok(), is_held, "{report:#x}");
+        }
     }
 
     #[test]

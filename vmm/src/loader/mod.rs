@@ -18,6 +18,9 @@ mod bzimage;
 mod elf;
 mod image;
 mod layout;
+mod notes;
+#[cfg(test)]
+mod properties;
 
 use std::ops::Range;
 
