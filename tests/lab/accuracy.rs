@@ -1,13 +1,16 @@
 //! Accuracy: the oracle, and the faults that it finds.
 
+use std::fs;
 use std::io;
 use std::process::Stdio;
 use std::time::Duration;
 
 use crate::support::{
-    alone, end_of, has, judge_undisturbed, kill, needs, start, vmm_lab, wait_for, wait_for_cpu_time,
+    alone, end_of, has, judge_undisturbed, kill, needs, start, vmm_lab, vmm_lab_in_time_namespace, wait_for,
+    wait_for_cpu_time,
 };
 use lab::accuracy::{self, AccuracyArgs, ObservedCounts, Row};
+use serde_json::Value;
 use steal_time::publisher::PublisherKind;
 
 /// The publishers with a BPF program that this host allows.
@@ -86,6 +89,35 @@ fn lost_switch_ins_are_healed_and_all_are_counted() {
                 report.preempted.sched_in.missed
             );
             assert_exact(&row.migration.expect("it can be measured").counts);
+        }
+    });
+}
+
+#[test]
+fn accuracy_in_a_time_namespace_is_as_without() {
+    needs!(perf, two_cpus, time_namespaces);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let json = folder.path().join("accuracy.json");
+    judge_undisturbed(|| {
+        for publisher in programs() {
+            let mut command = vmm_lab_in_time_namespace(["accuracy", "--publishers", &publisher.to_string()]);
+            let ended = end_of(command.args(["--duration-ms", "600", "--json"]).arg(&json));
+            assert_eq!(ended.status, Some(0), "{ended:?}");
+            let results: Value = serde_json::from_slice(&fs::read(&json).expect("it writes")).expect("JSON");
+            let oracle = &results["rows"][0]["oracle"]["Ok"];
+            let of = |edge: &str, field: &str| oracle["preempted"][edge][field].as_u64().expect("a count");
+            let counted = oracle["sched_out"].as_u64().expect("a count");
+            // The monitor also deschedules the vCPU, which is no preemption by perf
+            assert!(of("sched_out", "happened") >= counted - counted / 10 && counted > 100, "{oracle}");
+            assert_eq!(
+                (of("sched_out", "missed"), &oracle["preempted"]["falsely_set"]),
+                (0, &Value::from(0)),
+                "{oracle}"
+            );
+            assert_eq!(oracle["inconsistencies"], Value::Array(Vec::new()), "{oracle}");
+            let wrongly_set = oracle["preempted"]["wrongly_set"]["total_ns"].as_u64().expect("a time");
+            let observed = oracle["preempted"]["observed_ns"].as_u64().expect("a time");
+            assert!(wrongly_set < observed / 100, "{oracle}");
         }
     });
 }

@@ -1,6 +1,7 @@
 //! Guests under a policy: decisions take effect by either mechanism, and the run ends cleanly with
 //! its figures whatever the policy does.
 
+use std::fs;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -15,12 +16,13 @@ use lab::sched::SchedConfig;
 use lab::sched::StopReason;
 use lab::sched::mechanism::{MechanismChoice, MechanismKind};
 use lab::session::{self, SessionConfig, SessionResult, SessionRun};
+use serde_json::Value;
 use steal_time::publisher::PublisherKind;
 use vmm::supervise::Outcome;
 
 use crate::support::{
-    Fixture, alone, cpus, end_of, has, judge_undisturbed, kill, needs, skip, start, vmm_lab, vmm_run,
-    wait_for, wait_for_cpu_time,
+    Fixture, alone, cpus, end_of, has, judge_undisturbed, kill, needs, skip, start, vmm_lab,
+    vmm_lab_in_time_namespace, vmm_run, wait_for, wait_for_cpu_time,
 };
 
 const MS: u64 = 1_000_000;
@@ -139,6 +141,29 @@ fn perf_records_show_one_vcpu_per_cpu_in_its_slice() {
                 observed.dispatch_delay.count > 20 && observed.planned > 0.9,
                 "{mechanism}: {observed:?}"
             );
+        }
+    });
+}
+
+#[test]
+fn fidelity_in_a_time_namespace_is_as_without() {
+    needs!(perf, two_cpus, time_namespaces);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let json = folder.path().join("run.json");
+    let vcpus = (2 * cpus().count()).to_string();
+    judge_undisturbed(|| {
+        for mechanism in mechanisms() {
+            let mut command =
+                vmm_lab_in_time_namespace(["run", "--quiet", "--job", "watch", "--vcpus", &vcpus]);
+            command.args(["--duration-ms", "300", "--policy", "rr:slice=5ms", "--publisher", "monitor"]);
+            command.args(["--mechanism", &mechanism.to_string(), "--json"]).arg(&json);
+            let ended = end_of(&mut command);
+            assert_eq!(ended.status, Some(0), "{ended:?}");
+            let results: Value = serde_json::from_slice(&fs::read(&json).expect("it writes")).expect("JSON");
+            let observed = &results["sched"]["observed"];
+            let share = |name: &str| observed[name].as_f64().expect("a share");
+            assert!(share("fidelity") > 0.8 && share("ran") > 0.8, "{mechanism}: {observed}");
+            assert!(observed["dispatch_delay"]["count"].as_u64() > Some(20), "{mechanism}: {observed}");
         }
     });
 }

@@ -89,6 +89,21 @@ fn can_load(
     })
 }
 
+/// The right to create a time namespace, and `unshare` that knows of them.
+pub(crate) fn time_namespaces() -> bool {
+    let mut unshare = Command::new("unshare");
+    unshare.args(SHIFTED_CLOCK).arg("true").stdout(Stdio::null()).stderr(Stdio::null());
+    let can = unshare.status().is_ok_and(|status| status.success());
+    if !can {
+        skip("no time namespace can be created");
+    }
+    can
+}
+
+/// Options of `unshare` for a time namespace whose clocks are far ahead, each by another time.
+pub(crate) const SHIFTED_CLOCK: [&str; 6] =
+    ["--time", "--fork", "--monotonic", "1000000", "--boottime", "3000000"];
+
 /// A program in the search path.
 pub(crate) fn program(name: &str) -> bool {
     let found =

@@ -31,6 +31,13 @@ pub(crate) fn vmm_lab<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Com
     command
 }
 
+/// The lab in a time namespace whose clocks are far ahead of the kernel's, as a command.
+pub(crate) fn vmm_lab_in_time_namespace<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(has::SHIFTED_CLOCK).arg(env!("CARGO_BIN_EXE_vmm-lab")).args(args).stdin(Stdio::null());
+    command
+}
+
 /// `vmm-lab run`, as a command.
 pub(crate) fn vmm_run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = vmm_lab(["run"]);

@@ -21,6 +21,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use libc::pid_t;
 
+use crate::clock::KernelClock;
 pub use cpu_clock::CpuClock;
 use ring::Ring;
 pub use tracepoint::attach_to_tracepoint;
@@ -78,7 +79,7 @@ pub enum SwitchKind {
 /// One context switch of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Switch {
-    /// Its time (ns of the monotonic clock).
+    /// Its time (ns of this process's monotonic clock, see [`clock`](crate::clock)).
     pub at_ns: u64,
     /// Switched in, preempted, or blocked.
     pub kind: SwitchKind,
@@ -93,6 +94,8 @@ pub struct Switch {
 pub struct SwitchLog {
     ring: Ring,
     event: OwnedFd,
+    /// The clock of the records.
+    clock: KernelClock,
 }
 
 impl SwitchLog {
@@ -102,9 +105,14 @@ impl SwitchLog {
     /// A page holds 170 switches.
     ///
     /// # Errors
-    /// [`PerfError`] if the host does not allow it or lacks perf events, or if locked memory is
-    /// used up.
+    /// [`PerfError`] if the host does not allow it or lacks perf events, if locked memory is used
+    /// up, or if perf's clock cannot be compared with that of this process.
     pub fn of_thread(tid: pid_t, pages: usize) -> Result<Self, PerfError> {
+        let clock = KernelClock::of_this_process().map_err(|source| PerfError::Failed {
+            what: "compare perf's clock with that of this process",
+            needs: "/proc, and the time namespace of its children: start it by `unshare --time --fork`",
+            source,
+        })?;
         let event = sys::open_switches(tid).map_err(|source| match source.raw_os_error() {
             Some(libc::EACCES | libc::EPERM) => PerfError::NotPermitted { paranoid: paranoid(), source },
             _ => PerfError::no_perf_events(source),
@@ -113,7 +121,7 @@ impl SwitchLog {
             Some(libc::EPERM | libc::ENOMEM) => PerfError::LockedMemory(source),
             _ => PerfError::no_perf_events(source),
         })?;
-        Ok(Self { ring, event })
+        Ok(Self { ring, event, clock })
     }
 
     /// Returns the number of bytes that the kernel has written. It grows with each record; any
@@ -138,8 +146,9 @@ impl SwitchLog {
     /// Consumes the records written so far, and calls `each` for each switch in order of time.
     ///
     /// Only one thread at a time may drain a log.
-    pub fn drain(&self, each: impl FnMut(Switch)) {
-        self.ring.drain(each);
+    pub fn drain(&self, mut each: impl FnMut(Switch)) {
+        let own = |at_ns| self.clock.to_monotonic_ns(at_ns);
+        self.ring.drain(|switch| each(Switch { at_ns: own(switch.at_ns), ..switch }));
     }
 
     /// Returns the number of records that found no room.
@@ -167,6 +176,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::clock;
     use crate::stats::ThreadStats;
     use crate::thread::own_tid;
 
@@ -195,6 +205,19 @@ mod tests {
         assert!(near(count(SwitchKind::Preempted), grown.involuntary_switches), "{grown:?}");
         assert!(switches.is_sorted_by_key(|switch| switch.at_ns));
         assert_eq!(log.lost(), 0);
+    }
+
+    #[test]
+    fn switches_are_stamped_by_the_clock_of_this_process() {
+        let Some(log) = log(16) else { return };
+        log.drain(|_| {});
+        let before_ns = clock::monotonic_ns();
+        std::thread::sleep(Duration::from_micros(200));
+        let after_ns = clock::monotonic_ns();
+        let mut switches = Vec::new();
+        log.drain(|switch| switches.push(switch));
+        let within = |switch: &&Switch| (before_ns..after_ns).contains(&switch.at_ns);
+        assert!(switches.iter().filter(within).count() >= 2, "{before_ns}..{after_ns}: {switches:?}");
     }
 
     #[test]

@@ -13,8 +13,8 @@ use perf_event_open_sys::bindings::{
 
 use crate::thread::own_tid;
 
-/// Opens an event that counts nothing and records the switches of thread `tid` by the monotonic
-/// clock.
+/// Opens an event that counts nothing and records the switches of thread `tid` by the kernel's
+/// monotonic clock.
 pub(super) fn open_switches(tid: pid_t) -> io::Result<OwnedFd> {
     match open_switches_with(tid, u64::from(PERF_FORMAT_LOST)) {
         // Linux before 6.0 does not count losses

@@ -1,6 +1,8 @@
 //! Counts of one measurement: what perf, the scheduler and the publisher counted between two
 //! snapshots, which are taken while the vCPU is paused.
 
+use std::ops::Range;
+
 use protocol::VcpuId;
 use protocol::kvm::Registration;
 use serde::Serialize;
@@ -88,6 +90,15 @@ pub struct ObservedCounts {
 }
 
 impl ObservedCounts {
+    /// Expects `switches` to lie about the time `sampled` (ns), so that samples can be judged by
+    /// them. Otherwise the two were stamped by different clocks.
+    pub(super) fn expect_within(&mut self, switches: &[Switch], sampled: Range<u64>) {
+        if !switches.is_empty() && !switches.iter().any(|switch| sampled.contains(&switch.at_ns)) {
+            let what = "perf's clock is not that of the samples: no switch lies in their time";
+            self.inconsistencies.push(what.to_owned());
+        }
+    }
+
     /// Counts between `before` and `after`. Perf reports `lost` lost records.
     ///
     /// Three counts of the same switches must agree: perf's records, and the scheduler's statistics

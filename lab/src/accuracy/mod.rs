@@ -210,7 +210,8 @@ impl Setup<'_> {
         drop(cpu_hog);
         let after = Snapshot::take(&test.guest, test.tid, &log)?;
 
-        let counts = ObservedCounts::between(&before, &after, log.lost());
+        let mut counts = ObservedCounts::between(&before, &after, log.lost());
+        counts.expect_within(&after.switches, samples.from_ns..samples.to_ns);
         let preempted = judge(&after.switches, &after.descheduled, &samples);
         let quantiles = |edge: &Edge| [0.5, 0.99, 0.999, 1.0].map(|share| edge.quantile_ns(share));
         let report = OracleReport {
