@@ -12,6 +12,8 @@
 //! | [`cpus`], [`thread`], [`placement`] | affinity, scheduling classes, placement of helpers |
 //! | [`clock`], [`timer`], [`ticker`] | timestamps, signals at a time, periodic threads |
 //! | [`sync`] | locks whose poisoning is ignored |
+//! | [`termination`] | signals and the deadline of the process, from its start to its end |
+//! | [`stdio`] | standard output and error, without a panic |
 //! | [`cpu_hog`] | load that competes for CPUs |
 //! | [`child`], [`tracefs`], [`facts`] | child processes, tracepoints, identity of the host |
 //!
@@ -37,8 +39,11 @@ pub mod facts;
 pub mod kick;
 pub mod perf;
 pub mod placement;
+mod signals;
 pub mod stats;
+pub mod stdio;
 pub mod sync;
+pub mod termination;
 pub mod thread;
 pub mod ticker;
 pub mod timer;

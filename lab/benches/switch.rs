@@ -5,17 +5,18 @@
 
 use criterion::Criterion;
 use host::cpus::Cpus;
+use host::stdio;
 use lab::bench::switch::{Setting, last_of};
 
 fn main() {
     let Ok(cpu) = Cpus::allowed().map(last_of) else {
-        return eprintln!("SKIPPED: cannot read the CPU affinity of this process");
+        return stdio::eprintln("SKIPPED: cannot read the CPU affinity of this process");
     };
     let mut criterion = Criterion::default().sample_size(20).configure_from_args();
     let mut group = criterion.benchmark_group("switch");
     for setting in Setting::ALL {
         if let Err(error) = setting.time_of(1, &cpu) {
-            eprintln!("SKIPPED {}: {error}", setting.name());
+            stdio::eprintln(format_args!("SKIPPED {}: {error}", setting.name()));
             continue;
         }
         group.bench_function(setting.name(), |bencher| {

@@ -7,6 +7,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use host::stdio;
 use lab::bench::PoliciesCli;
 use lab::bench::policies;
 use lab::policy::catalogue::PolicyChoice;
@@ -57,7 +58,11 @@ fn main() -> ExitCode {
     let args = PoliciesCli::parse().args;
     let compared = "rr".parse().map(|rr| policies::compare(&[rr, own], &args));
     match compared {
-        Ok(Ok(bench)) => print!("{bench}"),
+        Ok(Ok(bench)) => {
+            if let Err(error) = stdio::print(bench) {
+                return fail(&error);
+            }
+        }
         Ok(Err(error)) => return fail(&error),
         Err(error) => return fail(&error),
     }
@@ -65,6 +70,6 @@ fn main() -> ExitCode {
 }
 
 fn fail(error: &dyn std::error::Error) -> ExitCode {
-    eprintln!("{error}");
+    stdio::eprintln(error);
     ExitCode::FAILURE
 }

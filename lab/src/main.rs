@@ -5,23 +5,20 @@ use std::process::{self, ExitCode};
 use std::time::Instant;
 
 use clap::Parser;
+use host::{stdio, termination};
 use lab::cli::Cli;
 use lab::sched::policy_call;
 
 fn main() -> ExitCode {
     let began = Instant::now();
     abort_on_panic();
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return vmm::cli::refuse(&error, "vmm-lab"),
-    };
-    match cli.run(began) {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            eprintln!("{}", error.line());
-            ExitCode::from(error.status())
-        }
-    }
+    termination::run(began, move || match Cli::try_parse() {
+        Ok(cli) => cli.run(began).unwrap_or_else(|error| {
+            stdio::eprintln(error.line());
+            error.status()
+        }),
+        Err(error) => vmm::cli::refuse(&error, "vmm-lab"),
+    })
 }
 
 /// Makes a panic abort the process: other threads would wait for the one that panicked. A policy

@@ -1,6 +1,5 @@
 //! `vmm-lab run`: one guest, or a session of several under a policy.
 
-use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -26,6 +25,7 @@ use crate::session::{Session, SessionConfig, SessionResult, SessionRun};
 use crate::trace::perfetto;
 use host::cpus::CpuError;
 use host::facts::HostFacts;
+use host::stdio::{self, Stdout};
 use vmm::cli::GuestArgs;
 use vmm::guest::GuestConfig;
 
@@ -119,12 +119,13 @@ impl SchedArgs {
 /// # Errors
 /// [`Error`].
 pub fn command(args: &RunArgs, began: Instant) -> Result<u8, Error> {
+    args.guest.set_deadline();
     let json = args.json.as_deref().map(OutputFile::at).transpose()?;
     let trace = args.sched.trace.as_deref().map(OutputFile::at).transpose()?;
     let config = args.sched.session(args.config()?, args.workload.seed());
-    let session = Session::start(&config, io::stdout, began)?;
+    let session = Session::start(&config, Stdout::default, began)?;
     if session.has_terminal() && !args.guest.quiet {
-        eprintln!("The terminal is the guest's: Ctrl-A x ends the run, Ctrl-A Ctrl-A is one Ctrl-A");
+        stdio::eprintln("The terminal is the guest's: Ctrl-A x ends the run, Ctrl-A Ctrl-A is one Ctrl-A");
     }
     let run = session.wait()?;
     let result = run.result(&HostFacts::probe(), config.cpu_hog);
@@ -141,16 +142,16 @@ fn report_guest(args: &RunArgs, guest: &RunResult, json: Option<OutputFile>) -> 
         json.write(guest)?;
     }
     if let Some(crash) = &guest.outcome.crash {
-        eprintln!("The guest crashed: {crash}");
+        stdio::eprintln(format_args!("The guest crashed: {crash}"));
     }
     if let Some(registers) = &guest.outcome.registers {
-        eprintln!("{registers}");
+        stdio::eprintln(registers);
     }
     if !args.guest.quiet {
         print(&Summary(guest))?;
     }
     if args.guest.timings {
-        eprint!("{}", render::timings(guest));
+        stdio::eprint(render::timings(guest));
     }
     Ok(())
 }
@@ -169,10 +170,10 @@ fn report_session(
     if let (Some(file), Some(trace)) = (trace, run.trace()) {
         file.write_bytes(&perfetto::encode(&trace))?;
         if trace.lost > 0 {
-            eprintln!(
+            stdio::eprintln(format_args!(
                 "The trace is incomplete: its buffers were full, and {} events are missing",
                 trace.lost
-            );
+            ));
         }
     }
     if !args.guest.quiet {

@@ -70,11 +70,11 @@ pub(crate) fn main() -> Result<()> {
         fd.set_regs(&kvm_regs { rip: 0x1000, rflags: 2, rax, rbx, rcx, ..Default::default() })?;
         let (vm, steal, (sender, receiver)) = (vm.clone(), steal.clone(), mpsc::channel());
         seen.push(receiver);
-        thread::spawn(move || run(&vm, &steal, vcpu, fd, &sender).map_err(|error| eprintln!("{error}")));
+        thread::spawn(move || run(&vm, &steal, vcpu, fd, &sender).map_err(host::stdio::eprintln));
     }
     for (vcpu, seen) in seen.iter().enumerate() {
         seen.recv_timeout(Duration::from_secs(10))?;
-        println!("vCPU {vcpu} reads that vCPU {} is preempted", 1 - vcpu);
+        host::stdio::print(format_args!("vCPU {vcpu} reads that vCPU {} is preempted\n", 1 - vcpu))?;
     }
     Ok(())
 }

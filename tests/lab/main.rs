@@ -1,6 +1,7 @@
 //! The lab: what it measures and judges, its command line, and the documents.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::print_stderr, clippy::print_stdout, reason = "the test harness captures it")]
 
 mod accuracy;
 mod checks;

@@ -1,6 +1,7 @@
 //! What the test binaries share.
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses its own part")]
+#![allow(clippy::print_stderr, reason = "the test harness captures it")]
 
 pub(crate) mod elf;
 mod exclusive;

@@ -1,12 +1,12 @@
 //! The command line of `vmm`. A program built on this monitor takes the same guest options.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Parser};
 use host::cpus::{CpuError, Cpus};
+use host::{stdio, termination};
 use protocol::payload::params::Start;
 use steal_time::publisher::{PublisherChoice, PublisherKind};
 
@@ -89,6 +89,13 @@ impl GuestArgs {
             || self.timings
     }
 
+    /// Makes `--timeout` the deadline of the process, which counts from its start.
+    pub fn set_deadline(&self) {
+        if let Some(timeout) = self.timeout {
+            termination::set_deadline(timeout);
+        }
+    }
+
     /// Returns the configuration of the guest. It boots `embedded` unless the options name a file.
     ///
     /// # Errors
@@ -113,22 +120,29 @@ impl GuestArgs {
     }
 }
 
-/// Prints a usage error in one line, or the requested help. Returns the exit status.
+/// Prints a usage error in one line, or the requested help or version. Returns the exit status.
 ///
 /// `program` is the command whose `--help` the line suggests.
-pub fn refuse(error: &clap::Error, program: &str) -> ExitCode {
+pub fn refuse(error: &clap::Error, program: &str) -> u8 {
+    let text = error.render();
     if !error.use_stderr() {
-        return match error.print() {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
-            _ => ExitCode::SUCCESS,
+        let has_colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let printed = if has_colours { stdio::print(text.ansi()) } else { stdio::print(text) };
+        return match printed {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                stdio::eprintln(format_args!("Cannot print to standard output: {error}"));
+                1
+            }
+            _ => 0,
         };
     }
-    let text = error.render().to_string();
+    let text = text.to_string();
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let is_hint = |line: &&str| !line.starts_with("Usage:") && !line.starts_with("For more information");
     let lines = text.lines().take_while(is_hint).map(str::trim).filter(|line| !line.is_empty());
-    eprintln!("{} (see `{program} --help`)", lines.collect::<Vec<_>>().join(" "));
-    ExitCode::from(2)
+    let line = lines.collect::<Vec<_>>().join(" ");
+    stdio::eprintln(format_args!("{line} (see `{program} --help`)"));
+    2
 }
 
 /// Returns `asked` if this process may use those CPUs, or all CPUs that it may use for `None`.

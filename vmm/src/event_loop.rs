@@ -1,15 +1,19 @@
 //! The event loop: what the main thread waits for while a guest runs.
 //!
-//! Its sources are messages of the vCPU threads, termination signals, the timeout and the console.
-//! It forwards console input itself, and returns everything else as an [`Event`].
+//! Its sources are messages of the vCPU threads, termination, the timeout and the console. It
+//! forwards console input itself, and returns everything else as an [`Event`].
+//!
+//! Termination is that of the process ([`host::termination`]). In a program that does not use it,
+//! each event loop receives the termination signals itself.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use host::termination::{self, Cause};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm_sys_util::epoll::EventSet;
@@ -27,16 +31,22 @@ pub enum Event {
     Vcpu(Message),
     /// The user ended the run, by Ctrl-C, a termination signal or the escape key.
     Interrupted,
-    /// The timeout expired.
+    /// The timeout of this event loop expired.
     TimedOut,
+    /// The deadline of the process passed.
+    DeadlinePassed,
 }
 
 /// Blocks SIGINT, SIGTERM and SIGHUP in the calling thread, and in threads that it creates
-/// afterwards. The event loop receives them through a signalfd.
+/// afterwards. The event loop receives them through a signalfd. Does nothing in a process that
+/// [`host::termination`] ends.
 ///
 /// # Errors
 /// [`VmmError::Host`] if `pthread_sigmask(3)` fails.
 pub fn block_signals() -> Result<(), VmmError> {
+    if termination::fd().is_some() {
+        return Ok(());
+    }
     let blocked = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals()), None);
     blocked.map_err(VmmError::cannot("block termination signals"))
 }
@@ -69,12 +79,11 @@ impl EventLoop {
                 .reset(timeout.max(Duration::from_nanos(1)), None)
                 .map_err(VmmError::cannot("set the timeout"))?;
         }
-        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let signals =
-            SignalFd::with_flags(&signals(), flags).map_err(VmmError::cannot("create a signalfd"))?;
+        let termination = Termination::new()?;
         let wake_copy = wake.try_clone().map_err(VmmError::cannot("copy an eventfd"))?;
         let pending = VecDeque::new();
-        let sources = Sources { wake: wake_copy, messages, signals, timer, console, pending, refused: None };
+        let sources =
+            Sources { wake: wake_copy, messages, termination, timer, console, pending, refused: None };
         let mut manager = EventManager::new().map_err(VmmError::cannot("create an epoll instance"))?;
         let id = manager.add_subscriber(sources);
         match manager
@@ -127,11 +136,48 @@ impl EventLoop {
     }
 }
 
+/// How termination of the run is requested.
+enum Termination {
+    /// By the process's event loop. The descriptor stays readable.
+    OfProcess(BorrowedFd<'static>),
+    /// By signals to this event loop.
+    Signals(SignalFd),
+}
+
+impl Termination {
+    fn new() -> Result<Self, VmmError> {
+        if let Some(fd) = termination::fd() {
+            return Ok(Self::OfProcess(fd));
+        }
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let created = SignalFd::with_flags(&signals(), flags);
+        created.map(Self::Signals).map_err(VmmError::cannot("create a signalfd"))
+    }
+
+    fn fd(&self) -> RawFd {
+        match self {
+            Self::OfProcess(fd) => fd.as_raw_fd(),
+            Self::Signals(signals) => signals.as_raw_fd(),
+        }
+    }
+
+    /// Returns the next request.
+    fn next_request(&mut self) -> Option<Event> {
+        match self {
+            Self::OfProcess(_) => termination::requested().map(|cause| match cause {
+                Cause::Interrupted => Event::Interrupted,
+                Cause::TimedOut => Event::DeadlinePassed,
+            }),
+            Self::Signals(signals) => signals.read_signal().ok().flatten().map(|_| Event::Interrupted),
+        }
+    }
+}
+
 /// The sources of events, and the events not returned yet.
 struct Sources {
     wake: EventFd,
     messages: mpsc::Receiver<Message>,
-    signals: SignalFd,
+    termination: Termination,
     timer: TimerFd,
     console: Option<Console>,
     pending: VecDeque<Event>,
@@ -150,9 +196,13 @@ impl MutEventSubscriber for Sources {
             // Reset the counter before reading messages: a later message wakes the loop again.
             let _: io::Result<u64> = self.wake.read();
             self.pending.extend(self.messages.try_iter().map(Event::Vcpu));
-        } else if fd == self.signals.as_raw_fd() {
-            while let Ok(Some(_)) = self.signals.read_signal() {
-                self.pending.push_back(Event::Interrupted);
+        } else if fd == self.termination.fd() {
+            if let Some(request) = self.termination.next_request() {
+                self.pending.push_back(request);
+            }
+            if matches!(self.termination, Termination::OfProcess(_)) {
+                // It stays readable, and one event is enough.
+                let _ = ops.remove(Events::new_raw(fd, EventSet::IN));
             }
         } else if self.timer.wait().is_ok() {
             self.pending.push_back(Event::TimedOut);
@@ -160,7 +210,7 @@ impl MutEventSubscriber for Sources {
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        for fd in [self.wake.as_raw_fd(), self.signals.as_raw_fd(), self.timer.as_raw_fd()] {
+        for fd in [self.wake.as_raw_fd(), self.termination.fd(), self.timer.as_raw_fd()] {
             if let Err(refused) = ops.add(Events::new_raw(fd, EventSet::IN)) {
                 self.refused = Some(refused);
             }

@@ -1,13 +1,12 @@
 //! The `vmm` binary: boots one guest and prints how it ended.
 
-use std::fmt::Display;
-use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
-use host::error_chain;
+use host::stdio::Stdout;
+use host::{error_chain, stdio, termination};
 use vmm::cli::{Cli, GuestArgs};
 use vmm::guest::{Guest, RunOutcome};
 use vmm::hooks::NoHooks;
@@ -19,27 +18,31 @@ const FAILED: u8 = 1;
 /// Exit status after a usage error.
 const USAGE: u8 = 2;
 
+/// Printed when a terminal belongs to the guest.
+const ESCAPE_HINT: &str =
+    "The terminal belongs to the guest. Ctrl-A x ends the run; Ctrl-A Ctrl-A sends one Ctrl-A.";
+
 fn main() -> ExitCode {
     let began = Instant::now();
-    match Cli::try_parse() {
-        Ok(cli) => ExitCode::from(run(&cli.guest, began)),
+    termination::run(began, move || match Cli::try_parse() {
+        Ok(cli) => run(&cli.guest, began),
         Err(error) => vmm::cli::refuse(&error, "vmm"),
-    }
+    })
 }
 
 fn run(args: &GuestArgs, began: Instant) -> u8 {
+    args.set_deadline();
     let config = match args.config(&[]) {
         Ok(config) => config,
         Err(error) => return fail(&error, if error.is_usage() { USAGE } else { FAILED }),
     };
-    let guest = match Guest::start(&config, Arc::new(NoHooks), io::stdout(), Timings::since(began)) {
+    let timings = Timings::since(began);
+    let guest = match Guest::start(&config, Arc::new(NoHooks), Stdout::default(), timings) {
         Ok(guest) => guest,
         Err(error) => return fail(&error, if error.is_usage() { USAGE } else { FAILED }),
     };
     if guest.has_terminal() && !args.quiet {
-        eprintln!(
-            "The terminal belongs to the guest. Ctrl-A x ends the run; Ctrl-A Ctrl-A sends one Ctrl-A."
-        );
+        stdio::eprintln(ESCAPE_HINT);
     }
     match guest.wait() {
         Ok(outcome) => {
@@ -53,25 +56,21 @@ fn run(args: &GuestArgs, began: Instant) -> u8 {
 /// Prints how the run ended.
 fn report(args: &GuestArgs, run: &RunOutcome) {
     if let Outcome::Crash { vcpu, crash } = &run.outcome {
-        eprintln!("The guest crashed: vCPU {vcpu}: {}", crash.reason);
+        stdio::eprintln(format_args!("The guest crashed: vCPU {vcpu}: {}", crash.reason));
         if let Some(registers) = &crash.registers {
-            eprintln!("{registers}");
+            stdio::eprintln(registers);
         }
     }
     if !args.quiet {
-        print(run);
+        // The status of the run matters more than a reader that has gone.
+        let _ = stdio::print(format_args!("{run}\n"));
     }
     if args.timings {
-        eprint!("{}", run.timings);
+        stdio::eprint(&run.timings);
     }
-}
-
-/// Prints a line to standard output. Ignores a reader that has gone.
-fn print(what: &dyn Display) {
-    let _ = writeln!(io::stdout().lock(), "{what}");
 }
 
 fn fail(error: &dyn std::error::Error, status: u8) -> u8 {
-    eprintln!("{}", error_chain::one_line(error));
+    stdio::eprintln(error_chain::one_line(error));
     status
 }

@@ -82,9 +82,14 @@ pub fn supervise(event_loop: &mut EventLoop, hooks: &dyn RunHooks) -> Result<Out
                 VcpuExit::Stopped => continue,
             },
             Event::Vcpu(Message::Failed(error)) => return Err(error),
-            Event::Interrupted | Event::Vcpu(Message::StopRequested) if stopping.is_some() => continue,
+            Event::Interrupted | Event::DeadlinePassed | Event::Vcpu(Message::StopRequested)
+                if stopping.is_some() =>
+            {
+                continue;
+            }
             Event::Vcpu(Message::StopRequested) => Outcome::Stopped,
             Event::Interrupted => Outcome::Interrupted,
+            Event::DeadlinePassed => Outcome::TimedOut,
             Event::TimedOut => match stopping {
                 Some(reason) => return Ok(reason),
                 None => Outcome::TimedOut,

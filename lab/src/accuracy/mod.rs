@@ -34,6 +34,7 @@ use host::cpu_hog::{Burst, CpuHog, HogLoad};
 use host::cpus::Cpus;
 use host::facts::HostFacts;
 use host::perf::SwitchLog;
+use host::stdio;
 use host::thread::Class;
 pub use migration::Migration;
 use steal_time::publisher::PublisherKind;
@@ -112,7 +113,7 @@ pub struct OracleReport {
 /// [`Error`].
 pub fn command(args: &AccuracyArgs) -> Result<u8, Error> {
     let json = args.json.as_deref().map(OutputFile::at).transpose()?;
-    let accuracy = run(args, |publisher| eprintln!("Measuring {publisher} ..."))?;
+    let accuracy = run(args, |publisher| stdio::eprintln(format_args!("Measuring {publisher} ...")))?;
     if let Some(json) = json {
         json.write(&accuracy)?;
     }

@@ -28,6 +28,7 @@ use crate::output::OutputFile;
 use crate::print::print;
 use host::cpus::Cpus;
 use host::facts::HostFacts;
+use host::stdio;
 use report::Tap;
 use steal_time::publisher::PublisherKind;
 pub use verdict::{Verdict, Verdicts};
@@ -132,7 +133,7 @@ pub fn command(args: &ConformanceArgs) -> Result<u8, Error> {
         cpus: usable_cpus(args.cpus.as_ref())?,
         subjects: publishers.chain(qemu).collect(),
     };
-    let conformance = run(&plan, |subject| eprintln!("Testing {subject} ..."))?;
+    let conformance = run(&plan, |subject| stdio::eprintln(format_args!("Testing {subject} ...")))?;
     if let Some(json) = json {
         json.write(&conformance)?;
     }

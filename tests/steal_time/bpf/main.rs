@@ -4,6 +4,7 @@
 //! Tests that need the right to load BPF programs skip without it.
 
 #![expect(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::print_stderr, clippy::print_stdout, reason = "the test harness captures it")]
 
 mod contention;
 mod object;
