@@ -16,6 +16,7 @@
 //! | [`stdio`] | standard output and error, without a panic |
 //! | [`cpu_hog`] | load that competes for CPUs |
 //! | [`child`], [`tracefs`], [`facts`] | child processes, tracepoints, identity of the host |
+//! | [`input`] | files to read |
 //!
 //! How long does the calling thread wait for a CPU?
 //!
@@ -36,6 +37,7 @@ pub mod cpu_hog;
 pub mod cpus;
 pub mod error_chain;
 pub mod facts;
+pub mod input;
 pub mod kick;
 pub mod perf;
 pub mod placement;

@@ -4,6 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
 use crate::support::elf::{Segment, executable};
 use crate::support::{Ended, Fixture, cpus, end_of, has, needs, skip, vmm_lab};
 
@@ -98,9 +101,27 @@ fn run_that_fails_leaves_no_results_file() {
 fn missing_payload_is_named() {
     needs!(kvm);
     refuses(&["--vcpus", "1", "--payload", "/nowhere/guest.bin"], 1, &["/nowhere/guest.bin", "No such file"]);
-    refuses(&["--vcpus", "1", "--payload", "/dev/zero"], 1, &["/dev/zero", "no plain file", "256 MiB"]);
     refuses(&["--vcpus", "1", "--payload", "/dev"], 1, &["/dev", "directory"]);
     refuses(&["--vcpus", "1", "--initrd", "/nowhere/initrd"], 1, &["/nowhere/initrd", "No such file"]);
+}
+
+#[test]
+fn input_that_is_no_regular_file_is_refused_before_anything_is_waited_for() {
+    needs!(kvm);
+    let folder = tempfile::tempdir().unwrap();
+    let fifo = folder.path().join("fifo");
+    mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+    let fifo = fifo.to_str().unwrap();
+    let replay = |path: &str| format!("replay:file={path}");
+    for (path, kind) in
+        [(fifo, "FIFO"), ("/dev/zero", "character device"), ("/dev/stdin", "character device")]
+    {
+        let words = [path, kind, "not a regular file", "copy"];
+        refuses(&["--vcpus", "1", "--payload", path], 1, &words);
+        refuses(&["--vcpus", "1", "--payload", path, "--flat"], 1, &words);
+        refuses(&["--vcpus", "1", "--initrd", path], 1, &words);
+        refuses(&["--policy", &replay(path)], 2, &words);
+    }
 }
 
 #[test]

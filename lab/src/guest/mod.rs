@@ -23,7 +23,7 @@ use crate::fault_injection::FaultCounts;
 use crate::sched::ScheduledGuest;
 use crate::window::Window;
 use steal_time::publisher::PublisherKind;
-use vmm::guest::{Guest, PortEvent, RunOutcome};
+use vmm::guest::{Guest, PayloadSource, PortEvent, RunOutcome};
 use vmm::guest_clock::GuestClock;
 use vmm::hooks::{Descheduled, RunHooks};
 use vmm::timings::Timings;
@@ -235,7 +235,10 @@ struct Prepared {
 impl Prepared {
     fn new(config: &LabConfig) -> Result<Self, RunError> {
         let mut guest = config.guest.clone();
-        let is_ours = guest.payload.open()?.note().is_some();
+        let payload = guest.payload.open()?;
+        let is_ours = payload.note().is_some();
+        // The monitor boots the file that was inspected here, whatever its path leads to by then.
+        guest.payload = PayloadSource::Opened(payload);
         let workload = is_ours.then(|| workload(config)).transpose()?;
         match &workload {
             Some(workload) => guest.cmdline = workload.to_string(),

@@ -1,6 +1,7 @@
 //! Catalogue: policies by name, as text: `rr`, `rr:slice=1ms`, `yield:target=next,grant=100us`.
 
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use super::round_robin::RoundRobin;
 use super::rtds::Rtds;
 use super::slice_left::SliceLeft;
 use super::throttle::Throttle;
+use host::input;
 
 /// A new policy, or an invalid parameter.
 type Made = Result<Box<dyn Policy>, ParameterError>;
@@ -60,7 +62,7 @@ pub const CATALOGUE: [Entry; 16] = [
     entry("rtds", "a budget in each period", |p| boxed(Rtds::from_parameters(p))),
     entry("adversary", "preempts at the worst moment", |p| boxed(Adversary::from_parameters(p))),
     entry("replay", "the schedule of a trace", |p| {
-        boxed(Replay::from_parameters(p, &|path| std::fs::read_to_string(path)))
+        boxed(Replay::from_parameters(p, &|path| io::read_to_string(input::open_regular(path.as_ref())?.0)))
     }),
     entry("folding", "fewer vCPUs while steal is high", |p| boxed(Folding::from_parameters(p))),
 ];

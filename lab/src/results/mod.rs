@@ -165,6 +165,7 @@ impl RunResult {
                 payload: match &config.guest.payload {
                     PayloadSource::Embedded(_) => "embedded".to_owned(),
                     PayloadSource::File { path, .. } => path.display().to_string(),
+                    PayloadSource::Opened(payload) => payload.name(),
                 },
                 entry: match monitor.entry {
                     Entry::Direct(_) => "direct",

@@ -50,7 +50,7 @@ pub struct PortEvent {
 }
 
 /// Where a payload comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum PayloadSource {
     /// An ELF image that is part of this program.
     Embedded(&'static [u8]),
@@ -61,6 +61,8 @@ pub enum PayloadSource {
         /// Whether it is a flat binary, loaded at 1 MiB.
         flat: bool,
     },
+    /// A payload that the caller has opened.
+    Opened(Arc<Payload>),
 }
 
 impl PayloadSource {
@@ -68,10 +70,12 @@ impl PayloadSource {
     ///
     /// # Errors
     /// [`VmmError::Host`] if the file cannot be read, [`VmmError::Load`] if it is no payload.
-    pub fn open(&self) -> Result<Payload, VmmError> {
-        match self {
-            Self::Embedded(bytes) => Payload::parse(Image::from_bytes("(embedded)", *bytes), false),
-            Self::File { path, flat } => Payload::parse(Image::open("payload", path)?, *flat),
-        }
+    pub fn open(&self) -> Result<Arc<Payload>, VmmError> {
+        let (image, flat) = match self {
+            Self::Embedded(bytes) => (Image::from_bytes("(embedded)", *bytes), false),
+            Self::File { path, flat } => (Image::open("payload", path)?, *flat),
+            Self::Opened(payload) => return Ok(Arc::clone(payload)),
+        };
+        Payload::parse(image, flat).map(Arc::new)
     }
 }

@@ -5,18 +5,16 @@
 
 use std::borrow::Cow;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use host::input;
 use vm_memory::ByteValued;
 
 use crate::error::VmmError;
 use crate::memory::Ram;
-
-/// Maximum size of an image that is no plain file (bytes). Such a file may be endless.
-const MAX_STREAM: u64 = 256 << 20;
 
 /// The bytes of a payload or an initrd.
 #[derive(Debug)]
@@ -28,9 +26,9 @@ pub struct Image {
 
 #[derive(Debug)]
 enum Content {
-    /// Part of this program, or read from a pipe or device, which can be read only once.
+    /// Part of this program.
     Bytes(Cow<'static, [u8]>),
-    /// A plain file and its length (bytes).
+    /// A regular file and its length (bytes).
     File(File, u64),
 }
 
@@ -43,11 +41,11 @@ impl Image {
     /// Opens the file at `path`. `what` is `payload` or `initrd`, for messages.
     ///
     /// # Errors
-    /// [`VmmError::Host`] when the file cannot be opened or read, or is endless.
+    /// [`VmmError::Host`] when the file cannot be opened, or is no regular file.
     pub fn open(what: &'static str, path: &Path) -> Result<Self, VmmError> {
-        let content = Content::open(path);
-        let content = content.map_err(VmmError::cannot(format!("read {what} {}", path.display())))?;
-        Ok(Self { what, path: path.to_owned(), content })
+        let opened = input::open_regular(path);
+        let (file, length) = opened.map_err(VmmError::cannot(format!("read {what} {}", path.display())))?;
+        Ok(Self { what, path: path.to_owned(), content: Content::File(file, length) })
     }
 
     /// Returns the path or name, for messages.
@@ -106,24 +104,6 @@ impl Image {
 fn slice(bytes: &[u8], part: Range<u64>) -> io::Result<&[u8]> {
     let ends = usize::try_from(part.start).ok().zip(usize::try_from(part.end).ok());
     ends.and_then(|(start, end)| bytes.get(start..end)).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-}
-
-impl Content {
-    fn open(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let metadata = file.metadata()?;
-        if metadata.is_file() {
-            return Ok(Self::File(file, metadata.len()));
-        }
-        let mut bytes = Vec::new();
-        file.take(MAX_STREAM + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > MAX_STREAM {
-            let limit =
-                format!("it is no plain file and exceeds {} MiB (copy it to a file)", MAX_STREAM >> 20);
-            return Err(io::Error::other(limit));
-        }
-        Ok(Self::Bytes(bytes.into()))
-    }
 }
 
 #[cfg(test)]

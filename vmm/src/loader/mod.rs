@@ -57,6 +57,11 @@ impl Payload {
         }
     }
 
+    /// Returns the path of the file, or `(embedded)`.
+    pub fn name(&self) -> String {
+        self.image.name()
+    }
+
     /// Returns the note of our own payload; `None` for any other.
     pub fn note(&self) -> Option<Note> {
         self.layout.note
