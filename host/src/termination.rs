@@ -28,7 +28,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::signals::{self, borrow};
 use crate::thread::own_tid;
-use crate::{stdio, sync};
+use crate::{error_chain, stdio, sync};
 
 /// Time for the command to end by itself, after termination was requested.
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -132,7 +132,8 @@ pub fn main_thread() -> Option<pid_t> {
 /// `began` is the start of the process.
 pub fn run(began: Instant, command: impl FnOnce() -> u8 + Send + 'static) -> ExitCode {
     let status = supervise(began, command).unwrap_or_else(|error| {
-        stdio::eprintln(format_args!("Cannot prepare the process for signals: {error}"));
+        let why = error_chain::one_line(&error);
+        stdio::eprintln(format_args!("Cannot prepare the process for signals: {why}"));
         FAILED
     });
     ExitCode::from(status)

@@ -59,7 +59,7 @@ pub fn set_own_class(class: Class) -> io::Result<()> {
 /// # Errors
 /// `sched_setattr(2)` failed. `EPERM`: a real-time class or a negative nice value needs
 /// `CAP_SYS_NICE` or a sufficient `RLIMIT_RTPRIO` or `RLIMIT_NICE`; a deadline needs
-/// `CAP_SYS_NICE`.
+/// `CAP_SYS_NICE`. `EBUSY`: the CPU time for deadlines is used up.
 pub fn set_class(tid: pid_t, class: Class) -> io::Result<()> {
     let (policy, nice, priority, runtime, period) = match class {
         Class::Fair => (libc::SCHED_OTHER, 0, 0, 0, 0),

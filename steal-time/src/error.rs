@@ -100,6 +100,7 @@ impl StealTimeError {
     pub fn alternative(&self) -> Option<PublisherChoice> {
         let kind = match self {
             Self::Bpf(error) => error.alternative()?,
+            Self::Perf(PerfError::Failed { .. }) => return None,
             Self::Perf(_) => PublisherKind::Monitor,
             Self::MsrFilterMissing(_) => PublisherKind::Kernel,
             Self::NoKickSignal(_) | Self::KernelLacksStealTime => PublisherKind::Bpf,

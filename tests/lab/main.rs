@@ -8,6 +8,7 @@ mod checks;
 mod cli;
 mod conformance;
 mod documents;
+mod limits;
 mod locks;
 mod sched;
 #[path = "../support/lab.rs"]

@@ -210,7 +210,7 @@ mod tests {
         let refused = || io::Error::from_raw_os_error(libc::EPERM);
         let what = "load the BPF program";
         let errors: [StealTimeError; 4] = [
-            BpfError::NotPermitted { what, source: refused() }.into(),
+            BpfError::NotPermitted { what, needs: "CAP_BPF", source: refused() }.into(),
             BpfError::Verifier { program: "switch".into(), log: String::new(), source: refused() }.into(),
             StealTimeError::KernelLacksStealTime,
             StealTimeError::MsrFilterMissing("KVM_CAP_X86_MSR_FILTER"),

@@ -29,10 +29,10 @@ pub use tracepoint::attach_to_tracepoint;
 /// perf cannot record switches, or cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum PerfError {
-    /// `kernel.perf_event_paranoid` forbids it.
+    /// `kernel.perf_event_paranoid`, or what contains this process, forbids it.
     #[error(
-        "Cannot record the context switches of a thread: kernel.perf_event_paranoid is {paranoid} (set it to 2, or grant \
-         CAP_PERFMON)"
+        "Cannot record the context switches of a thread: {}, or grant CAP_PERFMON)",
+        forbidden_by(paranoid)
     )]
     NotPermitted {
         /// The value of `kernel.perf_event_paranoid`, or `unknown`.
@@ -46,22 +46,49 @@ pub enum PerfError {
          kernel.perf_event_mlock_kb or `ulimit -l`)"
     )]
     LockedMemory(#[source] io::Error),
+    /// The kernel has no perf events, or none of this kind.
+    #[error(
+        "Cannot record the context switches of a thread: it needs a kernel built with CONFIG_PERF_EVENTS"
+    )]
+    NoPerfEvents(#[source] io::Error),
     /// Another call failed.
-    #[error("Cannot {what} (it needs {needs})")]
+    #[error("Cannot {what}")]
     Failed {
         /// What was tried.
         what: &'static str,
-        /// What the host may lack.
-        needs: &'static str,
         /// The error of the call.
         source: io::Error,
     },
 }
 
+/// Returns what forbids perf events, and the cure.
+fn forbidden_by(paranoid: &str) -> String {
+    match paranoid.parse::<i32>() {
+        Ok(..=2) => "this process may not use perf_event_open(2), as in a container whose seccomp profile \
+                     lacks it (allow it there"
+            .to_owned(),
+        _ => format!("kernel.perf_event_paranoid is {paranoid} (set it to 2"),
+    }
+}
+
 impl PerfError {
-    fn no_perf_events(source: io::Error) -> Self {
-        let what = "record the context switches of a thread";
-        Self::Failed { what, needs: "CONFIG_PERF_EVENTS", source }
+    /// The event could not be opened, where `kernel.perf_event_paranoid` is `paranoid`.
+    fn of_open(source: io::Error, paranoid: impl FnOnce() -> String) -> Self {
+        match source.raw_os_error() {
+            Some(libc::EACCES | libc::EPERM) => Self::NotPermitted { paranoid: paranoid(), source },
+            Some(
+                libc::ENOSYS | libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP | libc::EINVAL | libc::E2BIG,
+            ) => Self::NoPerfEvents(source),
+            _ => Self::Failed { what: "record the context switches of a thread", source },
+        }
+    }
+
+    /// The ring could not be mapped. `EPERM` is the limit; memory that is short is `ENOMEM`.
+    fn of_ring(source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(libc::EPERM) => Self::LockedMemory(source),
+            _ => Self::Failed { what: "map a ring buffer for switch records", source },
+        }
     }
 }
 
@@ -109,18 +136,12 @@ impl SwitchLog {
     /// up, or if perf's clock cannot be compared with that of this process.
     pub fn of_thread(tid: pid_t, pages: usize) -> Result<Self, PerfError> {
         let clock = KernelClock::of_this_process().map_err(|source| PerfError::Failed {
-            what: "compare perf's clock with that of this process",
-            needs: "/proc, and the time namespace of its children: start it by `unshare --time --fork`",
+            what: "compare perf's clock with that of this process (it needs /proc, and the time namespace of \
+                   its children: start it by `unshare --time --fork`)",
             source,
         })?;
-        let event = sys::open_switches(tid).map_err(|source| match source.raw_os_error() {
-            Some(libc::EACCES | libc::EPERM) => PerfError::NotPermitted { paranoid: paranoid(), source },
-            _ => PerfError::no_perf_events(source),
-        })?;
-        let ring = Ring::map(&event, pages).map_err(|source| match source.raw_os_error() {
-            Some(libc::EPERM | libc::ENOMEM) => PerfError::LockedMemory(source),
-            _ => PerfError::no_perf_events(source),
-        })?;
+        let event = sys::open_switches(tid).map_err(|source| PerfError::of_open(source, paranoid))?;
+        let ring = Ring::map(&event, pages).map_err(PerfError::of_ring)?;
         Ok(Self { ring, event, clock })
     }
 
@@ -140,7 +161,8 @@ impl SwitchLog {
     /// # Errors
     /// [`PerfError::Failed`] if fcntl(2) fails.
     pub fn signal_this_thread(&self, signal: libc::c_int) -> Result<(), PerfError> {
-        sys::signal_this_thread(&self.event, signal).map_err(PerfError::no_perf_events)
+        let what = "send a signal with each switch record";
+        sys::signal_this_thread(&self.event, signal).map_err(|source| PerfError::Failed { what, source })
     }
 
     /// Consumes the records written so far, and calls `each` for each switch in order of time.
@@ -179,6 +201,35 @@ mod tests {
     use crate::clock;
     use crate::stats::ThreadStats;
     use crate::thread::own_tid;
+
+    #[test]
+    fn refusal_is_explained_by_its_error_number() {
+        let io = io::Error::from_raw_os_error;
+        let open = |errno, paranoid: &str| {
+            crate::error_chain::one_line(&PerfError::of_open(io(errno), || paranoid.to_owned()))
+        };
+        for (errno, paranoid, expected) in [
+            (libc::EACCES, "3", "kernel.perf_event_paranoid is 3 (set it to 2, or grant CAP_PERFMON)"),
+            (libc::EPERM, "unknown", "kernel.perf_event_paranoid is unknown"),
+            (libc::EPERM, "2", "seccomp"),
+            (libc::EPERM, "-1", "seccomp"),
+            (libc::ENOSYS, "2", "CONFIG_PERF_EVENTS"),
+            (libc::ENOENT, "2", "CONFIG_PERF_EVENTS"),
+            (libc::EMFILE, "2", "ulimit -n"),
+            (libc::ENFILE, "2", "fs.file-max"),
+            (libc::ENOMEM, "2", "cgroup"),
+            (libc::ESRCH, "2", "No such process"),
+        ] {
+            let line = open(errno, paranoid);
+            assert!(line.contains(expected), "{errno}: {line}");
+            assert_eq!(line.contains("CONFIG_PERF_EVENTS"), expected == "CONFIG_PERF_EVENTS", "{line}");
+            assert_eq!(line.contains("CAP_PERFMON"), matches!(errno, libc::EPERM | libc::EACCES), "{line}");
+        }
+        let ring = |errno| crate::error_chain::one_line(&PerfError::of_ring(io(errno)));
+        assert!(ring(libc::EPERM).contains("ulimit -l"));
+        assert!(ring(libc::ENOMEM).contains("cgroup") && !ring(libc::ENOMEM).contains("ulimit -l"));
+        assert!(ring(libc::EMFILE).contains("ulimit -n"));
+    }
 
     /// A log of this thread, or `None` with a message if the host does not allow one.
     fn log(pages: usize) -> Option<SwitchLog> {

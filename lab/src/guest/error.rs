@@ -19,7 +19,7 @@ pub enum RunError {
     #[error("Options {0:?} are parameters of this project's payload, which this one is not (use --cmdline)")]
     ForeignOptions(String),
     /// The host has no file descriptor left for the doorbell.
-    #[error("Cannot create the doorbell's eventfd (is the limit on open files reached?)")]
+    #[error("Cannot create the doorbell's eventfd")]
     Doorbell(#[source] io::Error),
     /// The policy is invalid.
     #[error("Cannot use the policy: {0}")]

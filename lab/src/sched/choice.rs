@@ -57,8 +57,34 @@ pub(super) fn choose(
 pub fn class_is_refused() -> Option<String> {
     let probe = std::thread::spawn(|| set_own_class(Class::Fifo(1)));
     let refused: io::Error = probe.join().ok()?.err()?;
-    Some(format!(
-        "a real-time class is refused ({refused}; it needs CAP_SYS_NICE, or ulimit -r; in a cgroup of version 1, \
-         cpu.rt_runtime_us)"
-    ))
+    Some(why_refused(&refused))
+}
+
+/// Returns why the host refuses a real-time class, with the cure where the error number states it.
+fn why_refused(error: &io::Error) -> String {
+    let cure = match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            "; it needs CAP_SYS_NICE, or ulimit -r; in a cgroup of version 1, cpu.rt_runtime_us"
+        }
+        Some(libc::EBUSY) => {
+            "; the CPU time for real-time classes is used up: raise kernel.sched_rt_runtime_us"
+        }
+        Some(libc::ENOSYS) => "; a container's seccomp profile may forbid sched_setattr(2)",
+        _ => "",
+    };
+    format!("a real-time class is refused ({error}{cure})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_class_is_explained_by_its_error_number() {
+        let why = |errno| why_refused(&io::Error::from_raw_os_error(errno));
+        assert!(why(libc::EPERM).contains("CAP_SYS_NICE"));
+        assert!(why(libc::EBUSY).contains("kernel.sched_rt_runtime_us"));
+        assert!(why(libc::ENOSYS).contains("seccomp"));
+        assert!(!why(libc::EINVAL).contains(';'), "no cure is invented");
+    }
 }

@@ -24,8 +24,7 @@ impl RunStats {
     /// # Errors
     /// [`BpfError::NotPermitted`]: it needs `CAP_SYS_ADMIN`.
     pub fn enable() -> Result<Self, BpfError> {
-        let enabled =
-            syscall::enable_run_stats().map_err(BpfError::from_kernel("enable BPF run statistics"))?;
+        let enabled = syscall::enable_run_stats().map_err(BpfError::no_run_stats)?;
         Ok(Self { _enabled: enabled })
     }
 }

@@ -1,9 +1,10 @@
 //! Loads an object: creates its maps, loads and attaches its programs.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use super::error::BpfError;
+use super::error::{BpfError, is_verdict};
 use super::mapping::Mapping;
 use super::object::{BpfObject, INIT, IPI, PAGES, SLOTS};
 use super::pages::RecordPages;
@@ -99,22 +100,38 @@ pub(super) fn attach(program: BorrowedFd<'_>, what: &'static str) -> Result<Owne
 /// only then.
 pub(super) fn load(program: &NewProgram<'_>) -> Result<OwnedFd, BpfError> {
     const LOG_BYTES: usize = 64 << 10;
-    const LOG_LINES: usize = 12;
 
-    syscall::load_program(program, &mut []).map_err(|source| {
-        if source.raw_os_error() == Some(libc::EPERM) {
-            return BpfError::NotPermitted { what: "load the BPF program", source };
-        }
-        let mut log = vec![0; LOG_BYTES];
-        let _ = syscall::load_program(program, &mut log);
+    let refused = |source, log: &[u8]| {
         let log = String::from_utf8_lossy(log.split(|byte| *byte == 0).next().unwrap_or_default());
-        if log.is_empty() {
-            return BpfError::Kernel { what: "load the BPF program", source };
+        BpfError::from_load(program.name, source, &log)
+    };
+    match load_uninterrupted(program, &mut []) {
+        Err(source) if is_verdict(&source) => {
+            let mut log = vec![0; LOG_BYTES];
+            load_uninterrupted(program, &mut log).map_err(|again| {
+                // The second verdict may be that the log is too long
+                if is_verdict(&again) { refused(source, &log) } else { refused(again, &[]) }
+            })
         }
-        let lines: Vec<_> = log.lines().collect();
-        let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
-        BpfError::Verifier { program: program.name.into(), log: last.join("\n"), source }
-    })
+        loaded => loaded.map_err(|source| refused(source, &[])),
+    }
+}
+
+/// Loads a program. The verifier returns `EAGAIN` when a signal is pending.
+fn load_uninterrupted(program: &NewProgram<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
+    const ATTEMPTS: usize = 5;
+
+    let is_interrupted = |loaded: &io::Result<OwnedFd>| {
+        loaded.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    };
+    let mut loaded = syscall::load_program(program, log);
+    for _ in 1..ATTEMPTS {
+        if !is_interrupted(&loaded) {
+            break;
+        }
+        loaded = syscall::load_program(program, log);
+    }
+    loaded
 }
 
 /// A stopwatch with named laps.

@@ -233,7 +233,7 @@ fn errors_that_another_publisher_avoids_name_it_and_no_option() {
         (BpfError::no_kernel_btf(refused()), PublisherKind::BpfClassic),
         (BpfError::kernel_btf("no task_struct".into()), PublisherKind::BpfClassic),
         (BpfError::relocation("no map".into()), PublisherKind::Kernel),
-        (BpfError::no_thread_pidfd(refused()), PublisherKind::BpfClassic),
+        (BpfError::no_thread_pidfd(io::Error::from_raw_os_error(libc::EINVAL)), PublisherKind::BpfClassic),
         (BpfError::no_tracefs(refused()), PublisherKind::Perf),
         (BpfError::tracepoint_format("prev_pid"), PublisherKind::Perf),
         (BpfError::from_kernel("load the BPF program")(refused()), PublisherKind::Perf),

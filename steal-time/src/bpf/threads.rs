@@ -74,8 +74,5 @@ impl ThreadMap {
 }
 
 fn pidfd_of_this_thread() -> Result<OwnedFd, BpfError> {
-    syscall::open_this_thread().map_err(|source| match source.raw_os_error() {
-        Some(libc::EINVAL) => BpfError::no_thread_pidfd(source),
-        _ => BpfError::Kernel { what: "open a pidfd of a vCPU thread", source },
-    })
+    syscall::open_this_thread().map_err(BpfError::no_thread_pidfd)
 }

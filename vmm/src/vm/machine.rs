@@ -39,19 +39,45 @@ pub enum Interrupts {
 /// # Errors
 /// [`VmmError::Kvm`] with the cure, or [`VmmError::Host`].
 pub fn open_kvm() -> Result<Kvm, VmmError> {
-    let kvm = Kvm::new().map_err(|error| match error.errno() {
-        libc::ENOENT | libc::ENODEV | libc::ENXIO => {
-            VmmError::Kvm("it does not exist (is the KVM module loaded, and virtualization enabled?)")
-        }
-        libc::EACCES | libc::EPERM => {
-            VmmError::Kvm("permission denied (join the group that owns it, often `kvm`, or try sudo)")
-        }
-        _ => VmmError::cannot("open /dev/kvm")(error),
+    let kvm = Kvm::new().map_err(|error| match why_closed(error.errno()) {
+        Some(why) => VmmError::Kvm(why),
+        None => VmmError::cannot("open /dev/kvm")(error),
     })?;
     match kvm.get_api_version() {
         KVM_API_VERSION => Ok(kvm),
+        ..0 => Err(VmmError::Kvm("it is another device (see `ls -l /dev/kvm`: KVM's is 10, 232)")),
         _ => Err(VmmError::Kvm("its API version is not 12")),
     }
+}
+
+/// Returns why `/dev/kvm` cannot be opened, and the cure, where error number `errno` states it.
+fn why_closed(errno: i32) -> Option<&'static str> {
+    match errno {
+        libc::ENOENT => Some("it does not exist (is the KVM module loaded, and virtualization enabled?)"),
+        libc::ENODEV | libc::ENXIO => {
+            Some("it has no driver (load kvm_intel or kvm_amd; is virtualization enabled in the firmware?)")
+        }
+        libc::EACCES => Some("permission denied (join the group that owns it, often `kvm`, or try sudo)"),
+        libc::EPERM => {
+            Some("a cgroup or a container forbids the device (allow it there, as in --device /dev/kvm)")
+        }
+        _ => None,
+    }
+}
+
+/// Returns the error of `KVM_CREATE_VM` with its cause, where its number states it.
+fn cannot_create(error: kvm_ioctls::Error) -> VmmError {
+    VmmError::cannot(match error.errno() {
+        libc::EBUSY => {
+            "create a virtual machine (does another hypervisor, such as VirtualBox, use the processor's \
+             virtualization?)"
+        }
+        libc::EINTR => "create a virtual machine (a signal came; try again)",
+        libc::EIO | libc::EOPNOTSUPP => {
+            "create a virtual machine (is virtualization enabled in the firmware?)"
+        }
+        _ => "create a virtual machine",
+    })(error)
 }
 
 /// A virtual machine. It has no interrupt controllers and no vCPUs until they are added.
@@ -77,7 +103,7 @@ impl Machine {
                  {max})"
             )));
         }
-        let fd = kvm.create_vm().map_err(VmmError::cannot("create a virtual machine"))?;
+        let fd = kvm.create_vm().map_err(cannot_create)?;
         ram.add_memslots(&fd)?;
         fd.set_tss_address(TSS_GPA).map_err(VmmError::cannot("set the address of the task state segment"))?;
         // A halted vCPU gives up its CPU at once. Halt polling would hide the cost of halting, and
@@ -160,4 +186,38 @@ fn enable(fd: &VmFd, cap: u32, value: u64) -> Result<(), kvm_ioctls::Error> {
     let mut cap = kvm_enable_cap { cap, ..kvm_enable_cap::default() };
     cap.args[0] = value;
     fd.enable_cap(&cap)
+}
+
+#[cfg(test)]
+mod tests {
+    use host::error_chain::one_line;
+
+    use super::*;
+
+    #[test]
+    fn refusal_to_open_kvm_is_explained_by_its_error_number() {
+        for (errno, cure) in [
+            (libc::ENOENT, "module loaded"),
+            (libc::ENODEV, "firmware"),
+            (libc::EACCES, "group"),
+            (libc::EPERM, "container"),
+        ] {
+            assert!(why_closed(errno).is_some_and(|why| why.contains(cure)), "{errno}");
+        }
+        assert_eq!([libc::EMFILE, libc::ENOMEM, libc::EIO].map(why_closed), [None; 3]);
+    }
+
+    #[test]
+    fn refusal_to_create_a_machine_is_explained_by_its_error_number() {
+        for (errno, cure) in [
+            (libc::EBUSY, "VirtualBox"),
+            (libc::EIO, "firmware"),
+            (libc::EINTR, "try again"),
+            (libc::EMFILE, "ulimit -n"),
+            (libc::ENOMEM, "cgroup"),
+        ] {
+            let line = one_line(&cannot_create(kvm_ioctls::Error::new(errno)));
+            assert!(line.starts_with("Cannot create a virtual machine") && line.contains(cure), "{line}");
+        }
+    }
 }

@@ -22,7 +22,7 @@ use host::placement::{Placement, place_beside};
 use host::sync::lock;
 
 fn failed(what: &'static str) -> impl FnOnce(io::Error) -> PerfError {
-    move |source| PerfError::Failed { what, needs: "a free file descriptor or thread", source }
+    move |source| PerfError::Failed { what, source }
 }
 
 /// A command to the observer's thread.
