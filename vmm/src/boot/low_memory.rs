@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use protocol::payload::machine::{HIGH_RAM_START, LOW_RAM_END, TRAMPOLINE};
+use protocol::payload::machine::{LOW_RAM_END, TRAMPOLINE};
 
 /// A range of guest memory that holds boot structures.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +40,9 @@ const STACK: Area = Area::new("the boot stack", 0x9_e000..0x9_f000);
 pub(super) const MP_POINTER: Area = Area::new("the MP floating pointer", LOW_RAM_END..0xa_0000);
 /// The tables begin with the RSDP, in the area that guests search.
 pub(super) const ACPI: Area = Area::new("the ACPI tables", 0xe_0000..0xf_0000);
-/// The MP table grows with the vCPUs.
-pub(super) const MP_TABLE: Area = Area::new("the MP table", 0xf_0000..HIGH_RAM_START);
+/// The MP table grows with the vCPUs, to 6 KiB. Linkers place the headers of an ELF file that is
+/// linked at 1 MiB on the page below.
+pub(super) const MP_TABLE: Area = Area::new("the MP table", 0xf_0000..0xf_8000);
 
 /// All areas, ascending. No segment of a payload may overlap one.
 pub const RESERVED: [Area; 10] =
@@ -68,6 +69,8 @@ pub const STACK_TOP: u64 = STACK.range.end;
 
 #[cfg(test)]
 mod tests {
+    use protocol::payload::machine::HIGH_RAM_START;
+
     use super::*;
 
     #[test]
