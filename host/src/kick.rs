@@ -18,8 +18,10 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::time::Duration;
 
 use libc::{c_int, pid_t, sigset_t};
+use nix::sys::time::TimeSpec;
 
 use crate::thread::own_tid;
 
@@ -57,10 +59,16 @@ pub fn mask_without_kick() -> io::Result<sigset_t> {
 
 /// Discards a pending kick of the calling thread, if there is one.
 pub fn drain() {
+    wait(Duration::ZERO);
+}
+
+/// Waits up to `limit` for a kick of the calling thread, and discards it. Returns whether it came.
+pub fn wait(limit: Duration) -> bool {
     let kick = kick_set();
-    let now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let limit = TimeSpec::from(limit);
     // SAFETY: set and timeout are initialised; a null pointer declines the signal's information.
-    unsafe { libc::sigtimedwait(&raw const kick, std::ptr::null_mut(), &raw const now) };
+    let signal = unsafe { libc::sigtimedwait(&raw const kick, std::ptr::null_mut(), limit.as_ref()) };
+    signal == KICK
 }
 
 /// Kicks one thread of this process. It can be copied and sent to any thread.

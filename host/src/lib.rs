@@ -9,11 +9,11 @@
 //! |---|---|
 //! | [`stats`] | run time, run delay and switch counts of a thread; busy time of CPUs |
 //! | [`perf`] | each context switch of a thread, with its time; a timer interrupt on a CPU |
-//! | [`cpus`], [`thread`], [`placement`] | affinity, scheduling classes, placement of helpers |
+//! | [`cpus`], [`thread`], [`placement`], [`helper`] | affinity, scheduling classes, helper threads |
 //! | [`clock`], [`timer`], [`ticker`] | timestamps, signals at a time, periodic threads |
 //! | [`sync`] | locks whose poisoning is ignored |
 //! | [`termination`] | signals and the deadline of the process, from its start to its end |
-//! | [`stdio`] | standard output and error, without a panic |
+//! | [`stdio`], [`terminal`] | standard output and error without a panic, the raw terminal |
 //! | [`cpu_hog`] | load that competes for CPUs |
 //! | [`child`], [`tracefs`], [`facts`] | child processes, tracepoints, identity of the host |
 //! | [`input`] | files to read |
@@ -35,9 +35,9 @@ pub mod child;
 pub mod clock;
 pub mod cpu_hog;
 pub mod cpus;
-pub mod disturbance;
 pub mod error_chain;
 pub mod facts;
+pub mod helper;
 pub mod input;
 pub mod kick;
 pub mod perf;
@@ -46,6 +46,7 @@ mod signals;
 pub mod stats;
 pub mod stdio;
 pub mod sync;
+pub mod terminal;
 pub mod termination;
 pub mod thread;
 pub mod ticker;

@@ -15,6 +15,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd;
 use rustix::io::ioctl_fionread;
 
+use crate::termination;
+
 /// Maximum length of one write (bytes). A pipe that polls writable takes it without blocking
 /// (`PIPE_BUF`, see pipe(7)), and a slow terminal takes it in less than [`PATIENCE`].
 const CHUNK: usize = 512;
@@ -55,6 +57,8 @@ impl Write for Stdout {
 ///
 /// # Errors
 /// The stream's error, such as [`ErrorKind::BrokenPipe`] for a reader that has closed the pipe.
+/// [`ErrorKind::WouldBlock`] if termination of the process is requested and the reader does not
+/// read.
 pub fn print(text: impl Display) -> io::Result<()> {
     let text = text.to_string();
     let (mut stdout, mut rest) = (Stdout::default(), text.as_bytes());
@@ -62,7 +66,8 @@ pub fn print(text: impl Display) -> io::Result<()> {
         match stdout.write(rest) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(written) => rest = rest.get(written..).unwrap_or_default(),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock && termination::requested().is_none() => {}
             Err(error) => return Err(error),
         }
     }

@@ -7,6 +7,9 @@
 //! that does not end within [`GRACE`] is stuck in a system call, such as a write to a pipe that is
 //! not read. The main thread then ends the process.
 //!
+//! SIGTSTP stops the process with its terminal restored, and SIGCONT makes it raw again. SIGTTIN is
+//! blocked: a read from the background fails, and stops no thread.
+//!
 //! A signal that the process ignored when it started, as under nohup(1), stays ignored.
 //!
 //! A program that never calls [`run`] handles signals itself: nothing is ever requested.
@@ -19,16 +22,14 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use libc::pid_t;
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::time::TimeSpec;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::signals::{self, borrow};
-use crate::thread::own_tid;
-use crate::{error_chain, stdio, sync};
+use crate::{error_chain, helper, stdio, sync, terminal};
 
 /// Time for the command to end by itself, after termination was requested.
 pub const GRACE: Duration = Duration::from_secs(1);
@@ -44,6 +45,9 @@ const STACK_BYTES: usize = 8 << 20;
 
 /// Signals that end the process.
 const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// Signals of job control that the main thread handles.
+const JOB_CONTROL: [Signal; 2] = [Signal::SIGTSTP, Signal::SIGCONT];
 
 /// Why the process is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +82,6 @@ struct Process {
     wake: EventFd,
     began: Instant,
     deadline: Mutex<Option<Instant>>,
-    main: pid_t,
 }
 
 /// Returns the cause, once termination is requested.
@@ -120,13 +123,6 @@ pub fn set_deadline(after: Duration) {
     }
 }
 
-/// Returns the thread ID of the main thread; `None` in a program that did not call [`run`].
-///
-/// Beside real-time threads on all CPUs the main thread needs a real-time class too.
-pub fn main_thread() -> Option<pid_t> {
-    PROCESS.get().map(|process| process.main)
-}
-
 /// Runs `command` on a thread of its own, and returns its exit status, or that of the [`Cause`] if
 /// it does not end in time. The main thread calls it, once, before it starts any other thread.
 /// `began` is the start of the process.
@@ -141,9 +137,9 @@ pub fn run(began: Instant, command: impl FnOnce() -> u8 + Send + 'static) -> Exi
 
 fn supervise(began: Instant, command: impl FnOnce() -> u8 + Send + 'static) -> io::Result<u8> {
     let signals = block_signals()?;
+    let _helper = helper::register();
     let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
-    let (deadline, main) = (Mutex::new(None), own_tid());
-    let process = Process { requested: event()?, wake: event()?, began, deadline, main };
+    let process = Process { requested: event()?, wake: event()?, began, deadline: Mutex::new(None) };
     let process = PROCESS.get_or_init(|| process);
     let is_over = Arc::new(AtomicBool::new(false));
     let over = Over(Arc::clone(&is_over));
@@ -159,12 +155,26 @@ fn supervise(began: Instant, command: impl FnOnce() -> u8 + Send + 'static) -> i
 /// Blocks the signals of the event loop in the main thread, and so in threads that it creates.
 /// Returns their descriptor.
 fn block_signals() -> io::Result<SignalFd> {
-    let handled: SigSet = ENDING.into_iter().filter(|signal| !signals::is_ignored(*signal)).collect();
+    let all = ENDING.into_iter().chain(JOB_CONTROL);
+    let handled: SigSet = all.filter(|signal| !signals::is_ignored(*signal)).collect();
     let mut blocked = handled;
     // A write beyond the limit on file sizes then fails with EFBIG (setrlimit(2)).
     blocked.add(Signal::SIGXFSZ);
+    blocked.add(Signal::SIGTTIN);
     pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), None)?;
     Ok(SignalFd::with_flags(&handled, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?)
+}
+
+/// Stops the process as SIGTSTP does by default, with its terminal restored. Returns when the
+/// process continues.
+fn stop() -> io::Result<()> {
+    terminal::suspend();
+    raise(Signal::SIGTSTP)?;
+    let unblocked = SigSet::from_iter([Signal::SIGTSTP]);
+    pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&unblocked), None)?;
+    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&unblocked), None)?;
+    terminal::resume();
+    Ok(())
 }
 
 impl Process {
@@ -183,8 +193,12 @@ impl Process {
                 Err(error) => return Err(error.into()),
             }
             let _: io::Result<u64> = self.wake.read();
-            while let Ok(Some(_)) = signals.read_signal() {
-                self.request(Cause::Interrupted);
+            while let Ok(Some(signal)) = signals.read_signal() {
+                match Signal::try_from(signal.ssi_signo.cast_signed()) {
+                    Ok(Signal::SIGTSTP) => stop()?,
+                    Ok(Signal::SIGCONT) => terminal::resume(),
+                    _ => self.request(Cause::Interrupted),
+                }
             }
             let now = Instant::now();
             if until.is_some_and(|until| until <= now) {
@@ -193,6 +207,7 @@ impl Process {
             let Some(cause) = requested() else { continue };
             let kill_at = *kill_at.get_or_insert(now + GRACE);
             if kill_at <= now && !is_over.load(Ordering::Acquire) {
+                terminal::restore();
                 process::exit(cause.status().into());
             }
         }

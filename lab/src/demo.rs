@@ -18,7 +18,7 @@ use crate::print::print;
 use crate::render::{HostLine, per_second};
 use crate::results::{RunResult, SCHEMA};
 use crate::runner::{Experiment, Measurement, Point, Rounds, Runner, WaitMode, lock_of};
-use crate::table::{TAKEN, Table, figure, fixed, or_dash, taken};
+use crate::table::{Table, figure};
 use host::cpus::Cpus;
 use host::facts::HostFacts;
 use steal_time::publisher::{PublisherChoice, PublisherKind};
@@ -131,7 +131,7 @@ impl Demo {
     fn retained(&self, point: Point) -> Option<f64> {
         let throughput = |point| Some(lock_of(self.runs.of(&point).next()?)?.1.per_second);
         let base = throughput(Point { overcommit: 1, ..point })?;
-        Some(throughput(point)? / base).filter(|retained| retained.is_finite())
+        (base > 0.0).then(|| throughput(point).map(|here| here / base)).flatten()
     }
 
     fn publishers(&self) -> Vec<PublisherKind> {
@@ -152,7 +152,6 @@ impl Demo {
             "preempted/s",
             "seen/s",
             "retained",
-            "taken %",
         ];
         let mut table = Table::new(&header, 4);
         for (point, result) in self.runs.iter() {
@@ -161,14 +160,13 @@ impl Demo {
                 point.publisher.to_string(),
                 point.lock.to_string(),
                 point.wait.to_string(),
-                format!("{}x", point.overcommit),
+                format!("{}x{}", point.overcommit, if result.is_disturbed() { "*" } else { "" }),
                 figure(lock.per_second),
-                figure(lock.waits.quantile_ns(|waits| waits.longest_ns) / 1e6),
+                figure(lock.waits.longest_ns as f64 / 1e6),
                 figure(window.guest_steal_ns as f64 / 1e9),
                 per_second(window, window.host.preemptions),
                 per_second(window, lock.preempted_seen),
-                or_dash(self.retained(*point), |retained| fixed(retained, 2)),
-                taken(self.runs.disturbance(point)),
+                self.retained(*point).map_or_else(String::new, |retained| format!("{retained:.2}")),
             ]);
         }
         table
@@ -192,7 +190,10 @@ impl Display for Demo {
             workload.duration_ms,
         )?;
         write!(f, "{}", self.table())?;
-        writeln!(f, "\n{TAKEN}")?;
+        if self.runs.iter().any(|(_, result)| result.is_disturbed()) {
+            writeln!(f, "* disturbed: other tasks, or an outer hypervisor, used these CPUs")?;
+        }
+        writeln!(f)?;
         for sentence in self.sentences() {
             writeln!(f, "{sentence}")?;
         }
@@ -233,14 +234,7 @@ impl Demo {
                 long_name(lock),
             ));
         }
-        let doubt = self.doubt(publisher);
-        Some(format!("{doubt}At 4 vCPUs per CPU, with publisher {publisher}, {}.", parts.join("; ")))
-    }
-
-    /// What a sentence about `publisher` begins with: that its figures do not count, or nothing.
-    fn doubt(&self, publisher: PublisherKind) -> &'static str {
-        let mut results = self.runs.iter().filter(|(point, _)| point.publisher == publisher);
-        if results.all(|(_, result)| result.is_known()) { "" } else { "Disturbed: " }
+        Some(format!("At 4 vCPUs per CPU, with publisher {publisher}, {}.", parts.join("; ")))
     }
 
     /// Whether waiters ever saw the other publisher's byte set, and what locks retain with it.
@@ -254,14 +248,14 @@ impl Demo {
             preemptions += window.host.preemptions;
             retained.push(format!("{:.2} for the {}", self.retained(point)?, long_name(lock)));
         }
-        let (retained, doubt) = (retained.join(" and "), self.doubt(publisher));
+        let retained = retained.join(" and ");
         Some(match seen {
             0 => format!(
-                "{doubt}Publisher {publisher} never set `preempted` in {preemptions} preemptions: waiters that \
+                "Publisher {publisher} never set `preempted` in {preemptions} preemptions: waiters that \
                  read it retain what spinning retains, {retained}."
             ),
             seen => format!(
-                "{doubt}With publisher {publisher}, waiters saw `preempted` set {seen} times in {preemptions} \
+                "With publisher {publisher}, waiters saw `preempted` set {seen} times in {preemptions} \
                  preemptions, and retain {retained}."
             ),
         })

@@ -128,6 +128,9 @@ pub fn command(args: &RunArgs, began: Instant) -> Result<u8, Error> {
         stdio::eprintln("The terminal is the guest's: Ctrl-A x ends the run, Ctrl-A Ctrl-A is one Ctrl-A");
     }
     let run = session.wait()?;
+    for guest in run.guests.iter().filter(|guest| guest.monitor.console_loss.is_unexpected()) {
+        stdio::eprintln(&guest.monitor.console_loss);
+    }
     let result = run.result(&HostFacts::probe(), config.cpu_hog);
     match &result.guests[..] {
         [guest] if !args.sched.is_session() => report_guest(args, guest, json)?,

@@ -1,18 +1,13 @@
 //! The console: input reaches a foreign guest, and a terminal is restored.
 
-#![expect(unsafe_code, reason = "a child takes its controlling terminal before it executes the monitor")]
-
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::io::Write;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crate::support::{Exclusive, Fixture, LIMIT, Running, end_of, kill, needs, start, vmm_run, wait_for};
-use nix::pty::openpty;
-use nix::sys::termios::{LocalFlags, Termios, tcgetattr};
+use crate::support::terminal::OnTerminal;
+use crate::support::{Exclusive, Fixture, end_of, kill, needs, vmm_run};
 
 fn echo(fixture: &Fixture) -> Command {
     vmm_run(["--vcpus", "1", "--memory", "4", "--publisher", "off", "--quiet", "--payload", fixture.arg()])
@@ -56,67 +51,6 @@ fn end_of_standard_input_does_not_end_the_guest() {
     assert_eq!((ended.status, ended.stdout.as_str()), (Some(4), ">"));
 }
 
-/// Makes standard input the controlling terminal of the calling process, in a new session.
-fn take_terminal() -> io::Result<()> {
-    nix::unistd::setsid()?;
-    // SAFETY: TIOCSCTTY takes an integer and touches no memory.
-    match unsafe { libc::ioctl(0, libc::TIOCSCTTY, 0) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// A monitor in the foreground of its own terminal.
-struct OnTerminal {
-    running: Running,
-    /// The user's side.
-    keyboard: File,
-    /// The monitor's side.
-    terminal: OwnedFd,
-    before: Termios,
-}
-
-impl OnTerminal {
-    fn start(command: &mut Command) -> Self {
-        let pty = openpty(None, None).expect("a pseudo-terminal");
-        let before = tcgetattr(pty.slave.as_fd()).unwrap();
-        let end = || Stdio::from(pty.slave.try_clone().unwrap());
-        command.stdin(end()).stdout(end()).stderr(end());
-        // SAFETY: between fork and exec the closure makes two system calls. It allocates nothing
-        // and takes no lock.
-        unsafe { command.pre_exec(take_terminal) };
-        let running = start(command);
-        Self { running, keyboard: File::from(pty.master), terminal: pty.slave, before }
-    }
-
-    /// Reads until `text` arrives.
-    fn wait_for(&mut self, text: &str) {
-        let (began, mut seen) = (Instant::now(), Vec::new());
-        while !String::from_utf8_lossy(&seen).contains(text) {
-            let mut chunk = [0; 256];
-            let count = self.keyboard.read(&mut chunk).expect("the terminal is there");
-            seen.extend_from_slice(&chunk[..count]);
-            assert!(began.elapsed() < LIMIT, "{:?}", String::from_utf8_lossy(&seen));
-        }
-    }
-
-    fn type_keys(&mut self, keys: &[u8]) {
-        self.keyboard.write_all(keys).expect("the terminal is there");
-    }
-
-    fn is_raw(&self) -> bool {
-        let now = tcgetattr(self.terminal.as_fd()).unwrap();
-        !now.local_flags.intersects(LocalFlags::ICANON | LocalFlags::ECHO | LocalFlags::ISIG)
-    }
-
-    /// Waits until the monitor ends and asserts that the terminal is restored.
-    fn end(self) -> Option<i32> {
-        let status = wait_for(self.running);
-        assert_eq!(tcgetattr(self.terminal.as_fd()).unwrap(), self.before);
-        status
-    }
-}
-
 #[test]
 fn terminal_of_a_foreign_guest_is_raw_and_restored_however_the_run_ends() {
     needs!(kvm);
@@ -133,7 +67,7 @@ fn terminal_of_a_foreign_guest_is_raw_and_restored_however_the_run_ends() {
         monitor.type_keys(b"\x03a\x01\x01b");
         monitor.wait_for("\x03a\x01b");
         match ending {
-            "TERM" | "INT" => kill(monitor.running.id(), ending),
+            "TERM" | "INT" => kill(monitor.id(), ending),
             "timeout" => {}
             keys => monitor.type_keys(keys.as_bytes()),
         }

@@ -4,9 +4,12 @@
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "the test harness captures it")]
 
 mod console;
+mod job_control;
 mod lifetime;
 mod linux;
+mod output;
 mod payload;
 mod qemu;
 #[path = "../support/lab.rs"]
 mod support;
+mod termination;

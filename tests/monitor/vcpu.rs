@@ -83,7 +83,13 @@ fn publisher_is_called_before_each_entry() {
     let mut ports = PortBus::new();
     ports.attach(EXIT_PORT, 1, ExitPort).unwrap();
     let control = Arc::new(VcpuControl::new());
-    let shared = Shared { ports, control: Arc::clone(&control), cpus: cpus(), hooks: Arc::new(NoHooks) };
+    let shared = Shared {
+        ports,
+        output: Arc::default(),
+        control: Arc::clone(&control),
+        cpus: cpus(),
+        hooks: Arc::new(NoHooks),
+    };
     let (sender, messages) = mpsc::channel();
     let event_sender = EventSender::new(sender, EventFd::new(0).unwrap());
     let entries = Arc::new(AtomicU64::new(0));

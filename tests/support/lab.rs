@@ -5,6 +5,7 @@
 pub(crate) mod bpf_ids;
 #[path = "mod.rs"]
 mod common;
+pub(crate) mod terminal;
 
 use std::ffi::OsStr;
 use std::io;

@@ -1,6 +1,6 @@
 //! Processes of tests. While one runs, no other test of the same test binary uses the CPUs.
 
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,11 @@ impl Running {
     /// Its standard output, if that is piped and was not taken before.
     pub(crate) fn take_stdout(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()
+    }
+
+    /// Its standard error, if that is piped and was not taken before.
+    pub(crate) fn take_stderr(&mut self) -> Option<ChildStderr> {
+        self.child.stderr.take()
     }
 }
 

@@ -20,9 +20,15 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::console::Console;
+use crate::console::ConsoleInput;
 use crate::error::VmmError;
 use crate::vcpu::{EventSender, Message};
+
+/// How often the event loop polls for the foreground of its terminal, in the background (ms).
+const BACKGROUND_POLL_MS: i32 = 200;
+
+/// The time limit of a wait without one (ms), see `epoll_wait(2)`.
+const FOREVER_MS: i32 = -1;
 
 /// An event during a run.
 #[derive(Debug)]
@@ -69,7 +75,7 @@ impl EventLoop {
     ///
     /// # Errors
     /// [`VmmError::Host`] if the process is out of file descriptors.
-    pub fn new(timeout: Option<Duration>, console: Option<Console>) -> Result<Self, VmmError> {
+    pub fn new(timeout: Option<Duration>, console: Option<ConsoleInput>) -> Result<Self, VmmError> {
         let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(VmmError::cannot("create an eventfd"))?;
         let (sender, messages) = mpsc::channel();
         let mut timer = TimerFd::new().map_err(VmmError::cannot("create a timer"))?;
@@ -131,7 +137,9 @@ impl EventLoop {
             if let Some(event) = sources.pending.pop_front() {
                 return Ok(event);
             }
-            self.manager.run().map_err(VmmError::cannot("wait for events"))?;
+            let is_in_background = sources.console.as_ref().is_some_and(ConsoleInput::poll_background);
+            let limit_ms = if is_in_background { BACKGROUND_POLL_MS } else { FOREVER_MS };
+            self.manager.run_with_timeout(limit_ms).map_err(VmmError::cannot("wait for events"))?;
         }
     }
 }
@@ -179,7 +187,7 @@ struct Sources {
     messages: mpsc::Receiver<Message>,
     termination: Termination,
     timer: TimerFd,
-    console: Option<Console>,
+    console: Option<ConsoleInput>,
     pending: VecDeque<Event>,
     /// The error of a source that cannot be watched: `init` of the trait cannot return one.
     refused: Option<event_manager::Error>,

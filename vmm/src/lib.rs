@@ -58,7 +58,6 @@ pub mod hooks;
 pub mod loader;
 pub mod memory;
 pub mod supervise;
-pub mod terminal;
 pub mod timings;
 pub mod vcpu;
 pub mod vm;

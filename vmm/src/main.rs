@@ -61,6 +61,9 @@ fn report(args: &GuestArgs, run: &RunOutcome) {
             stdio::eprintln(registers);
         }
     }
+    if run.console_loss.is_unexpected() {
+        stdio::eprintln(&run.console_loss);
+    }
     if !args.quiet {
         // The status of the run matters more than a reader that has gone.
         let _ = stdio::print(format_args!("{run}\n"));

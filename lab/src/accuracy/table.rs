@@ -4,15 +4,12 @@ use std::fmt;
 
 use super::{Accuracy, Migration, ObservedCounts, OracleReport, Row};
 use crate::oracle::WrongTime;
-use crate::results::statistics::ratio;
-use crate::table::{TAKEN, Table, count, figure, fixed, percent};
-use host::disturbance::Verdict;
+use crate::table::{Table, count, figure};
 use steal_time::publisher::Counts;
 
-const ORACLE: [&str; 16] = [
+const ORACLE: [&str; 15] = [
     "publisher",
     "verdict",
-    "taken %",
     "preempted",
     "counted",
     "preempted missed",
@@ -28,10 +25,9 @@ const ORACLE: [&str; 16] = [
     "steal / lost",
 ];
 
-const MIGRATION: [&str; 8] = [
+const MIGRATION: [&str; 7] = [
     "publisher",
     "verdict",
-    "taken %",
     "migrations",
     "preempted",
     "counted",
@@ -62,10 +58,10 @@ impl fmt::Display for Accuracy {
         for row in &self.rows {
             remark(f, row)?;
         }
-        write!(
+        writeln!(
             f,
             "Latencies run from the kernel's record of a switch to the changed byte, as another CPU sees it; negative: the \
-             byte changed before the record.\nWrongly set and clear: percentage of the sampled time.\n{TAKEN}"
+             byte changed before the record.\nWrongly set and clear: percentage of the sampled time."
         )
     }
 }
@@ -81,17 +77,14 @@ fn add_row<const N: usize>(table: &mut Table, row: &Row, cells: Option<[String; 
 fn remark(f: &mut fmt::Formatter<'_>, row: &Row) -> fmt::Result {
     let publisher = row.publisher;
     let measurements = [
-        ("oracle", row.oracle.as_ref().map(|report| (report.verdict, report.disturbance, &report.counts))),
-        ("migration", row.migration.as_ref().map(|one| (one.verdict, one.disturbance, &one.counts))),
+        ("oracle", row.oracle.as_ref().map(|report| &report.counts)),
+        ("migration", row.migration.as_ref().map(|migration| &migration.counts)),
     ];
-    for (name, measured) in measurements {
-        match measured {
-            Ok((verdict, disturbance, counts)) => {
+    for (name, counts) in measurements {
+        match counts {
+            Ok(counts) => {
                 for inconsistency in &counts.inconsistencies {
                     writeln!(f, "{publisher}, {name}: unknown, because {inconsistency}")?;
-                }
-                if verdict != Verdict::Known && counts.inconsistencies.is_empty() {
-                    writeln!(f, "{publisher}, {name}: {verdict}, because {disturbance}")?;
                 }
             }
             Err(why) => writeln!(f, "{publisher}, {name}: not measured: {why}")?,
@@ -103,18 +96,17 @@ fn remark(f: &mut fmt::Formatter<'_>, row: &Row) -> fmt::Result {
     Ok(())
 }
 
-fn oracle_cells(row: &Row, report: &OracleReport) -> [String; 16] {
-    let OracleReport { verdict, disturbance, preempted, counts, .. } = report;
+fn oracle_cells(row: &Row, report: &OracleReport) -> [String; 15] {
+    let OracleReport { preempted, counts, .. } = report;
     let microseconds = |ns: Option<i64>| ns.map_or("-".to_owned(), |ns| figure(ns as f64 / 1e3));
     let latencies = |ns: [Option<i64>; 4]| ns.map(microseconds).join(" / ");
     let wrong = |time: WrongTime| {
-        let share = ratio(time.total_ns as f64, preempted.observed_ns as f64);
-        format!("{} %, {:.3}", fixed(100.0 * share, 3), time.longest_ns as f64 / 1e6)
+        let share = time.total_ns as f64 / preempted.observed_ns.max(1) as f64;
+        format!("{:.3} %, {:.3}", 100.0 * share, time.longest_ns as f64 / 1e6)
     };
     [
         row.publisher.to_string(),
-        verdict.to_string(),
-        percent(disturbance.share()),
+        verdict(counts),
         count(counts.sched_out),
         counted(counts),
         format!("{} of {}", preempted.sched_out.missed, preempted.sched_out.happened),
@@ -131,18 +123,20 @@ fn oracle_cells(row: &Row, report: &OracleReport) -> [String; 16] {
     ]
 }
 
-fn migration_cells(row: &Row, migration: &Migration) -> [String; 8] {
-    let Migration { verdict, disturbance, migrations, counts } = migration;
+fn migration_cells(row: &Row, Migration { migrations, counts }: &Migration) -> [String; 7] {
     [
         row.publisher.to_string(),
-        verdict.to_string(),
-        percent(disturbance.share()),
+        verdict(counts),
         count(*migrations),
         count(counts.sched_out),
         counted(counts),
         sched_in(counts),
         steal(counts),
     ]
+}
+
+fn verdict(counts: &ObservedCounts) -> String {
+    if counts.inconsistencies.is_empty() { "known" } else { "unknown" }.to_owned()
 }
 
 fn counted(counts: &ObservedCounts) -> String {
@@ -162,5 +156,5 @@ fn sched_in(counts: &ObservedCounts) -> String {
 }
 
 fn steal(counts: &ObservedCounts) -> String {
-    fixed(ratio(counts.steal_ns as f64, counts.lost_ns as f64), 4)
+    format!("{:.4}", counts.steal_ns as f64 / counts.lost_ns.max(1) as f64)
 }

@@ -22,8 +22,9 @@ use steal_time::publisher::{Publisher, Selection};
 use vmm::hooks::{Descheduled, LoadedGuest, RunHooks, VcpuEvent};
 use vmm::vcpu::control::{VcpuControl, VcpuHandle};
 
-/// Time for the payload to close its window and to end on request.
-const GRACE: Duration = Duration::from_secs(1);
+/// Time for the payload to close its window and to end on request. Its results are then written
+/// within the time that the process has left ([`host::termination::GRACE`]).
+const GRACE: Duration = Duration::from_millis(500);
 
 /// Maximum number of milestones that are read from a guest, which may write the port without end.
 const MAX_MILESTONES: u32 = 1 << 14;

@@ -39,7 +39,7 @@ pub use times::Times;
 pub use window::{HostFigures, PreemptedFigures, WindowFigures};
 
 /// Version of the document. It changes when a field changes its meaning or its name, or goes.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 3;
 
 /// One run of one guest.
 #[derive(Clone, Debug, Serialize)]
@@ -71,6 +71,8 @@ pub struct RunResult {
     pub unclaimed_reads: u64,
     /// Bytes written to ports that no device claims.
     pub unclaimed_writes: u64,
+    /// Bytes that the guest sent on COM1 and that standard output did not take.
+    pub console_lost: u64,
 }
 
 /// What the guest was.
@@ -195,6 +197,7 @@ impl RunResult {
             vcpus: run.vcpus.iter().map(figures).collect(),
             unclaimed_reads: monitor.unclaimed.reads,
             unclaimed_writes: monitor.unclaimed.writes,
+            console_lost: monitor.console_loss.bytes,
         }
     }
 }

@@ -16,7 +16,6 @@ use crate::sched::SchedConfig;
 use crate::sched::cpu_hog::Load;
 use crate::session::{self, SessionConfig, SessionResult};
 use host::cpus::Cpus;
-use host::disturbance::Disturbance;
 use host::facts::HostFacts;
 use steal_time::publisher::PublisherKind;
 
@@ -126,19 +125,14 @@ fn failed(vcpus: usize, workload: Workload, how: &str) -> Error {
 }
 
 impl Measurement for RunResult {
-    fn disturbance(&self) -> Disturbance {
-        self.window.as_ref().map_or_else(Disturbance::unknown, |window| window.host.disturbance)
+    fn is_disturbed(&self) -> bool {
+        self.window.as_ref().is_some_and(|window| window.host.disturbed)
     }
 }
 
 impl Measurement for SessionResult {
-    /// That of the guest from which most was taken: their windows overlap.
-    fn disturbance(&self) -> Disturbance {
-        let of_guests = self.guests.iter().map(RunResult::disturbance);
-        let by_amount = |one: &Disturbance, other: &Disturbance| {
-            one.verdict().cmp(&other.verdict()).then(one.share().total_cmp(&other.share()))
-        };
-        of_guests.max_by(by_amount).unwrap_or_else(Disturbance::unknown)
+    fn is_disturbed(&self) -> bool {
+        self.guests.iter().any(RunResult::is_disturbed)
     }
 }
 

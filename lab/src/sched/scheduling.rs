@@ -15,42 +15,36 @@ use crate::guest::{GuestScheduler, RunError};
 use crate::policy::{Needs, Ns};
 use host::clock;
 use host::cpus::Cpus;
-use host::termination;
-use host::thread::{Class, set_class, set_own_class};
+use host::helper;
+use host::thread::{Class, set_own_class};
 use steal_time::publisher::PublisherKind;
 use vmm::vcpu::control::VcpuHandle;
 
-/// Class of the command's thread and the main thread while real-time vCPU threads run. Otherwise they
-/// would not get a CPU to handle the end of a guest or of the process.
+/// Class of the command's thread and of helpers while real-time vCPU threads run. Otherwise they would
+/// not get a CPU to handle the end of a guest or of the process.
 const MAIN: Class = Class::Fifo(30);
 
-/// Raises the calling thread and the main thread above the vCPU threads, if the host allows it, until
-/// this is dropped.
+/// Raises the calling thread and the helpers ([`host::helper`]) above the vCPU threads, if the host
+/// allows it, until this is dropped.
 ///
 /// Threads that the calling thread starts meanwhile inherit the class.
 #[derive(Debug)]
 pub struct PriorityBoost(());
 
 impl PriorityBoost {
-    /// Raises the two threads.
+    /// Raises the threads.
     pub fn acquire() -> Self {
-        set_classes(MAIN);
+        // Without the privilege the thread keeps its share as a thread of the fair class.
+        let _ = set_own_class(MAIN);
+        helper::raise(MAIN);
         Self(())
     }
 }
 
 impl Drop for PriorityBoost {
     fn drop(&mut self) {
-        set_classes(Class::Fair);
-    }
-}
-
-/// Sets the class of the calling thread, and of the main thread, which ends the process.
-fn set_classes(class: Class) {
-    // Without the privilege they keep their share as threads of the fair class.
-    let _ = set_own_class(class);
-    if let Some(main) = termination::main_thread() {
-        let _ = set_class(main, class);
+        let _ = set_own_class(Class::Fair);
+        helper::lower();
     }
 }
 

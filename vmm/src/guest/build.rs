@@ -1,6 +1,6 @@
 //! Builds the machine of a guest and loads its payload.
 
-use std::io::Write;
+use std::sync::Arc;
 
 use devices::{Device, ExitPort, I8042, PortBus, Serial, SerialInput};
 use kvm_ioctls::VcpuFd;
@@ -14,6 +14,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::config::GuestConfig;
 use crate::boot::Entry;
+use crate::console::OutputBuffer;
+use crate::console::output::Transmitter;
 use crate::error::VmmError;
 use crate::loader::Image;
 use crate::memory::Ram;
@@ -67,14 +69,11 @@ pub(super) struct Line {
     pub(super) room: EventFd,
 }
 
-/// Returns the port bus with its devices. COM1 writes to `console`.
-pub(super) fn port_bus(
-    machine: &Machine,
-    console: impl Write + Send + 'static,
-) -> Result<(PortBus, Line), VmmError> {
+/// Returns the port bus with its devices. COM1 transmits to `output`.
+pub(super) fn port_bus(machine: &Machine, output: &Arc<OutputBuffer>) -> Result<(PortBus, Line), VmmError> {
     let room = EventFd::new(libc::EFD_NONBLOCK).map_err(VmmError::cannot("create an eventfd for COM1"))?;
     let copy = room.try_clone().map_err(VmmError::cannot("copy an eventfd for COM1"))?;
-    let (serial, input) = Serial::new(machine.com1_line()?, copy, console);
+    let (serial, input) = Serial::new(machine.com1_line()?, copy, Transmitter(Arc::clone(output)));
     let mut ports = PortBus::new();
     attach(&mut ports, COM1, 8, serial)?;
     attach(&mut ports, I8042_PORTS, I8042_COMMAND - I8042_PORTS + 1, I8042::new())?;

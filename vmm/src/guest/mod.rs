@@ -27,7 +27,8 @@ use steal_time::host_vm::HostVm;
 use steal_time::publisher::{PublisherKind, Selection};
 
 use crate::boot::Entry;
-use crate::console::Console;
+use crate::console::output::ConsoleOutput;
+use crate::console::{ConsoleInput, ConsoleLoss, OutputBuffer};
 use crate::error::VmmError;
 use crate::event_loop::{self, EventLoop};
 use crate::guest_clock::GuestClock;
@@ -64,6 +65,8 @@ pub struct RunOutcome {
     pub vcpus: Vec<(VcpuId, VcpuStats)>,
     /// Accesses to ports without a device (bytes).
     pub unclaimed: Unclaimed,
+    /// What the guest sent on COM1 and the console did not take.
+    pub console_loss: ConsoleLoss,
     /// When the run reached its milestones.
     pub timings: Timings,
 }
@@ -89,6 +92,7 @@ pub struct Guest {
     note: Option<Note>,
     selection: Selection,
     has_terminal: bool,
+    console: ConsoleOutput,
     clock: Option<GuestClock>,
     timings: Timings,
 }
@@ -150,18 +154,20 @@ impl Guest {
 
         let control = Arc::new(control);
         hooks.on_loaded(&LoadedGuest { ram: machine.ram(), note: note.as_ref(), control: &control });
-        let (ports, line) = build::port_bus(&machine, console)?;
+        let output = Arc::new(OutputBuffer::default());
+        let (ports, line) = build::port_bus(&machine, &output)?;
         // A payload of this project does not read its console.
         let reads_console = config.stdin && note.is_none();
-        let console = reads_console.then(|| Console::new(line.input, line.room)).transpose();
-        let console = console.map_err(VmmError::cannot("connect standard input to COM1 (try </dev/null)"))?;
-        let has_terminal = console.as_ref().is_some_and(Console::has_terminal);
-        let event_loop = EventLoop::new(config.timeout, console)?;
+        let input = reads_console.then(|| ConsoleInput::new(line.input, line.room)).transpose();
+        let input = input.map_err(VmmError::cannot("connect standard input to COM1 (try </dev/null)"))?;
+        let has_terminal = input.as_ref().is_some_and(ConsoleInput::has_terminal);
+        let event_loop = EventLoop::new(config.timeout, input)?;
         let vm: Arc<dyn HostVm> = Arc::new(GuestVm::new(machine.ram().clone(), Arc::clone(&control)));
         let publisher = hooks.publisher(&selection, Arc::clone(&vm), &config.cpus)?;
         let steal_time = StealTime::with_publisher(publisher, vm);
         let shared = Arc::new(Shared {
             ports,
+            output: Arc::clone(&output),
             control: Arc::clone(&control),
             cpus: config.cpus.clone(),
             hooks: Arc::clone(&hooks),
@@ -177,13 +183,27 @@ impl Guest {
         for vcpu in VcpuId::first(config.vcpus).skip(1) {
             vcpus.push((vcpu, machine.create_vcpu(vcpu)?));
         }
+        let console = ConsoleOutput::start(output, console);
+        let console = console.map_err(VmmError::cannot("start the thread of the console"))?;
         let mut threads = Threads::new(Arc::clone(&control));
         for (vcpu, fd) in vcpus {
             threads.start(vcpu, fd, common.clone(), event_loop.event_sender()?)?;
         }
         timings.mark("vCPU threads started");
         let vm = Vm::new(machine, control, steal_time, threads);
-        Ok(Self { vm, event_loop, shared, hooks, entry, note, selection, has_terminal, clock, timings })
+        Ok(Self {
+            vm,
+            event_loop,
+            shared,
+            hooks,
+            entry,
+            note,
+            selection,
+            has_terminal,
+            console,
+            clock,
+            timings,
+        })
     }
 
     /// Returns the virtual machine, which can be paused, saved and restored.
@@ -246,6 +266,7 @@ impl Guest {
         let vcpus = self.vm.finish();
         let publisher_limits = self.vm.publisher().limits();
         self.timings.mark("vCPU threads joined");
+        let console_loss = self.console.finish();
         Ok(RunOutcome {
             outcome: outcome?,
             entry: self.entry,
@@ -254,6 +275,7 @@ impl Guest {
             publisher_limits,
             vcpus,
             unclaimed: self.shared.ports.unclaimed(),
+            console_loss,
             timings: self.timings,
         })
     }

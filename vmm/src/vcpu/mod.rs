@@ -24,6 +24,7 @@ use kvm_bindings::{kvm_regs, kvm_sregs};
 use protocol::VcpuId;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::console::OutputBuffer;
 use crate::error::VmmError;
 use crate::hooks::RunHooks;
 use control::VcpuControl;
@@ -83,6 +84,8 @@ impl fmt::Display for Registers {
 pub struct Shared {
     /// The devices in port space.
     pub ports: PortBus,
+    /// What COM1 transmitted and the console has not taken yet.
+    pub output: Arc<OutputBuffer>,
     /// The control of the vCPU threads.
     pub control: Arc<VcpuControl>,
     /// Host CPUs that the vCPU threads may use.

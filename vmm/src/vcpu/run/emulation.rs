@@ -2,6 +2,7 @@
 
 use devices::{Request, Written};
 use host::kick;
+use protocol::payload::machine::COM1;
 use steal_time::Access;
 
 use super::{Emulated, Vcpu};
@@ -38,6 +39,7 @@ impl Vcpu<'_> {
         let vcpu = self.id;
         let exit = exit::run(&mut self.fd).map_err(VmmError::cannot_vcpu("run", vcpu))?;
         self.needs_completion = exit.needs_completion();
+        self.has_transmitted = matches!(&exit, Exit::PortOut(PortData { port: COM1, .. }));
         match exit {
             Exit::PortIn(PortData { port, width, data }) => {
                 self.exits.port += 1;

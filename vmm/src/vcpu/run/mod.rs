@@ -4,9 +4,10 @@
 //! Running ---- stop_all ------> Stopped       another vCPU thread is exclusive
 //! Running ---- deschedule ----> Descheduled   a policy keeps this vCPU off the CPU
 //! Running ---- pause ---------> Paused        the whole guest is paused
+//! Running ---- COM1 is full --> Throttled     this vCPU transmits faster than the console is read
 //! Running ---- finish --------> Finished      the run is over, or the guest ended
 //!
-//! Stopped, Descheduled, Paused ----> Running  reads its next request there
+//! Stopped, Descheduled, Paused, Throttled ----> Running  reads its next request there
 //! ```
 //!
 //! [`VcpuControl`](super::control::VcpuControl) makes the requests. A thread is inside the guest
@@ -46,6 +47,8 @@ pub struct Vcpu<'p> {
     /// KVM completes the last exit at the next entry. Until then the registers are those of the
     /// instruction that caused the exit.
     needs_completion: bool,
+    /// Whether the last exit wrote to COM1.
+    has_transmitted: bool,
     last_pause: Pause,
     /// Run delay accrued while paused, in total (ns). It is not steal.
     discarded_ns: u64,
@@ -88,6 +91,8 @@ enum State {
     Descheduled,
     /// Outside the guest until the guest resumes; runs commands.
     Paused,
+    /// Outside the guest until the console has room for what it transmits.
+    Throttled,
     /// The run is over.
     Finished(VcpuExit),
 }
@@ -120,6 +125,7 @@ impl<'p> Vcpu<'p> {
             handle: Arc::new(VcpuHandle::of_this_thread()),
             exits: ExitCounts::default(),
             needs_completion: false,
+            has_transmitted: false,
             last_pause: Pause { since: Instant::now(), account: ThreadStats::default(), discarded_ns: 0 },
             discarded_ns: 0,
             preempted_before: 0,
@@ -155,6 +161,7 @@ impl<'p> Vcpu<'p> {
                 State::Stopped => self.stopped(),
                 State::Descheduled => self.descheduled()?,
                 State::Paused => self.paused()?,
+                State::Throttled => self.throttled(),
                 State::Finished(exit) => return Ok(exit),
             };
         }
@@ -163,6 +170,8 @@ impl<'p> Vcpu<'p> {
     /// Enters the guest once, unless the control requests otherwise.
     fn running(&mut self) -> Result<State, VmmError> {
         Ok(match self.shared.control.request(&self.handle) {
+            // Running ---- COM1 is full ----> Throttled
+            VcpuRequest::Run if self.has_transmitted && self.shared.output.must_wait() => State::Throttled,
             VcpuRequest::Run => match self.run_emulation()? {
                 Emulated::Handled => State::Running,
                 // Running ---- guest ends ----> Finished
@@ -183,6 +192,15 @@ impl<'p> Vcpu<'p> {
     fn stopped(&mut self) -> State {
         self.shared.control.wait_exclusive();
         // Stopped ---- stop_all returns ----> Running
+        State::Running
+    }
+
+    /// Waits until the console has room, or a kick comes. The time is not steal.
+    fn throttled(&mut self) -> State {
+        if self.shared.output.wait_for_room() {
+            self.shared.hooks.on_vcpu_event(self.id, &self.handle, VcpuEvent::Kicked);
+        }
+        // Throttled ---- room, a stalled reader, or a request ----> Running
         State::Running
     }
 

@@ -1,7 +1,9 @@
-//! The console: forwards standard input to the guest's COM1.
+//! Input of a guest's console: forwards standard input to COM1.
 //!
 //! The receive FIFO of the UART is small. While it is full, the console does not read standard
 //! input, so the writer blocks and no byte is lost. It resumes when the guest has emptied the FIFO.
+//!
+//! In the background of its terminal the monitor does not read it: the keys are the shell's.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,27 +12,33 @@ use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 use devices::SerialInput;
 use event_manager::{EventOps, Events};
+use host::terminal::RawTerminal;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::escape::Escape;
-use crate::terminal::RawTerminal;
 
 /// Maximum length of one read (bytes).
 const CHUNK: usize = 256;
 
 /// Standard input, connected to a guest's serial line.
 #[derive(Debug)]
-pub struct Console {
+pub struct ConsoleInput {
     input: File,
     line: SerialInput,
     room: EventFd,
     /// Bytes that were read and do not fit into the FIFO yet.
     pending: Vec<u8>,
     watch: Watch,
-    /// Present when standard input is a terminal.
-    escape: Option<Escape>,
-    _terminal: Option<RawTerminal>,
+    /// Present when standard input is the controlling terminal.
+    terminal: Option<Terminal>,
+}
+
+/// The controlling terminal, and what its user typed.
+#[derive(Debug)]
+struct Terminal {
+    raw: RawTerminal,
+    escape: Escape,
 }
 
 /// How the event loop watches standard input.
@@ -40,28 +48,47 @@ enum Watch {
     On,
     /// Not watched while the FIFO is full.
     Off,
+    /// A terminal that is not read, because this process is in its background.
+    Background,
     /// A plain file, which is always readable and cannot be watched.
     Never,
     /// At its end, or closed.
     Ended,
 }
 
-impl Console {
+impl ConsoleInput {
     /// Connects standard input to `line`, which signals `room` when its FIFO is empty. Makes a
     /// terminal raw.
     ///
     /// # Errors
     /// The host's error: no free file descriptor, or a terminal that cannot be made raw.
     pub fn new(line: SerialInput, room: EventFd) -> io::Result<Self> {
-        let terminal = RawTerminal::new()?;
+        let terminal = RawTerminal::new()?.map(|raw| Terminal { raw, escape: Escape::default() });
         let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-        let escape = terminal.as_ref().map(|_| Escape::default());
-        Ok(Self { input, line, room, pending: Vec::new(), watch: Watch::Off, escape, _terminal: terminal })
+        Ok(Self { input, line, room, pending: Vec::new(), watch: Watch::Off, terminal })
     }
 
-    /// Returns whether standard input is a terminal that this console made raw.
+    /// Returns whether standard input is a terminal that the guest owns: it is raw.
     pub fn has_terminal(&self) -> bool {
-        self.escape.is_some()
+        self.may_read() && self.terminal.is_some()
+    }
+
+    /// Returns whether standard input is a terminal in whose background this process is. Signals an
+    /// event if the process has come to the foreground.
+    ///
+    /// A shell reports that to a stopped process only, so a caller in the background polls.
+    pub fn poll_background(&self) -> bool {
+        let may_read = self.may_read();
+        if may_read && self.watch == Watch::Background {
+            // The write fails only if an event is pending already.
+            let _ = self.room.write(1);
+        }
+        !may_read
+    }
+
+    /// Returns whether standard input may be read. A terminal is raw then.
+    fn may_read(&self) -> bool {
+        self.terminal.as_ref().is_none_or(|terminal| terminal.raw.may_read())
     }
 
     /// Registers the console with the event loop.
@@ -70,6 +97,10 @@ impl Console {
     /// The event loop's error.
     pub fn register(&mut self, ops: &mut EventOps<'_>) -> Result<(), event_manager::Error> {
         ops.add(Events::new_raw(self.room.as_raw_fd(), EventSet::IN))?;
+        if !self.may_read() {
+            self.watch = Watch::Background;
+            return Ok(());
+        }
         self.watch = match ops.add(self.interest()) {
             Ok(()) => Watch::On,
             // epoll rejects plain files and /dev/null, which are always readable.
@@ -93,13 +124,26 @@ impl Console {
             let _: io::Result<u64> = self.room.read();
         }
         self.send();
-        let may_read = fd == self.input.as_raw_fd() || self.watch == Watch::Never;
-        if self.pending.is_empty() && may_read {
+        if self.terminal.is_some() && matches!(self.watch, Watch::On | Watch::Background) {
+            self.follow_job_control(ops);
+        }
+        let is_ready = fd == self.input.as_raw_fd() && self.watch == Watch::On;
+        if self.pending.is_empty() && (is_ready || self.watch == Watch::Never) {
             self.read()?;
         }
         self.send();
         self.update_watch(ops);
         ControlFlow::Continue(())
+    }
+
+    /// Watches the terminal in the foreground, and only there.
+    fn follow_job_control(&mut self, ops: &mut EventOps<'_>) {
+        let changed = match (self.watch, self.may_read()) {
+            (Watch::On, false) => ops.remove(self.interest()).map(|()| Watch::Background),
+            (Watch::Background, true) => ops.add(self.interest()).map(|()| Watch::On),
+            (watch, _) => Ok(watch),
+        };
+        self.watch = changed.unwrap_or(Watch::Ended);
     }
 
     fn read(&mut self) -> ControlFlow<()> {
@@ -109,15 +153,17 @@ impl Console {
             Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
                 return ControlFlow::Continue(());
             }
+            // SIGTTIN is blocked: this process has just come into the background (termios(3)).
+            Err(_) if !self.may_read() => return ControlFlow::Continue(()),
             // End of file, or a terminal that was closed.
             Ok(0) | Err(_) => {
                 self.watch = Watch::Ended;
                 return ControlFlow::Continue(());
             }
         };
-        match &mut self.escape {
+        match &mut self.terminal {
             None => self.pending.extend_from_slice(typed),
-            Some(escape) => match escape.filter(typed) {
+            Some(terminal) => match terminal.escape.filter(typed) {
                 Some(for_guest) => self.pending = for_guest,
                 None => return ControlFlow::Break(()),
             },
