@@ -35,6 +35,7 @@ pub mod child;
 pub mod clock;
 pub mod cpu_hog;
 pub mod cpus;
+pub mod disturbance;
 pub mod error_chain;
 pub mod facts;
 pub mod helper;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use libc::pid_t;
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike;
 
 use super::cpus::Cpus;
 
@@ -160,14 +161,14 @@ pub fn own_involuntary_switches() -> u64 {
     usage.map_or(0, |usage| u64::try_from(usage.involuntary_context_switches()).unwrap_or(0))
 }
 
-/// CPU time of a set of host CPUs and of this process.
+/// CPU time of a set of host CPUs and of this process with its children.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CpuStats {
     /// Time in which the CPUs were not idle: all tasks and interrupts.
     pub busy: Duration,
     /// Time that an outer hypervisor took from the CPUs: `steal` in `/proc/stat`.
     pub stolen: Duration,
-    /// CPU time of this process, on any CPU.
+    /// CPU time of this process and of children that it has waited for, on any CPU.
     pub own: Duration,
 }
 
@@ -175,10 +176,16 @@ impl CpuStats {
     /// Reads the statistics of `cpus`. The resolution of `busy` and `stolen` is 10 ms.
     ///
     /// # Errors
-    /// The error of reading `/proc/stat` or of `clock_gettime(2)`.
+    /// The error of reading `/proc/stat`, of `clock_gettime(2)` or of `getrusage(2)`.
     pub fn read(cpus: &Cpus) -> io::Result<Self> {
-        let (busy, stolen) = parse_stat(&fs::read_to_string("/proc/stat")?, cpus);
-        Ok(Self { busy, stolen, own: process_cpu_time()? })
+        let (busy, stolen) = parse_stat(&fs::read_to_string("/proc/stat")?, cpus)?;
+        Ok(Self { busy, stolen, own: process_cpu_time()? + children_cpu_time()? })
+    }
+
+    /// Returns the sum of two growths.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self { busy: self.busy + other.busy, stolen: self.stolen + other.stolen, own: self.own + other.own }
     }
 
     /// Returns the growth since `earlier`.
@@ -202,6 +209,12 @@ fn process_cpu_time() -> io::Result<Duration> {
     Ok(Duration::from(time))
 }
 
+fn children_cpu_time() -> io::Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_CHILDREN)?;
+    let microseconds = (usage.user_time() + usage.system_time()).num_microseconds();
+    Ok(Duration::from_micros(microseconds.try_into().unwrap_or(0)))
+}
+
 fn parse_schedstat(text: &str) -> io::Result<[u64; 3]> {
     let mut fields = text.split_ascii_whitespace().map(str::parse);
     match (fields.next(), fields.next(), fields.next()) {
@@ -216,9 +229,9 @@ fn status_field(status: &str, name: &str) -> io::Result<u64> {
 }
 
 /// Parses busy and stolen time of `cpus` from lines `cpuN user nice system idle iowait irq softirq
-/// steal ...`.
-fn parse_stat(stat: &str, cpus: &Cpus) -> (Duration, Duration) {
-    let mut sums = (Duration::ZERO, Duration::ZERO);
+/// steal ...`. A CPU without a line is an error.
+fn parse_stat(stat: &str, cpus: &Cpus) -> io::Result<(Duration, Duration)> {
+    let (mut sums, mut found) = ((Duration::ZERO, Duration::ZERO), 0);
     for line in stat.lines() {
         let mut words = line.split_ascii_whitespace();
         let cpu = words.next().and_then(|word| word.strip_prefix("cpu")?.parse::<usize>().ok());
@@ -230,9 +243,10 @@ fn parse_stat(stat: &str, cpus: &Cpus) -> (Duration, Duration) {
             // USER_HZ is 100 on x86
             sums.0 += Duration::from_millis(10 * (user + nice + system + irq + softirq));
             sums.1 += Duration::from_millis(10 * steal);
+            found += 1;
         }
     }
-    sums
+    if found == cpus.count() { Ok(sums) } else { Err(malformed("stat")) }
 }
 
 fn malformed(what: &str) -> io::Error {
@@ -249,10 +263,11 @@ mod tests {
     #[test]
     fn stat_counts_the_wanted_cpus_only() {
         let stat = "cpu  9 9 9 9 9 9 9 9 0 0\ncpu0 1 2 3 99 99 4 5 6 0 0\ncpu1 1 1 1 1 1 1 1 1 0 0\nintr 5\n";
-        let (busy, stolen) = parse_stat(stat, &"0".parse().unwrap());
+        let (busy, stolen) = parse_stat(stat, &"0".parse().unwrap()).unwrap();
         assert_eq!((busy, stolen), (Duration::from_millis(150), Duration::from_millis(60)));
-        let (busy, _) = parse_stat(stat, &"0-1".parse().unwrap());
+        let (busy, _) = parse_stat(stat, &"0-1".parse().unwrap()).unwrap();
         assert_eq!(busy, Duration::from_millis(200));
+        assert!(parse_stat(stat, &"1-2".parse().unwrap()).is_err(), "CPU 2 has no line");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::print::print;
 use crate::render::{HostLine, per_second};
 use crate::results::{RunResult, SCHEMA};
 use crate::runner::{Experiment, Measurement, Point, Rounds, Runner, WaitMode, lock_of};
-use crate::table::{Table, figure};
+use crate::table::{TAKEN, Table, figure, fixed, or_dash, taken};
 use host::cpus::Cpus;
 use host::facts::HostFacts;
 use steal_time::publisher::{PublisherChoice, PublisherKind};
@@ -131,7 +131,7 @@ impl Demo {
     fn retained(&self, point: Point) -> Option<f64> {
         let throughput = |point| Some(lock_of(self.runs.of(&point).next()?)?.1.per_second);
         let base = throughput(Point { overcommit: 1, ..point })?;
-        (base > 0.0).then(|| throughput(point).map(|here| here / base)).flatten()
+        Some(throughput(point)? / base).filter(|retained| retained.is_finite())
     }
 
     fn publishers(&self) -> Vec<PublisherKind> {
@@ -152,6 +152,7 @@ impl Demo {
             "preempted/s",
             "seen/s",
             "retained",
+            "taken %",
         ];
         let mut table = Table::new(&header, 4);
         for (point, result) in self.runs.iter() {
@@ -160,13 +161,14 @@ impl Demo {
                 point.publisher.to_string(),
                 point.lock.to_string(),
                 point.wait.to_string(),
-                format!("{}x{}", point.overcommit, if result.is_disturbed() { "*" } else { "" }),
+                format!("{}x", point.overcommit),
                 figure(lock.per_second),
-                figure(lock.waits.longest_ns as f64 / 1e6),
+                figure(lock.waits.quantile_ns(|waits| waits.longest_ns) / 1e6),
                 figure(window.guest_steal_ns as f64 / 1e9),
                 per_second(window, window.host.preemptions),
                 per_second(window, lock.preempted_seen),
-                self.retained(*point).map_or_else(String::new, |retained| format!("{retained:.2}")),
+                or_dash(self.retained(*point), |retained| fixed(retained, 2)),
+                taken(self.runs.disturbance(point)),
             ]);
         }
         table
@@ -190,10 +192,7 @@ impl Display for Demo {
             workload.duration_ms,
         )?;
         write!(f, "{}", self.table())?;
-        if self.runs.iter().any(|(_, result)| result.is_disturbed()) {
-            writeln!(f, "* disturbed: other tasks, or an outer hypervisor, used these CPUs")?;
-        }
-        writeln!(f)?;
+        writeln!(f, "\n{TAKEN}")?;
         for sentence in self.sentences() {
             writeln!(f, "{sentence}")?;
         }
@@ -234,7 +233,14 @@ impl Demo {
                 long_name(lock),
             ));
         }
-        Some(format!("At 4 vCPUs per CPU, with publisher {publisher}, {}.", parts.join("; ")))
+        let doubt = self.doubt(publisher);
+        Some(format!("{doubt}At 4 vCPUs per CPU, with publisher {publisher}, {}.", parts.join("; ")))
+    }
+
+    /// What a sentence about `publisher` begins with: that its figures do not count, or nothing.
+    fn doubt(&self, publisher: PublisherKind) -> &'static str {
+        let mut results = self.runs.iter().filter(|(point, _)| point.publisher == publisher);
+        if results.all(|(_, result)| result.is_known()) { "" } else { "Disturbed: " }
     }
 
     /// Whether waiters ever saw the other publisher's byte set, and what locks retain with it.
@@ -248,14 +254,14 @@ impl Demo {
             preemptions += window.host.preemptions;
             retained.push(format!("{:.2} for the {}", self.retained(point)?, long_name(lock)));
         }
-        let retained = retained.join(" and ");
+        let (retained, doubt) = (retained.join(" and "), self.doubt(publisher));
         Some(match seen {
             0 => format!(
-                "Publisher {publisher} never set `preempted` in {preemptions} preemptions: waiters that \
+                "{doubt}Publisher {publisher} never set `preempted` in {preemptions} preemptions: waiters that \
                  read it retain what spinning retains, {retained}."
             ),
             seen => format!(
-                "With publisher {publisher}, waiters saw `preempted` set {seen} times in {preemptions} \
+                "{doubt}With publisher {publisher}, waiters saw `preempted` set {seen} times in {preemptions} \
                  preemptions, and retain {retained}."
             ),
         })

@@ -14,10 +14,11 @@ use protocol::payload::params::{Job, Workload};
 use crate::accuracy::{self, AccuracyArgs, OracleReport};
 use crate::error::Error;
 use crate::results::RunResult;
-use crate::runner::Experiment;
+use crate::runner::{Experiment, Measurement, RETRIES, undisturbed};
 use crate::sched::choice::class_is_refused;
-use crate::table::figure;
+use crate::table::{figure, fixed};
 use host::cpus::Cpus;
+use host::disturbance::Verdict;
 use host::error_chain;
 use host::facts::HostFacts;
 use host::stats;
@@ -197,6 +198,9 @@ impl Diagnosis {
         if let Some(inconsistency) = report.counts.inconsistencies.first() {
             return self.bad(what, format!("unknown, because {inconsistency}"));
         }
+        if report.verdict != Verdict::Known {
+            return self.bad(what, format!("{}, because {}", report.verdict, report.disturbance));
+        }
         let edge = &report.preempted.sched_out;
         let wrong = report.preempted.wrongly_set.longest_ns.max(report.preempted.wrongly_clear.longest_ns);
         match edge.quantile_ns(0.5) {
@@ -227,7 +231,7 @@ impl Diagnosis {
         let experiment = Experiment { host: self.host.clone(), cpus: cpus.first(1), workload };
         for publisher in PUBLISHERS {
             let what = name(publisher);
-            match experiment.run(2, publisher, workload) {
+            match undisturbed(RETRIES, || experiment.run(2, publisher, workload)) {
                 Ok(result) => self.judge_samples(&what, &result),
                 Err(error) => self.bad(what, error_chain::one_line(&error)),
             }
@@ -240,9 +244,14 @@ impl Diagnosis {
         else {
             return self.bad(what, "the guest ended before it sampled the byte".to_owned());
         };
+        if !result.is_known() {
+            let disturbance = result.disturbance();
+            return self.bad(what, format!("{}, because {disturbance}", disturbance.verdict()));
+        }
         let share = 100.0 * byte.other_share();
         let text = format!(
-            "set in {share:.2} % of {} samples of a preempted vCPU ({} preemptions), and in {} of a running one",
+            "set in {} % of {} samples of a preempted vCPU ({} preemptions), and in {} of a running one",
+            fixed(share, 2),
             figure(byte.other_samples as f64),
             window.host.preemptions,
             byte.own_set,

@@ -2,8 +2,9 @@
 
 use std::fmt::{self, Display, Write as _};
 
-use crate::results::{LockFigures, RunResult, WindowFigures};
-use crate::table::{Table, count, figure};
+use crate::results::{LockFigures, RunResult, Times, WindowFigures, statistics};
+use crate::table::{Table, count, figure, fixed};
+use host::disturbance::Verdict;
 use host::facts::HostFacts;
 
 /// Summary of a run: a line about host and publisher, then the figures of the payload's job.
@@ -23,15 +24,16 @@ impl Display for Summary<'_> {
             if let Some(preempted) = &window.preempted {
                 writeln!(
                     f,
-                    "Preempted of another vCPU set in {:.2} % of {} samples, own in {} of {}",
-                    100.0 * preempted.other_share(),
+                    "Preempted of another vCPU set in {} % of {} samples, own in {} of {}",
+                    fixed(100.0 * preempted.other_share(), 2),
                     figure(preempted.other_samples as f64),
                     preempted.own_set,
                     figure(preempted.own_samples as f64),
                 )?;
             }
-            if window.host.disturbed {
-                writeln!(f, "{}", Disturbed(window))?;
+            match window.host.disturbance.verdict() {
+                Verdict::Known => {}
+                verdict => writeln!(f, "The figures are {verdict}: {}", window.host.disturbance)?,
             }
         }
         if let Some(why) = result.outcome.kind.ended_early() {
@@ -81,20 +83,6 @@ impl Display for Headline<'_> {
     }
 }
 
-/// A warning that the window was disturbed, with the reason.
-struct Disturbed<'a>(&'a WindowFigures);
-
-impl Display for Disturbed<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let host = &self.0.host;
-        write!(
-            f,
-            "Disturbed: other tasks used {:.2} CPUs, and an outer hypervisor took {:.2}",
-            host.other_tasks_cpus, host.steal_cpus
-        )
-    }
-}
-
 fn lock_table(result: &RunResult, window: &WindowFigures, lock: &LockFigures) -> Table {
     let header = [
         "lock",
@@ -110,12 +98,12 @@ fn lock_table(result: &RunResult, window: &WindowFigures, lock: &LockFigures) ->
     ];
     let mut table = Table::new(&header, 2);
     let name = result.workload.map(|w| [w.lock.to_string(), w.wait.to_string()]).unwrap_or_default();
-    let us = |ns: u64| figure(ns as f64 / 1e3);
+    let waits = |pick: fn(&Times) -> u64| lock.waits.quantile_ns(pick);
     table.row(name.into_iter().chain([
         figure(lock.per_second),
-        us(lock.waits.p50_ns),
-        us(lock.waits.p99_ns),
-        figure(lock.waits.longest_ns as f64 / 1e6),
+        figure(waits(|waits| waits.p50_ns) / 1e3),
+        figure(waits(|waits| waits.p99_ns) / 1e3),
+        figure(waits(|waits| waits.longest_ns) / 1e6),
         figure(window.guest_steal_ns as f64 / 1e9),
         per_second(window, window.host.preemptions),
         per_second(window, lock.preempted_seen),
@@ -126,7 +114,7 @@ fn lock_table(result: &RunResult, window: &WindowFigures, lock: &LockFigures) ->
 
 /// Formats `count` per second of `window`.
 pub fn per_second(window: &WindowFigures, count: u64) -> String {
-    figure(count as f64 * 1e9 / (window.length_ns as f64).max(1.0))
+    figure(statistics::per_second(count, window.length_ns))
 }
 
 /// The milestones of the run, one per line, in us.

@@ -6,7 +6,7 @@ use crate::render::Summary;
 use crate::results::{Observed, Quantiles, SchedFigures};
 use crate::sched::fidelity::GapCause;
 use crate::session::SessionResult;
-use crate::table::count;
+use crate::table::{count, fixed};
 
 /// Displays the results of a session: each guest, the load, and scheduling.
 pub struct SessionSummary<'a>(pub &'a SessionResult);
@@ -87,8 +87,11 @@ fn write_observed(f: &mut fmt::Formatter<'_>, observed: &Observed) -> fmt::Resul
         writeln!(f, "  stop delay       {}", Times(observed.stop_delay))?;
         writeln!(
             f,
-            "  fidelity {:.3}: vCPUs ran for {:.3} of all CPU time, {:.3} was planned, {:.3} on-plan",
-            observed.fidelity, observed.ran, observed.planned, observed.on_plan
+            "  fidelity {}: vCPUs ran for {} of all CPU time, {} was planned, {} on-plan",
+            fixed(observed.fidelity, 3),
+            fixed(observed.ran, 3),
+            fixed(observed.planned, 3),
+            fixed(observed.on_plan, 3)
         )?;
     }
     for gap in observed.gaps.iter().take(MAX_GAPS) {

@@ -2,13 +2,25 @@
 //!
 //! Columns of names are aligned to the left, columns of numbers to the right. Tables fit 100
 //! columns where their cells allow it; figures that do not fit are in the JSON document.
+//!
+//! A value that does not exist is `-`: one that was not measured, and one that is not finite,
+//! because it was divided by 0. In JSON both are `null`.
 
 use std::fmt;
 
 use comfy_table::{CellAlignment, Table as Grid};
 
+use host::disturbance::{Disturbance, Verdict};
+
 /// Spaces between two columns.
 const GAP: u16 = 2;
+
+/// The legend of the column `taken %`, see [`taken`].
+pub const TAKEN: &str = "taken: share of CPU time that other tasks and an outer hypervisor took. disturbed: it was too much,\n\
+                         also when repeated, and the figures may show it.\n";
+
+/// Stands for a value that does not exist.
+const DASH: &str = "-";
 
 /// A table of text without borders.
 #[derive(Clone, Debug)]
@@ -41,6 +53,8 @@ impl fmt::Display for Table {
 /// Formats a number with three significant figures; `k` stands for thousands, `M` for millions.
 pub fn figure(value: f64) -> String {
     match value.abs() {
+        size if !size.is_finite() => DASH.to_owned(),
+        size if size >= 999.5e9 => format!("{value:.2e}"),
         size if size >= 999_500.0 => format!("{}M", significant(value / 1e6)),
         size if size >= 9_995.0 => format!("{}k", significant(value / 1e3)),
         _ => significant(value),
@@ -55,15 +69,41 @@ pub fn count(value: u64) -> String {
 /// Formats a ratio: three decimals, five below 0.01, three significant figures from 10 on.
 pub fn ratio(value: f64) -> String {
     match value.abs() {
+        size if !size.is_finite() => DASH.to_owned(),
         size if size < 0.01 => format!("{value:.5}"),
         size if size < 9.9995 => format!("{value:.3}"),
         _ => figure(value),
     }
 }
 
-/// Formats a value that may be missing; `-` stands for none.
-pub fn or_dash(value: Option<f64>, format: fn(f64) -> String) -> String {
-    value.map_or_else(|| "-".to_owned(), format)
+/// Formats a number with `decimals` decimals, and a large one like [`figure`].
+pub fn fixed(value: f64, decimals: usize) -> String {
+    if value.abs() < 1e6 { format!("{value:.decimals$}") } else { figure(value) }
+}
+
+/// Formats a share in percent, with two significant figures.
+pub fn percent(share: f64) -> String {
+    match 100.0 * share.abs() {
+        size if size < 0.05 => "0".to_owned(),
+        size if size < 9.95 => format!("{:.1}", 100.0 * share),
+        _ => figure(100.0 * share),
+    }
+}
+
+/// Formats a value that may be missing.
+pub fn or_dash(value: Option<f64>, format: impl Fn(f64) -> String) -> String {
+    value.map_or_else(|| DASH.to_owned(), format)
+}
+
+/// Formats the share of all CPU time that others took from a row (%), with the verdict on its
+/// figures, unless that is `known`. `None`: the row was not measured.
+pub fn taken(disturbance: Option<Disturbance>) -> String {
+    let Some(disturbance) = disturbance else { return DASH.to_owned() };
+    let share = percent(disturbance.share());
+    match disturbance.verdict() {
+        Verdict::Known => share,
+        verdict => format!("{share} {verdict}"),
+    }
 }
 
 fn significant(value: f64) -> String {
@@ -77,7 +117,10 @@ fn significant(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use host::stats::CpuStats;
 
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
@@ -104,6 +147,32 @@ mod tests {
         assert_eq!(figure(553_400.0), "553k");
         assert_eq!(figure(1_234_000.0), "1.23M");
         assert_eq!((count(9_999), count(10_000)), ("9999".to_owned(), "10.0k".to_owned()));
+    }
+
+    #[test]
+    fn value_that_is_missing_or_not_finite_is_a_dash_and_a_huge_one_is_short() {
+        let formats: [fn(f64) -> String; 4] = [figure, ratio, percent, |value| fixed(value, 3)];
+        for format in formats {
+            for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+                assert_eq!(format(value), "-");
+                assert_eq!(or_dash(Some(value), format), "-");
+            }
+            assert_eq!(or_dash(None, format), "-");
+            for value in [f64::MAX, f64::MIN, f64::MIN_POSITIVE, 0.1 / f64::MIN_POSITIVE, u64::MAX as f64] {
+                assert!(format(value).len() <= 10, "{}", format(value));
+            }
+        }
+        assert_eq!(count(u64::MAX), "1.84e19");
+    }
+
+    #[test]
+    fn taken_time_is_in_percent_of_all_cpus_with_a_verdict_unless_known() {
+        let stolen = |ms| {
+            let used = CpuStats { stolen: Duration::from_millis(ms), ..CpuStats::default() };
+            taken(Some(Disturbance::new(Duration::from_millis(500), 2, Some(used))))
+        };
+        assert_eq!((stolen(0), stolen(10), stolen(72)), ("0".into(), "1.0".into(), "7.2 disturbed".into()));
+        assert_eq!((taken(None), taken(Some(Disturbance::unknown()))), ("-".into(), "- unknown".into()));
     }
 
     #[test]

@@ -9,20 +9,18 @@ use std::time::{Duration, Instant};
 use protocol::VcpuId;
 
 use host::cpus::Cpus;
+use host::disturbance::Disturbance;
 use host::stats::{CpuStats, ThreadStats};
 use vmm::vcpu::control::VcpuControl;
-
-/// Share of a CPU that other tasks, or an outer hypervisor, may use in an undisturbed window.
-const TOLERANCE: f64 = 0.06;
-
-/// Error of the kernel's counters, which count in ticks of 10 ms for each CPU.
-const COUNTER_ERROR: Duration = Duration::from_millis(25);
 
 /// The host's counters at one moment.
 #[derive(Debug)]
 pub struct Snapshot {
     at: Instant,
-    machine: CpuStats,
+    /// Number of CPUs that the vCPU threads may use.
+    cpus: usize,
+    /// Use of these CPUs; `None` if it cannot be read.
+    machine: Option<CpuStats>,
     vcpus: Vec<(VcpuId, ThreadStats)>,
 }
 
@@ -30,11 +28,11 @@ impl Snapshot {
     /// Reads the counters of the vCPU threads of `control`, and of the CPUs that they may use.
     pub fn take(control: &VcpuControl, cpus: &Cpus) -> Self {
         let at = Instant::now();
-        // Fails for a thread that has just exited, and on a host without /proc.
-        let machine = CpuStats::read(cpus).unwrap_or_default();
+        let machine = CpuStats::read(cpus).ok();
+        // Fails for a thread that has just exited.
         let read = |vcpu, tid| (vcpu, ThreadStats::read(tid).unwrap_or_default());
         let vcpus = control.threads().into_iter().map(|(vcpu, thread)| read(vcpu, thread.tid())).collect();
-        Self { at, machine, vcpus }
+        Self { at, cpus: cpus.count(), machine, vcpus }
     }
 }
 
@@ -60,8 +58,8 @@ impl Ends {
 pub struct Window {
     /// Its length.
     pub length: Duration,
-    /// Use of the CPUs.
-    pub machine: CpuStats,
+    /// The CPU time that others took.
+    pub disturbance: Disturbance,
     /// Statistics of each vCPU thread.
     pub vcpus: Vec<(VcpuId, ThreadStats)>,
 }
@@ -73,42 +71,25 @@ impl Window {
             let (_, before) = opened.vcpus.iter().find(|(id, _)| id == vcpu)?;
             Some((*vcpu, account.since(*before)))
         });
-        Self {
-            length: closed.at.saturating_duration_since(opened.at),
-            machine: closed.machine.since(opened.machine),
-            vcpus: vcpus.collect(),
-        }
-    }
-
-    /// Number of CPUs that other processes used, on average.
-    pub fn other_tasks(&self) -> f64 {
-        self.machine.other_tasks().as_secs_f64() / self.length.as_secs_f64().max(f64::MIN_POSITIVE)
-    }
-
-    /// Number of CPUs that an outer hypervisor took, on average.
-    pub fn stolen(&self) -> f64 {
-        self.machine.stolen.as_secs_f64() / self.length.as_secs_f64().max(f64::MIN_POSITIVE)
-    }
-
-    /// Whether others disturbed the window. Judges by CPU time, never by the result.
-    pub fn is_disturbed(&self) -> bool {
-        let tolerated = self.length.mul_f64(TOLERANCE).max(COUNTER_ERROR);
-        self.machine.other_tasks() > tolerated || self.machine.stolen > tolerated
+        let length = closed.at.saturating_duration_since(opened.at);
+        let used = closed.machine.zip(opened.machine).map(|(closed, opened)| closed.since(opened));
+        Self { length, disturbance: Disturbance::new(length, closed.cpus, used), vcpus: vcpus.collect() }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use host::disturbance::Verdict;
 
     fn snapshot(at: Instant, busy_ms: u64, own_ms: u64, run_ns: u64) -> Snapshot {
-        let machine = CpuStats {
+        let machine = Some(CpuStats {
             busy: Duration::from_millis(busy_ms),
             stolen: Duration::ZERO,
             own: Duration::from_millis(own_ms),
-        };
+        });
         let account = ThreadStats { run_ns, ..ThreadStats::default() };
-        Snapshot { at, machine, vcpus: vec![(VcpuId::BOOT, account)] }
+        Snapshot { at, cpus: 2, machine, vcpus: vec![(VcpuId::BOOT, account)] }
     }
 
     #[test]
@@ -132,8 +113,16 @@ mod tests {
                 &snapshot(began + Duration::from_secs(1), busy_ms, own_ms, 0),
             )
         };
-        assert!(!between(2000, 1950).is_disturbed());
-        assert!(between(2000, 1900).is_disturbed());
-        assert!((between(2000, 1900).other_tasks() - 0.1).abs() < 1e-9);
+        assert_eq!(between(2000, 1950).disturbance.verdict(), Verdict::Known);
+        assert_eq!(between(2000, 1900).disturbance.verdict(), Verdict::Disturbed);
+        assert!((between(2000, 1900).disturbance.other_tasks_cpus() - 0.1).abs() < 1e-9);
+    }
+
+    #[test]
+    fn window_whose_cpu_time_cannot_be_read_is_unknown() {
+        let began = Instant::now();
+        let unread = Snapshot { machine: None, ..snapshot(began, 0, 0, 0) };
+        let window = Window::between(&unread, &snapshot(began + Duration::from_secs(1), 2000, 2000, 0));
+        assert_eq!(window.disturbance.verdict(), Verdict::Unknown);
     }
 }

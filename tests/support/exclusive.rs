@@ -4,22 +4,13 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{PoisonError, RwLock, RwLockWriteGuard};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use host::stats::CpuStats;
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
+use host::disturbance::{Verdict, Watch};
 
 use super::cpus;
 
 /// Times that [`judge_undisturbed`] runs a test on a disturbed host.
 const TRIES: u32 = 4;
-
-/// Share of one CPU from which other tasks, or an outer hypervisor, disturb.
-const DISTURBANCE: f64 = 0.06;
-
-/// Less CPU time than this is within the resolution of `/proc/stat`: ticks of 10 ms on each CPU.
-const RESOLUTION: Duration = Duration::from_millis(25);
 
 /// The CPUs of the host, for one test of this process at a time. A thread may take them again.
 pub(crate) struct Exclusive(Held<RwLockWriteGuard<'static, ()>>);
@@ -71,38 +62,10 @@ pub(crate) fn alone<R>(work: impl FnOnce() -> R) -> R {
     work()
 }
 
-/// CPU time used by this process and its ended children, and by everything else.
-struct Usage {
-    at: Instant,
-    cpus: CpuStats,
-    children: Duration,
-}
-
-impl Usage {
-    fn read() -> Self {
-        let usage = getrusage(UsageWho::RUSAGE_CHILDREN).expect("the usage of children can be read");
-        let microseconds = (usage.user_time() + usage.system_time()).num_microseconds();
-        Self {
-            at: Instant::now(),
-            cpus: CpuStats::read(&cpus()).expect("/proc/stat can be read"),
-            children: Duration::from_micros(microseconds.try_into().expect("a positive time")),
-        }
-    }
-
-    /// What has disturbed since; `None` if it is too little to matter.
-    fn disturbance(&self) -> Option<String> {
-        let now = Self::read();
-        let grown = now.cpus.since(self.cpus);
-        let others = grown.other_tasks().saturating_sub(now.children.saturating_sub(self.children));
-        let length = now.at - self.at;
-        let tolerated = length.mul_f64(DISTURBANCE).max(RESOLUTION);
-        (others > tolerated || grown.stolen > tolerated).then(|| {
-            format!(
-                "in {length:.0?} other tasks ran for {others:.0?}, a hypervisor took {:.0?}",
-                grown.stolen
-            )
-        })
-    }
+/// What has disturbed since `watch` started; `None` if it is too little to matter.
+fn disturbance(watch: &Watch) -> Option<String> {
+    let disturbance = watch.disturbance();
+    (disturbance.verdict() != Verdict::Known).then(|| disturbance.to_string())
 }
 
 /// Runs a test that judges what the host did in a window of time.
@@ -114,9 +77,9 @@ impl Usage {
 pub(crate) fn judge_undisturbed(mut test: impl FnMut()) {
     let _exclusive = Exclusive::take();
     for attempt in 1..=TRIES {
-        let before = Usage::read();
+        let watch = Watch::start(cpus());
         let Err(failure) = catch_unwind(AssertUnwindSafe(&mut test)) else { return };
-        let Some(disturbance) = before.disturbance() else { resume_unwind(failure) };
+        let Some(disturbance) = disturbance(&watch) else { resume_unwind(failure) };
         if attempt == TRIES {
             unjudged(&disturbance);
         }
@@ -132,9 +95,9 @@ pub(crate) fn measure_undisturbed<R>(
     let _exclusive = Exclusive::take();
     let mut tries = 1;
     loop {
-        let before = Usage::read();
+        let watch = Watch::start(cpus());
         let result = measure();
-        let disturbance = before.disturbance();
+        let disturbance = disturbance(&watch);
         if tries == TRIES || disturbance.is_none() || is_good(&result) {
             return (result, disturbance);
         }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::error::Error;
 use crate::fault_injection::FaultCounts;
 use crate::guest::LabGuest;
+use host::disturbance::{Disturbance, Verdict};
 use host::perf::{Switch, SwitchKind, SwitchLog};
 use host::stats::ThreadStats;
 use steal_time::publisher::Counts;
@@ -70,7 +71,7 @@ impl Snapshot {
 }
 
 /// What was counted between two snapshots.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 pub struct ObservedCounts {
     /// Disagreements between independent counts of the same switches: perf has lost records. Empty
     /// if the counts below can be trusted.
@@ -90,6 +91,11 @@ pub struct ObservedCounts {
 }
 
 impl ObservedCounts {
+    /// Returns the verdict on figures with these counts, from whose measurement others took CPU time.
+    pub(super) fn verdict(&self, disturbance: Disturbance) -> Verdict {
+        if self.inconsistencies.is_empty() { disturbance.verdict() } else { Verdict::Unknown }
+    }
+
     /// Expects `switches` to lie about the time `sampled` (ns), so that samples can be judged by
     /// them. Otherwise the two were stamped by different clocks.
     pub(super) fn expect_within(&mut self, switches: &[Switch], sampled: Range<u64>) {

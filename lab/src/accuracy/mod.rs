@@ -9,6 +9,9 @@
 //! 2. **Under migration** ([`Migration`]): the vCPU's thread moves between both CPUs, and its
 //!    switches are counted.
 //!
+//! A measurement from which other tasks or an outer hypervisor took CPU time is repeated, and then
+//! `disturbed`.
+//!
 //! The two follow each other, because a host of two CPUs has only one to sample from.
 
 mod counts;
@@ -28,10 +31,12 @@ use crate::fault_injection::Faults;
 use crate::oracle::{Edge, Judgement, Sampler, judge};
 use crate::output::OutputFile;
 use crate::print::print;
+use crate::runner::{Measurement, RETRIES, undisturbed};
 pub use counts::ObservedCounts;
 use counts::Snapshot;
 use host::cpu_hog::{Burst, CpuHog, HogLoad};
 use host::cpus::Cpus;
+use host::disturbance::{Disturbance, Verdict, Watch};
 use host::facts::HostFacts;
 use host::perf::SwitchLog;
 use host::stdio;
@@ -45,7 +50,7 @@ use vmm::cli::{publisher, usable_cpus};
 const RING_PAGES: usize = 512;
 
 /// Version of the JSON document. It changes when a field changes its meaning or goes.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Options of `vmm-lab accuracy`.
 #[derive(Debug, Args)]
@@ -96,6 +101,10 @@ pub struct Row {
 /// What the oracle found about one publisher.
 #[derive(Debug, Serialize)]
 pub struct OracleReport {
+    /// Whether the figures count.
+    pub verdict: Verdict,
+    /// The CPU time that others took.
+    pub disturbance: Disturbance,
     /// Errors of the byte.
     pub preempted: Judgement,
     /// Counts of switches and steal.
@@ -105,6 +114,12 @@ pub struct OracleReport {
     pub out_latency_ns: [Option<i64>; 4],
     /// Latencies (ns) from switch-in to the cleared byte, likewise.
     pub in_latency_ns: [Option<i64>; 4],
+}
+
+impl Measurement for OracleReport {
+    fn disturbance(&self) -> Disturbance {
+        self.disturbance
+    }
 }
 
 /// Measures, prints and writes the accuracy of each publisher, and returns the exit status.
@@ -175,8 +190,8 @@ impl Setup<'_> {
         Ok(Row {
             publisher: self.publisher,
             faults: self.args.faults,
-            oracle: or_reason(self.judge())?,
-            migration: or_reason(migration::measure(self))?,
+            oracle: or_reason(undisturbed(RETRIES, || self.judge()))?,
+            migration: or_reason(undisturbed(RETRIES, || migration::measure(self)))?,
         })
     }
 
@@ -203,12 +218,14 @@ impl Setup<'_> {
         let log = SwitchLog::of_thread(test.tid, RING_PAGES)?;
         let before = Snapshot::take(&test.guest, test.tid, &log)?;
         let record = Arc::new(before.record(&test.guest)?);
+        let watch = Watch::start(self.cpus.clone());
         let cpu_hog = self.start_cpu_hog()?;
         let sampler = Sampler::start(Arc::clone(&record), self.sampler_cpus.clone());
         let sampler = sampler.map_err(Error::host("start the thread of the oracle"))?;
         test.deschedule_repeatedly(self.duration());
         let samples = sampler.finish();
         drop(cpu_hog);
+        let disturbance = watch.disturbance();
         let after = Snapshot::take(&test.guest, test.tid, &log)?;
 
         let mut counts = ObservedCounts::between(&before, &after, log.lost());
@@ -216,6 +233,8 @@ impl Setup<'_> {
         let preempted = judge(&after.switches, &after.descheduled, &samples);
         let quantiles = |edge: &Edge| [0.5, 0.99, 0.999, 1.0].map(|share| edge.quantile_ns(share));
         let report = OracleReport {
+            verdict: counts.verdict(disturbance),
+            disturbance,
             out_latency_ns: quantiles(&preempted.sched_out),
             in_latency_ns: quantiles(&preempted.sched_in),
             preempted,

@@ -4,12 +4,15 @@ use std::fmt;
 
 use super::{Accuracy, Migration, ObservedCounts, OracleReport, Row};
 use crate::oracle::WrongTime;
-use crate::table::{Table, count, figure};
+use crate::results::statistics::ratio;
+use crate::table::{TAKEN, Table, count, figure, fixed, percent};
+use host::disturbance::Verdict;
 use steal_time::publisher::Counts;
 
-const ORACLE: [&str; 15] = [
+const ORACLE: [&str; 16] = [
     "publisher",
     "verdict",
+    "taken %",
     "preempted",
     "counted",
     "preempted missed",
@@ -25,9 +28,10 @@ const ORACLE: [&str; 15] = [
     "steal / lost",
 ];
 
-const MIGRATION: [&str; 7] = [
+const MIGRATION: [&str; 8] = [
     "publisher",
     "verdict",
+    "taken %",
     "migrations",
     "preempted",
     "counted",
@@ -58,10 +62,10 @@ impl fmt::Display for Accuracy {
         for row in &self.rows {
             remark(f, row)?;
         }
-        writeln!(
+        write!(
             f,
             "Latencies run from the kernel's record of a switch to the changed byte, as another CPU sees it; negative: the \
-             byte changed before the record.\nWrongly set and clear: percentage of the sampled time."
+             byte changed before the record.\nWrongly set and clear: percentage of the sampled time.\n{TAKEN}"
         )
     }
 }
@@ -77,14 +81,17 @@ fn add_row<const N: usize>(table: &mut Table, row: &Row, cells: Option<[String; 
 fn remark(f: &mut fmt::Formatter<'_>, row: &Row) -> fmt::Result {
     let publisher = row.publisher;
     let measurements = [
-        ("oracle", row.oracle.as_ref().map(|report| &report.counts)),
-        ("migration", row.migration.as_ref().map(|migration| &migration.counts)),
+        ("oracle", row.oracle.as_ref().map(|report| (report.verdict, report.disturbance, &report.counts))),
+        ("migration", row.migration.as_ref().map(|one| (one.verdict, one.disturbance, &one.counts))),
     ];
-    for (name, counts) in measurements {
-        match counts {
-            Ok(counts) => {
+    for (name, measured) in measurements {
+        match measured {
+            Ok((verdict, disturbance, counts)) => {
                 for inconsistency in &counts.inconsistencies {
                     writeln!(f, "{publisher}, {name}: unknown, because {inconsistency}")?;
+                }
+                if verdict != Verdict::Known && counts.inconsistencies.is_empty() {
+                    writeln!(f, "{publisher}, {name}: {verdict}, because {disturbance}")?;
                 }
             }
             Err(why) => writeln!(f, "{publisher}, {name}: not measured: {why}")?,
@@ -96,17 +103,18 @@ fn remark(f: &mut fmt::Formatter<'_>, row: &Row) -> fmt::Result {
     Ok(())
 }
 
-fn oracle_cells(row: &Row, report: &OracleReport) -> [String; 15] {
-    let OracleReport { preempted, counts, .. } = report;
+fn oracle_cells(row: &Row, report: &OracleReport) -> [String; 16] {
+    let OracleReport { verdict, disturbance, preempted, counts, .. } = report;
     let microseconds = |ns: Option<i64>| ns.map_or("-".to_owned(), |ns| figure(ns as f64 / 1e3));
     let latencies = |ns: [Option<i64>; 4]| ns.map(microseconds).join(" / ");
     let wrong = |time: WrongTime| {
-        let share = time.total_ns as f64 / preempted.observed_ns.max(1) as f64;
-        format!("{:.3} %, {:.3}", 100.0 * share, time.longest_ns as f64 / 1e6)
+        let share = ratio(time.total_ns as f64, preempted.observed_ns as f64);
+        format!("{} %, {:.3}", fixed(100.0 * share, 3), time.longest_ns as f64 / 1e6)
     };
     [
         row.publisher.to_string(),
-        verdict(counts),
+        verdict.to_string(),
+        percent(disturbance.share()),
         count(counts.sched_out),
         counted(counts),
         format!("{} of {}", preempted.sched_out.missed, preempted.sched_out.happened),
@@ -123,20 +131,18 @@ fn oracle_cells(row: &Row, report: &OracleReport) -> [String; 15] {
     ]
 }
 
-fn migration_cells(row: &Row, Migration { migrations, counts }: &Migration) -> [String; 7] {
+fn migration_cells(row: &Row, migration: &Migration) -> [String; 8] {
+    let Migration { verdict, disturbance, migrations, counts } = migration;
     [
         row.publisher.to_string(),
-        verdict(counts),
+        verdict.to_string(),
+        percent(disturbance.share()),
         count(*migrations),
         count(counts.sched_out),
         counted(counts),
         sched_in(counts),
         steal(counts),
     ]
-}
-
-fn verdict(counts: &ObservedCounts) -> String {
-    if counts.inconsistencies.is_empty() { "known" } else { "unknown" }.to_owned()
 }
 
 fn counted(counts: &ObservedCounts) -> String {
@@ -156,5 +162,5 @@ fn sched_in(counts: &ObservedCounts) -> String {
 }
 
 fn steal(counts: &ObservedCounts) -> String {
-    format!("{:.4}", counts.steal_ns as f64 / counts.lost_ns.max(1) as f64)
+    fixed(ratio(counts.steal_ns as f64, counts.lost_ns as f64), 4)
 }

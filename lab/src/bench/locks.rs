@@ -10,14 +10,15 @@ use clap::Args;
 use protocol::payload::params::{Check, Lock, Workload};
 use serde::Serialize;
 
-use super::{BenchArgs, BenchReport, RoundArgs, ratio_cells, rounds_cell};
+use super::{BenchArgs, BenchReport, RoundArgs, TAKEN, ratio_cells, rounds_cell};
 use crate::error::Error;
 use crate::options::LoadArgs;
 use crate::options::parse::{self, Named};
 use crate::render::HostLine;
+use crate::results::statistics::{per_second, ratio as ratio_of};
 use crate::results::{LockFigures, RunResult};
 use crate::runner::{Experiment, Point, Rounds, WaitMode, lock_of};
-use crate::table::{Table, figure};
+use crate::table::{Table, figure, fixed, or_dash, taken};
 use host::facts::HostFacts;
 use steal_time::publisher::PublisherKind;
 
@@ -101,55 +102,55 @@ pub(super) fn throughput(result: &RunResult) -> Option<f64> {
     Some(lock_of(result)?.1.per_second)
 }
 
-/// The median over rounds of a figure of `point`; 0 without any.
-fn median(rounds: &LockRounds, point: Point, figure: impl Fn(&LockFigures) -> f64) -> f64 {
-    rounds.median(&point, |result| Some(figure(lock_of(result)?.1))).unwrap_or(0.0)
+/// The median over rounds of a figure of `point`; `None` without any.
+fn median(rounds: &LockRounds, point: Point, figure: impl Fn(&LockFigures) -> f64) -> Option<f64> {
+    rounds.median(&point, |result| Some(figure(lock_of(result)?.1)))
 }
 
-/// The median over rounds of a count per second of `point`; 0 without any.
-pub(super) fn rate(rounds: &LockRounds, point: Point, count: impl Fn(&LockFigures) -> u64) -> f64 {
+/// The median over rounds of a count per second of `point`; `None` without any.
+pub(super) fn rate(rounds: &LockRounds, point: Point, count: impl Fn(&LockFigures) -> u64) -> Option<f64> {
     let rate = |result: &RunResult| {
         let (window, lock) = lock_of(result)?;
-        Some(count(lock) as f64 * 1e9 / (window.length_ns as f64).max(1.0))
+        Some(per_second(count(lock), window.length_ns))
     };
-    rounds.median(&point, rate).unwrap_or(0.0)
+    rounds.median(&point, rate)
 }
 
 /// A column: its header, and its cell for a point.
 type Column = (&'static str, fn(&LockRounds, Point) -> String);
 
-fn ms(rounds: &LockRounds, point: Point, ns: fn(&LockFigures) -> u64) -> String {
-    figure(median(rounds, point, |lock| ns(lock) as f64 / 1e6))
+fn ms(rounds: &LockRounds, point: Point, ns: fn(&LockFigures) -> f64) -> String {
+    or_dash(median(rounds, point, |lock| ns(lock) / 1e6), figure)
 }
 
-fn us(rounds: &LockRounds, point: Point, ns: fn(&LockFigures) -> u64) -> String {
-    figure(median(rounds, point, |lock| ns(lock) as f64 / 1e3))
+fn us(rounds: &LockRounds, point: Point, ns: fn(&LockFigures) -> f64) -> String {
+    or_dash(median(rounds, point, |lock| ns(lock) / 1e3), figure)
 }
 
 /// The mean length in us of events that took `total` ns together.
 fn mean_us(rounds: &LockRounds, point: Point, event: fn(&LockFigures) -> (u64, u64)) -> String {
-    let mean = |(count, total_ns): (u64, u64)| total_ns as f64 / 1e3 / count.max(1) as f64;
-    figure(median(rounds, point, |lock| mean(event(lock))))
+    let mean = |(count, total_ns): (u64, u64)| ratio_of(total_ns as f64 / 1e3, count as f64);
+    or_dash(median(rounds, point, |lock| mean(event(lock))), figure)
 }
 
 fn share(rounds: &LockRounds, point: Point, share: fn(&LockFigures) -> f64) -> String {
-    format!("{:.3}", median(rounds, point, share))
+    or_dash(median(rounds, point, share), |share| fixed(share, 3))
 }
 
 fn count(rounds: &LockRounds, point: Point, count: fn(&LockFigures) -> u64) -> String {
-    figure(rate(rounds, point, count))
+    or_dash(rate(rounds, point, count), figure)
 }
 
 const WAITS: [Column; 6] = [
     ("jain", |r, p| share(r, p, |lock| lock.jain)),
-    ("gap ms", |r, p| ms(r, p, |lock| lock.longest_gap_ns)),
+    ("gap ms", |r, p| ms(r, p, |lock| lock.longest_gap_ns as f64)),
     ("worst", |r, p| {
         let gaps = r.of(&p).filter_map(|result| Some(lock_of(result)?.1.longest_gap_ns));
-        figure(gaps.max().unwrap_or(0) as f64 / 1e6)
+        or_dash(gaps.max().map(|gap| gap as f64 / 1e6), figure)
     }),
-    ("p99 us", |r, p| us(r, p, |lock| lock.waits.p99_ns)),
-    ("longest ms", |r, p| ms(r, p, |lock| lock.waits.longest_ns)),
-    ("time-weighted p99 ms", |r, p| ms(r, p, |lock| lock.waits_by_time.p99_ns)),
+    ("p99 us", |r, p| us(r, p, |lock| lock.waits.quantile_ns(|waits| waits.p99_ns))),
+    ("longest ms", |r, p| ms(r, p, |lock| lock.waits.quantile_ns(|waits| waits.longest_ns))),
+    ("time-weighted p99 ms", |r, p| ms(r, p, |lock| lock.waits_by_time.quantile_ns(|waits| waits.p99_ns))),
 ];
 
 const CPU_TIME: [Column; 8] = [
@@ -159,8 +160,8 @@ const CPU_TIME: [Column; 8] = [
     ("kicks", |r, p| share(r, p, |lock| lock.shares.kicks)),
     ("other", |r, p| share(r, p, |lock| lock.shares.other)),
     ("idle", |r, p| share(r, p, |lock| lock.shares.idle)),
-    ("wake p50 us", |r, p| us(r, p, |lock| lock.wakes.p50_ns)),
-    ("p99 us", |r, p| us(r, p, |lock| lock.wakes.p99_ns)),
+    ("wake p50 us", |r, p| us(r, p, |lock| lock.wakes.quantile_ns(|wakes| wakes.p50_ns))),
+    ("p99 us", |r, p| us(r, p, |lock| lock.wakes.quantile_ns(|wakes| wakes.p99_ns))),
 ];
 
 const PREEMPTIONS: [Column; 6] = [
@@ -200,6 +201,7 @@ impl LocksBench {
             "speedup",
             "(min",
             "max)",
+            "taken %",
         ];
         let mut table = Table::new(&header, 3);
         for point in self.points.iter().copied() {
@@ -208,10 +210,11 @@ impl LocksBench {
             let speedup = ratio(Point { wait: first.wait, ..point });
             let middle = [
                 rounds_cell(retained, self.rounds.count()),
-                figure(median(&self.rounds, point, |lock| lock.per_second)),
+                or_dash(median(&self.rounds, point, |lock| lock.per_second), figure),
             ];
             let cells = Self::names(point).into_iter().chain(middle);
-            table.row(cells.chain(ratio_cells(retained)).chain(ratio_cells(speedup)));
+            let taken = taken(self.rounds.disturbance(&point));
+            table.row(cells.chain(ratio_cells(retained)).chain(ratio_cells(speedup)).chain([taken]));
         }
         table
     }
@@ -258,7 +261,7 @@ impl Display for LocksBench {
         writeln!(
             f,
             "retained: relative to the same lock and wait at {}x. speedup: relative to wait {}.\n\
-             Both compare within undisturbed rounds.\n",
+             Both compare within undisturbed rounds.\n{TAKEN}",
             first.overcommit, first.wait
         )?;
         writeln!(f, "{}", self.table(&WAITS))?;

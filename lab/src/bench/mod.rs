@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::options::parse;
 use crate::output::OutputFile;
 use crate::runner::Runner;
-use crate::table::ratio;
+use crate::table::{TAKEN, ratio};
 use host::cpus::{CpuError, Cpus};
 
 /// `vmm-lab bench`: what can be measured.
@@ -131,7 +131,7 @@ fn ratio_cells(found: Option<crate::runner::Ratio>) -> [String; 3] {
     )
 }
 
-/// Formats undisturbed rounds over all rounds.
+/// Formats compared undisturbed rounds over all rounds.
 fn rounds_cell(found: Option<crate::runner::Ratio>, all: usize) -> String {
     format!("{}/{all}", found.map_or(0, |found| found.rounds))
 }

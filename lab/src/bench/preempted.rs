@@ -8,12 +8,12 @@ use std::fmt::{self, Display};
 use protocol::payload::params::{Job, Workload};
 use serde::Serialize;
 
-use super::{BenchArgs, BenchReport};
+use super::{BenchArgs, BenchReport, TAKEN};
 use crate::error::Error;
 use crate::render::HostLine;
 use crate::results::RunResult;
-use crate::runner::{Experiment, Measurement, Rounds, Runner};
-use crate::table::{Table, figure};
+use crate::runner::{Experiment, Rounds, Runner};
+use crate::table::{Table, figure, fixed, taken};
 use host::facts::HostFacts;
 use steal_time::publisher::PublisherKind;
 
@@ -65,6 +65,7 @@ impl Display for PreemptedBench {
             "own preempted set",
             "preempted",
             "healed",
+            "taken %",
         ];
         let mut table = Table::new(&header, 2);
         for (point, run) in self.0.iter() {
@@ -77,18 +78,19 @@ impl Display for PreemptedBench {
             let healed: u64 = publications.map(|counts| counts.program.healed).sum();
             table.row([
                 point.publisher.to_string(),
-                format!("{}{}", point.cpus, if run.is_disturbed() { "*" } else { "" }),
+                point.cpus.to_string(),
                 figure(preempted.other_samples as f64),
-                format!("{:.3}", 100.0 * preempted.other_share()),
+                fixed(100.0 * preempted.other_share(), 3),
                 preempted.own_set.to_string(),
                 window.host.preemptions.to_string(),
                 healed.to_string(),
+                taken(self.0.disturbance(point)),
             ]);
         }
         if let Some(first) = self.0.first() {
             let host = HostLine(&first.host);
-            writeln!(f, "Two vCPUs spin and sample; {host}, 1 s a row; * disturbed by other tasks\n")?;
+            writeln!(f, "Two vCPUs spin and sample; {host}, 1 s a row\n")?;
         }
-        write!(f, "{table}")
+        write!(f, "{table}\n{TAKEN}")
     }
 }

@@ -21,6 +21,17 @@ pub(super) struct Retained {
     pub(super) shape: Shape,
     pub(super) overcommit: u16,
     pub(super) share: f64,
+    /// Whether others disturbed each round that was compared.
+    pub(super) is_disturbed: bool,
+}
+
+/// Whether a point is as the model expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judgement {
+    AsExpected,
+    NotAsExpected,
+    /// Others took CPU time, which is not in the model.
+    Disturbed,
 }
 
 /// A point beside the bounds that the model gives.
@@ -30,18 +41,27 @@ pub(super) struct Verdict {
     retained: f64,
     min: f64,
     max: f64,
+    is_disturbed: bool,
 }
 
 impl Verdict {
-    fn holds(&self) -> bool {
-        (self.min..=self.max).contains(&self.retained)
+    fn judgement(&self) -> Judgement {
+        match (self.min..=self.max).contains(&self.retained) {
+            _ if self.is_disturbed => Judgement::Disturbed,
+            true => Judgement::AsExpected,
+            false => Judgement::NotAsExpected,
+        }
     }
 }
 
 impl Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { what, retained, min, max } = self;
-        let verdict = if self.holds() { "as expected" } else { "NOT AS EXPECTED" };
+        let Self { what, retained, min, max, .. } = self;
+        let verdict = match self.judgement() {
+            Judgement::AsExpected => "as expected",
+            Judgement::NotAsExpected => "NOT AS EXPECTED",
+            Judgement::Disturbed => "disturbed",
+        };
         write!(f, "{what}: retained {retained:.4}, expected {min:.4} to {max:.4}: {verdict}")
     }
 }
@@ -65,7 +85,7 @@ pub(super) fn sanity(points: &[Retained]) -> Vec<Verdict> {
             .find(|p| is(p, "rr") && p.lock == lock && p.overcommit == overcommit && p.shape == Shape::Wide)
     };
     for point in points.iter().filter(|point| point.overcommit > 1) {
-        let Retained { policy, lock, shape, overcommit, share } = point;
+        let Retained { policy, lock, shape, overcommit, share, is_disturbed } = point;
         let bounds = match (lock, shape) {
             (Lock::Tas, Shape::Wide) if is(point, "rr") => {
                 Some((1.0 / f64::from(*overcommit) / CHANCE, 1.0 / f64::from(*overcommit) * CHANCE))
@@ -79,7 +99,8 @@ pub(super) fn sanity(points: &[Retained]) -> Vec<Verdict> {
             _ => None,
         };
         let what = format!("{policy}, {lock}, {overcommit}x, {shape}");
-        verdicts.extend(bounds.map(|(min, max)| Verdict { what, retained: *share, min, max }));
+        let is_disturbed = *is_disturbed;
+        verdicts.extend(bounds.map(|(min, max)| Verdict { what, retained: *share, min, max, is_disturbed }));
     }
     verdicts
 }
@@ -93,7 +114,14 @@ mod tests {
     use super::*;
 
     fn retained(policy: &str, lock: Lock, overcommit: u16, share: f64) -> Retained {
-        Retained { policy: policy.to_owned(), lock, shape: Shape::Wide, overcommit, share }
+        Retained {
+            policy: policy.to_owned(),
+            lock,
+            shape: Shape::Wide,
+            overcommit,
+            share,
+            is_disturbed: false,
+        }
     }
 
     #[test]
@@ -109,14 +137,24 @@ mod tests {
             retained("host", Lock::Tas, 4, 0.5),
         ];
         let verdicts: Vec<_> =
-            sanity(&points).iter().map(|verdict| (verdict.what.clone(), verdict.holds())).collect();
+            sanity(&points).iter().map(|verdict| (verdict.what.clone(), verdict.judgement())).collect();
         let expected = [
-            ("rr:slice=3ms, tas, 4x, wide", true),
-            ("rr:slice=3ms, tas, 8x, wide", false),
-            ("rr:slice=3ms, ticket, 4x, wide", true),
-            ("yield:target=next, ticket, 4x, wide", true),
-            ("deferral, tas, 4x, wide", false),
+            ("rr:slice=3ms, tas, 4x, wide", Judgement::AsExpected),
+            ("rr:slice=3ms, tas, 8x, wide", Judgement::NotAsExpected),
+            ("rr:slice=3ms, ticket, 4x, wide", Judgement::AsExpected),
+            ("yield:target=next, ticket, 4x, wide", Judgement::AsExpected),
+            ("deferral, tas, 4x, wide", Judgement::NotAsExpected),
         ];
-        assert_eq!(verdicts, expected.map(|(what, holds)| (what.to_owned(), holds)));
+        assert_eq!(verdicts, expected.map(|(what, judgement)| (what.to_owned(), judgement)));
+    }
+
+    #[test]
+    fn disturbed_point_is_neither_as_expected_nor_not() {
+        for share in [0.25, 1.0] {
+            let point = Retained { is_disturbed: true, ..retained("rr", Lock::Tas, 4, share) };
+            let verdicts = sanity(&[point]);
+            assert_eq!(verdicts.iter().map(Verdict::judgement).collect::<Vec<_>>(), [Judgement::Disturbed]);
+            assert!(verdicts.iter().all(|verdict| verdict.to_string().ends_with(": disturbed")));
+        }
     }
 }

@@ -12,11 +12,12 @@ use clap::Args;
 use protocol::payload::params::{Job, Workload};
 use serde::Serialize;
 
-use super::{BenchArgs, BenchReport, RoundArgs};
+use super::{BenchArgs, BenchReport, RoundArgs, TAKEN};
 use crate::error::Error;
 use crate::guest::RunError;
 use crate::policy::catalogue::PolicyChoice;
 use crate::render::HostLine;
+use crate::results::statistics::per_second;
 use crate::results::{OutcomeKind, Quantiles, SchedFigures};
 use crate::runner::{Experiment, Rounds, SessionPlan};
 use crate::sched::SchedConfig;
@@ -24,7 +25,7 @@ use crate::sched::cpu_hog::Load;
 use crate::sched::fidelity::GapCause;
 use crate::sched::mechanism::{MechanismChoice, MechanismKind};
 use crate::session::SessionResult;
-use crate::table::{Table, figure, or_dash, ratio};
+use crate::table::{Table, figure, or_dash, ratio, taken};
 use host::facts::HostFacts;
 use steal_time::publisher::PublisherKind;
 
@@ -133,7 +134,7 @@ fn sched(point: Point) -> Result<SchedConfig, Error> {
 /// What the guest counted per ns.
 fn progress(result: &SessionResult) -> Option<f64> {
     let window = result.guests.first()?.window.as_ref()?;
-    Some(window.preempted?.own_samples as f64 / (window.length_ns as f64).max(1.0))
+    Some(per_second(window.preempted?.own_samples, window.length_ns) / 1e9)
 }
 
 /// Takes one of the quantiles (ns).
@@ -179,6 +180,7 @@ impl SchedBench {
             "missed",
             "gaps",
             "fair server",
+            "taken %",
         ];
         let mut table = Table::new(&header, 1);
         for point in self.points.iter().copied() {
@@ -202,6 +204,7 @@ impl SchedBench {
                 or_dash(self.median(point, |s| Some(s.observed.as_ref()?.missed as f64)), figure),
                 or_dash(gaps(false), figure),
                 or_dash(gaps(true), figure),
+                taken(self.rounds.disturbance(&point)),
             ]));
         }
         table
@@ -262,7 +265,7 @@ impl Display for SchedBench {
             f,
             "guest: work relative to one vCPU per CPU without a policy, in the same round. fidelity: share of\n\
              vCPU time inside the assigned slices, by the kernel's record. on-plan: guest x fidelity. missed:\n\
-             decisions whose vCPU did not run. gaps: 20 ms and more in which no assigned vCPU ran.\n"
+             decisions whose vCPU did not run. gaps: 20 ms and more in which no assigned vCPU ran.\n{TAKEN}"
         )?;
         writeln!(f, "{}", self.delay_table())?;
         writeln!(

@@ -16,16 +16,19 @@ use clap::Args;
 use nix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
-use super::BenchReport;
+use super::{BenchReport, TAKEN};
 use crate::error::Error;
 use crate::options::parse;
 use crate::payload;
 use crate::render::HostLine;
 use crate::results::statistics::median;
-use crate::runner::{Measurement, Rounds, Runner};
-use crate::table::{Table, figure, or_dash};
+use crate::runner::{Measurement, RETRIES, Rounds, Runner};
+use crate::table::{Table, figure, or_dash, taken};
 use host::child;
+use host::cpus::Cpus;
+use host::disturbance::{Disturbance, Watch};
 use host::facts::HostFacts;
+use vmm::cli::usable_cpus;
 
 /// `vmm-lab bench startup`.
 #[derive(Debug, Args)]
@@ -62,9 +65,15 @@ struct Sample {
     to_main: Option<Duration>,
     /// From exec to the first guest instruction.
     to_first_instruction: Option<Duration>,
+    /// The CPU time that others took.
+    disturbance: Disturbance,
 }
 
-impl Measurement for Sample {}
+impl Measurement for Sample {
+    fn disturbance(&self) -> Disturbance {
+        self.disturbance
+    }
+}
 
 /// Results of all rounds.
 pub(super) struct StartupBench {
@@ -92,8 +101,9 @@ pub(super) fn run(args: &StartupArgs) -> Result<StartupBench, Error> {
     if missing.is_some() {
         contenders.retain(|contender| contender.command.first().is_none_or(|program| program != QEMU));
     }
-    let runner = Runner { rounds: args.rounds, warmup_rounds: 1, retries: 0, quiet: true };
-    let rounds = runner.measure(&contenders, |contender| contender.measure(&json))?;
+    let runner = Runner { rounds: args.rounds, warmup_rounds: 1, retries: RETRIES, quiet: true };
+    let cpus = usable_cpus(None)?;
+    let rounds = runner.measure(&contenders, |contender| contender.measure(&json, &cpus))?;
     Ok(StartupBench { host: HostFacts::probe(), contenders, rounds, vcpus: args.vcpus, missing })
 }
 
@@ -125,13 +135,14 @@ fn contenders(json: &Path, payload: &str, vcpus: usize) -> Result<Vec<Contender>
 }
 
 impl Contender {
-    /// Runs the program once. If it is ours, its results document is `json`.
-    fn measure(&self, json: &Path) -> Result<Sample, Error> {
+    /// Runs the program once on `cpus`. If it is ours, its results document is `json`.
+    fn measure(&self, json: &Path, cpus: &Cpus) -> Result<Sample, Error> {
         let failed = |how: io::Error| Error::failed(self.command.join(" "), how);
         let (program, args) =
             self.command.split_first().ok_or_else(|| failed(io::Error::other("no command")))?;
         let mut command = Command::new(program);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let watch = Watch::start(cpus.clone());
         let (began, began_monotonic) = (Instant::now(), monotonic());
         let child = command.spawn().map_err(failed)?;
         let ended = child::wait(&child).map_err(failed)?;
@@ -139,8 +150,13 @@ impl Contender {
         if !ended.status.success() {
             return Err(failed(io::Error::other(format!("it ended with {}", ended.status))));
         }
-        let mut sample =
-            Sample { wall, peak_kib: ended.peak_rss_kib, to_main: None, to_first_instruction: None };
+        let mut sample = Sample {
+            wall,
+            peak_kib: ended.peak_rss_kib,
+            to_main: None,
+            to_first_instruction: None,
+            disturbance: watch.disturbance(),
+        };
         if self.is_ours {
             let document: Value = serde_json::from_slice(&fs::read(json).map_err(failed)?)
                 .map_err(|error| failed(error.into()))?;
@@ -167,8 +183,8 @@ fn monotonic() -> Duration {
 impl StartupBench {
     /// Median and minimum of a time, in ms.
     fn milliseconds(&self, contender: &Contender, pick: fn(&Sample) -> Option<Duration>) -> String {
-        let times: Vec<_> =
-            self.rounds.of(contender).filter_map(pick).map(|time| time.as_secs_f64() * 1e3).collect();
+        let counted = self.rounds.counted(contender).into_iter();
+        let times: Vec<_> = counted.filter_map(pick).map(|time| time.as_secs_f64() * 1e3).collect();
         match (median(times.iter().copied()), times.iter().copied().reduce(f64::min)) {
             (Some(median), Some(min)) => format!("{} ({})", figure(median), figure(min)),
             _ => "-".to_owned(),
@@ -188,7 +204,8 @@ impl Display for StartupBench {
             if self.vcpus == 1 { "" } else { "s" },
             self.rounds.count(),
         )?;
-        let header = ["program", "wall ms", "peak MiB", "exec to main ms", "to first instruction ms"];
+        let header =
+            ["program", "wall ms", "peak MiB", "exec to main ms", "to first instruction ms", "taken %"];
         let mut table = Table::new(&header, 1);
         for contender in &self.contenders {
             let peak_mib = self.rounds.median(contender, |sample| Some(sample.peak_kib as f64 / 1024.0));
@@ -198,9 +215,10 @@ impl Display for StartupBench {
                 or_dash(peak_mib, figure),
                 self.milliseconds(contender, |sample| sample.to_main),
                 self.milliseconds(contender, |sample| sample.to_first_instruction),
+                taken(self.rounds.disturbance(contender)),
             ]);
         }
-        write!(f, "{table}")?;
+        write!(f, "{table}\n{TAKEN}")?;
         self.missing.iter().try_for_each(|missing| writeln!(f, "{missing}"))
     }
 }

@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 use protocol::VcpuId;
 use serde::Serialize;
 
-use super::{BenchArgs, BenchReport};
+use super::{BenchArgs, BenchReport, TAKEN};
 use crate::error::Error;
 use crate::render::HostLine;
-use crate::runner::{Measurement, Rounds, Runner};
-use crate::table::{Table, figure, or_dash};
+use crate::runner::{Measurement, RETRIES, Rounds, Runner};
+use crate::table::{Table, figure, or_dash, taken};
 use host::cpus::Cpus;
+use host::disturbance::{Disturbance, Watch};
 use host::facts::HostFacts;
 use host::stats::{ThreadStats, own_run_delay_ns};
 use host::thread::own_tid;
@@ -94,9 +95,15 @@ struct Sample {
     wall_ns: f64,
     /// Mean time of a run of the program (ns), measured apart, while the kernel keeps statistics.
     program_ns: Option<f64>,
+    /// The CPU time that others took.
+    disturbance: Disturbance,
 }
 
-impl Measurement for Sample {}
+impl Measurement for Sample {
+    fn disturbance(&self) -> Disturbance {
+        self.disturbance
+    }
+}
 
 /// Results of all rounds.
 #[derive(Debug, Serialize)]
@@ -108,12 +115,13 @@ pub struct SwitchBench {
 
 pub(super) fn run(args: &BenchArgs) -> Result<SwitchBench, Error> {
     let cpu = last_of(args.usable_cpus()?);
-    let runner = Runner { rounds: ROUNDS, warmup_rounds: 1, retries: 0, quiet: args.quiet };
+    let runner = Runner { rounds: ROUNDS, warmup_rounds: 1, retries: RETRIES, quiet: args.quiet };
     let rounds = runner.measure(&Setting::ALL, |setting| {
+        let watch = Watch::start(cpu.clone());
         let (wall_ns, _) = measure(*setting, &cpu)?;
         let _stats = RunStats::enable()?;
         let (_, program_ns) = measure(*setting, &cpu)?;
-        Ok(Sample { wall_ns, program_ns })
+        Ok(Sample { wall_ns, program_ns, disturbance: watch.disturbance() })
     })?;
     Ok(SwitchBench { host: HostFacts::probe(), rounds })
 }
@@ -219,7 +227,7 @@ impl Display for SwitchBench {
             HostLine(&self.host),
             self.rounds.count(),
         )?;
-        let header = ["attached", "program", "net of empty", "switch", "over none", "over empty"];
+        let header = ["attached", "program", "net of empty", "switch", "over none", "over empty", "taken %"];
         let mut table = Table::new(&header, 1);
         let wall = |sample: &Sample| Some(sample.wall_ns);
         for setting in Setting::ALL {
@@ -236,15 +244,16 @@ impl Display for SwitchBench {
                 over(Setting::Empty),
             ];
             let cells = cells.map(|value| or_dash(value, figure));
-            table.row([setting.name().to_owned()].into_iter().chain(cells));
+            let taken = taken(self.rounds.disturbance(&setting));
+            table.row([setting.name().to_owned()].into_iter().chain(cells).chain([taken]));
         }
         writeln!(f, "{table}")?;
-        writeln!(
+        write!(
             f,
             "program: its own time at sched_switch, by the kernel's run statistics. Between two vCPUs each run\n\
              handles one that leaves and one that arrives. switch: wall time without statistics. It includes a\n\
              second run of ours, which looks for a missed switch-in when the FPU registers are loaded.\n\
-             Bars, net of empty: 200 ns for vCPUs, 50 ns for other tasks."
+             Bars, net of empty: 200 ns for vCPUs, 50 ns for other tasks.\n{TAKEN}"
         )
     }
 }

@@ -5,8 +5,10 @@ use protocol::payload::params::{Job, Scene, Workload};
 
 use super::{Plan, Verdict, Verdicts};
 use crate::error::Error;
+use crate::results::statistics::ratio;
 use crate::results::{PreemptedFigures, RunResult, WindowFigures};
 use crate::runner::Experiment;
+use crate::table::fixed;
 use host::cpus::Cpus;
 use steal_time::publisher::{MsrOwner, PublisherKind};
 
@@ -133,9 +135,9 @@ fn take_findings(scene: Scene, result: &RunResult, verdicts: &mut Verdicts) {
 fn observed(result: &RunResult) -> String {
     match result.window.as_ref().and_then(|window| Some((window, window.preempted?))) {
         Some((window, byte)) => format!(
-            " ({} preemptions; preempted set in {:.2} % of samples)",
+            " ({} preemptions; preempted set in {} % of samples)",
             window.host.preemptions,
-            100.0 * byte.other_share()
+            fixed(100.0 * byte.other_share(), 2)
         ),
         None => String::new(),
     }
@@ -152,11 +154,11 @@ fn judge_spinners(
 ) {
     // A vCPU that was woken waits for its CPU without being preempted. Other tasks make that wait
     // long.
-    if cpus.count() == 1 && !window.host.disturbed {
+    if cpus.count() == 1 && !window.is_disturbed() {
         let why = || {
             format!(
-                "preempted set in {:.2} % of samples of {vcpus} vCPUs on one CPU",
-                100.0 * byte.other_share()
+                "preempted set in {} % of samples of {vcpus} vCPUs on one CPU",
+                fixed(100.0 * byte.other_share(), 2)
             )
         };
         verdicts.judge(Assertion::PreemptedIsSeen, byte.other_share() >= 0.99, why);
@@ -174,17 +176,38 @@ fn judge_spinners(
 /// The byte of a vCPU that exits to the monitor is set while the host has preempted its thread, and
 /// at no other time.
 fn judge_leaving(window: &WindowFigures, byte: PreemptedFigures, verdicts: &mut Verdicts) {
-    let taken = window.host.run_delay_ns as f64 / window.length_ns.max(1) as f64;
+    let taken = ratio(window.host.run_delay_ns as f64, window.length_ns as f64);
     let share = byte.other_share();
+    if !(taken + share).is_finite() {
+        verdicts.skip(Assertion::BlockedIsNotPreempted, "the guest ended before it sampled the byte");
+        return verdicts.skip(Assertion::MonitorAddsNothing, "the window had no length");
+    }
     let why = || {
         format!(
             "preempted of a vCPU that exits is set in {share:.3} of samples; vCPUs were preempted for {taken:.3} of the time"
         )
     };
-    verdicts.judge(Assertion::BlockedIsNotPreempted, share <= 0.01 + taken, why);
+    judge_time(window, verdicts, Assertion::BlockedIsNotPreempted, share <= 0.01 + taken, why);
     // Guest and host close their windows some time slices apart.
     let (guest, host) = (window.guest_steal_ns, window.host.run_delay_ns);
     let why =
         || format!("steal grew by {guest} ns while one vCPU exited to the monitor, run delay by {host} ns");
-    verdicts.judge(Assertion::MonitorAddsNothing, guest <= host + host / 8 + 30_000_000, why);
+    let holds = guest <= host + host / 8 + 30_000_000;
+    judge_time(window, verdicts, Assertion::MonitorAddsNothing, holds, why);
+}
+
+/// Judges `assertion` by times of `window`. If others took CPU time meanwhile, times that are too
+/// long say nothing.
+fn judge_time(
+    window: &WindowFigures,
+    verdicts: &mut Verdicts,
+    assertion: Assertion,
+    holds: bool,
+    why: impl FnOnce() -> String,
+) {
+    if !holds && window.is_disturbed() {
+        verdicts.skip(assertion, format!("disturbed: {}", window.host.disturbance));
+    } else {
+        verdicts.judge(assertion, holds, why);
+    }
 }

@@ -6,7 +6,7 @@ use protocol::payload::params::Workload;
 use protocol::payload::report::VcpuReport;
 use serde::Serialize;
 
-use super::statistics::{jain, ns, ratio, read, sum};
+use super::statistics::{jain, ns, per_second, ratio, read, sum};
 use super::times::{Times, by_time, histogram};
 
 /// What a lock, or several, did in the measured window.
@@ -109,7 +109,7 @@ impl LockFigures {
         let (spin, kicks) = (share(|vcpu| &vcpu.spin_cycles), share(|vcpu| &vcpu.kick_cycles));
         Self {
             acquisitions,
-            per_second: ratio(acquisitions as f64 * 1e9, length_ns as f64),
+            per_second: per_second(acquisitions, length_ns),
             jain: jain(vcpus.iter().map(|vcpu| read(&vcpu.acquisitions) as f64)),
             waits_by_time: Times::new(&by_time(&waits, open_waits.filter(|wait| *wait > 0)), None),
             waits: Times::new(&waits, Some(longest(|vcpu| &vcpu.longest_wait))),

@@ -39,7 +39,7 @@ pub use times::Times;
 pub use window::{HostFigures, PreemptedFigures, WindowFigures};
 
 /// Version of the document. It changes when a field changes its meaning or its name, or goes.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 
 /// One run of one guest.
 #[derive(Clone, Debug, Serialize)]

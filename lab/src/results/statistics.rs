@@ -21,12 +21,18 @@ pub(super) fn ns(cycles: u64, khz: u32) -> u64 {
     u64::try_from(cycles_to_duration(cycles, khz).as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Returns `part / whole`, or 0 if `whole` is not positive.
-pub(super) fn ratio(part: f64, whole: f64) -> f64 {
-    if whole > 0.0 { part / whole } else { 0.0 }
+/// Returns `part / whole`, or NaN if `whole` is not positive: tables show it as `-`, JSON as null.
+pub(crate) fn ratio(part: f64, whole: f64) -> f64 {
+    if whole > 0.0 { part / whole } else { f64::NAN }
 }
 
-/// Returns Jain's index of fairness: 1 for equal shares, 1/n if one of n takes all.
+/// Returns a count per second in a window of `length_ns`; NaN if it has no length.
+pub(crate) fn per_second(count: u64, length_ns: u64) -> f64 {
+    ratio(count as f64 * 1e9, length_ns as f64)
+}
+
+/// Returns Jain's index of fairness: 1 for equal shares, 1/n if one of n takes all; NaN if none
+/// takes anything.
 pub(super) fn jain(shares: impl Iterator<Item = f64>) -> f64 {
     let (mut count, mut sum, mut squares) = (0.0, 0.0, 0.0);
     for share in shares {
@@ -37,9 +43,10 @@ pub(super) fn jain(shares: impl Iterator<Item = f64>) -> f64 {
     ratio(sum * sum, count * squares)
 }
 
-/// Returns the middle value, or the mean of the two middle values of an even number.
+/// Returns the middle value, or the mean of the two middle values of an even number. Values that
+/// are not finite do not count.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
-    let mut values: Vec<f64> = values.into_iter().collect();
+    let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {
@@ -65,7 +72,7 @@ mod tests {
     fn jain_is_one_for_equal_shares_and_one_nth_for_a_single_taker() {
         assert!((jain([5.0; 8].into_iter()) - 1.0).abs() < 1e-12);
         assert!((jain([9.0, 0.0, 0.0, 0.0].into_iter()) - 0.25).abs() < 1e-12);
-        assert!(jain([0.0, 0.0].into_iter()).abs() < 1e-12);
+        assert!(jain([0.0, 0.0].into_iter()).is_nan());
     }
 
     #[test]
@@ -73,6 +80,13 @@ mod tests {
         assert_eq!(median([]), None);
         assert_eq!(median([3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median([4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(median([4.0, f64::NAN, f64::INFINITY]), Some(4.0), "of the finite ones");
+    }
+
+    #[test]
+    fn rate_of_an_empty_window_does_not_exist() {
+        assert!(per_second(5, 0).is_nan() && per_second(0, 0).is_nan());
+        assert!((per_second(5, 500_000_000) - 10.0).abs() < 1e-9);
     }
 
     #[test]

@@ -75,6 +75,11 @@ fn empty() -> Histogram<u64> {
 }
 
 impl Times {
+    /// Returns a quantile (ns) that `pick` takes; NaN if there were no times.
+    pub fn quantile_ns(&self, pick: impl Fn(&Self) -> u64) -> f64 {
+        if self.count == 0 { f64::NAN } else { pick(self) as f64 }
+    }
+
     /// Takes the quantiles of `times`. `longest_ns` is the exact longest time, if it is known.
     pub(super) fn new(times: &Histogram<u64>, longest_ns: Option<u64>) -> Self {
         let longest_ns = longest_ns.unwrap_or_else(|| times.max());

@@ -11,6 +11,7 @@ use super::lock::{LockFigures, LockWindow};
 use super::statistics::{ns, ratio, read, sum};
 use super::times::{Times, histogram};
 use crate::window::Window;
+use host::disturbance::{Disturbance, Verdict};
 use host::stats::ThreadStats;
 use vmm::guest::GuestConfig;
 
@@ -44,12 +45,9 @@ pub struct HostFigures {
     pub preemptions: u64,
     /// Voluntary context switches of vCPU threads.
     pub sleeps: u64,
-    /// CPU time of other tasks, in CPUs.
-    pub other_tasks_cpus: f64,
-    /// CPU time that an outer hypervisor took (`steal` of /proc/stat), in CPUs.
-    pub steal_cpus: f64,
-    /// Whether other tasks or an outer hypervisor took too much for the figures to be trusted.
-    pub disturbed: bool,
+    /// CPU time that other tasks and an outer hypervisor took, and whether the figures count.
+    #[serde(flatten)]
+    pub disturbance: Disturbance,
 }
 
 /// Samples of `preempted` by running vCPUs.
@@ -90,6 +88,11 @@ impl PreemptedFigures {
 }
 
 impl WindowFigures {
+    /// Whether others took so much CPU time that the figures do not count.
+    pub fn is_disturbed(&self) -> bool {
+        self.host.disturbance.verdict() == Verdict::Disturbed
+    }
+
     /// Evaluates the window of a guest of `config` that did `workload`, by its report and the host.
     pub(super) fn new(report: &Report, workload: Workload, window: &Window, config: &GuestConfig) -> Self {
         let vcpus = report.vcpus.get(..config.vcpus).unwrap_or(&report.vcpus);
@@ -105,9 +108,7 @@ impl WindowFigures {
             run_delay_ns: total(|account| account.run_delay_ns),
             preemptions: total(|account| account.involuntary_switches),
             sleeps: total(|account| account.voluntary_switches),
-            other_tasks_cpus: window.other_tasks(),
-            steal_cpus: window.stolen(),
-            disturbed: window.is_disturbed(),
+            disturbance: window.disturbance,
         };
         let lock = (workload.job == Job::Contend).then(|| {
             let cpu_time_ns = config.cpus.count() as f64 * host.length_ns as f64;

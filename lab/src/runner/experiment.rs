@@ -16,6 +16,7 @@ use crate::sched::SchedConfig;
 use crate::sched::cpu_hog::Load;
 use crate::session::{self, SessionConfig, SessionResult};
 use host::cpus::Cpus;
+use host::disturbance::Disturbance;
 use host::facts::HostFacts;
 use steal_time::publisher::PublisherKind;
 
@@ -125,14 +126,19 @@ fn failed(vcpus: usize, workload: Workload, how: &str) -> Error {
 }
 
 impl Measurement for RunResult {
-    fn is_disturbed(&self) -> bool {
-        self.window.as_ref().is_some_and(|window| window.host.disturbed)
+    fn disturbance(&self) -> Disturbance {
+        self.window.as_ref().map_or_else(Disturbance::unknown, |window| window.host.disturbance)
     }
 }
 
 impl Measurement for SessionResult {
-    fn is_disturbed(&self) -> bool {
-        self.guests.iter().any(RunResult::is_disturbed)
+    /// That of the guest from which most was taken: their windows overlap.
+    fn disturbance(&self) -> Disturbance {
+        let of_guests = self.guests.iter().map(RunResult::disturbance);
+        let by_amount = |one: &Disturbance, other: &Disturbance| {
+            one.verdict().cmp(&other.verdict()).then(one.share().total_cmp(&other.share()))
+        };
+        of_guests.max_by(by_amount).unwrap_or_else(Disturbance::unknown)
     }
 }
 

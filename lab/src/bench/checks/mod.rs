@@ -13,12 +13,12 @@ use serde::Serialize;
 
 use self::code::{FormCode, FunctionCode};
 use super::locks::{self, LockRounds, throughput};
-use super::{BenchArgs, BenchReport, RoundArgs, ratio_cells};
+use super::{BenchArgs, BenchReport, RoundArgs, TAKEN, ratio_cells};
 use crate::error::Error;
 use crate::render::HostLine;
 use crate::results::{CheckFigures, RunResult};
-use crate::runner::{Experiment, Point, Rounds, Runner, WaitMode};
-use crate::table::{Table, figure};
+use crate::runner::{Experiment, Point, Rounds, WaitMode};
+use crate::table::{Table, figure, fixed, or_dash, taken};
 use host::facts::HostFacts;
 use steal_time::publisher::PublisherKind;
 
@@ -56,7 +56,7 @@ pub(super) fn run(args: &ChecksArgs) -> Result<ChecksBench, Error> {
     let code = code.collect::<Result<Vec<_>, Error>>()?;
     let workload = Workload { job: Job::Checks, ..Workload::DEFAULT };
     let experiment = Experiment { host: HostFacts::probe(), cpus: args.common.usable_cpus()?, workload };
-    let runner = Runner { retries: 0, ..args.rounds.runner(&args.common) };
+    let runner = args.rounds.runner(&args.common);
     let timed = runner.measure(&[TIMING], |_| experiment.run(1, PublisherKind::Off, workload))?;
     if timed.interrupted {
         return Err(Error::Interrupted);
@@ -82,7 +82,12 @@ impl ChecksBench {
     /// The median over rounds of a figure of the form at `index`; the last index is no form.
     fn time(&self, index: usize, pick: fn(&CheckFigures) -> f64) -> String {
         let figure = |run: &RunResult| Some(pick(run.window.as_ref()?.checks.get(index)?));
-        format!("{:.2}", self.timed.median(&TIMING, figure).unwrap_or(0.0))
+        or_dash(self.timed.median(&TIMING, figure), |ns| fixed(ns, 2))
+    }
+
+    /// The CPU time that others took from the guest that times all forms.
+    fn timed_taken(&self) -> String {
+        taken(self.timed.disturbance(&TIMING))
     }
 
     fn check_table(&self) -> Table {
@@ -109,19 +114,29 @@ impl ChecksBench {
     }
 
     fn lock_table(&self) -> Table {
-        let header =
-            ["lock", "form", "overcommit", "acq/s", "over save0", "(min", "max)", "preempted seen/s"];
+        let header = [
+            "lock",
+            "form",
+            "overcommit",
+            "acq/s",
+            "over save0",
+            "(min",
+            "max)",
+            "preempted seen/s",
+            "taken %",
+        ];
         let mut table = Table::new(&header, 3);
         for point in points() {
             let first = [
                 point.lock.to_string(),
                 point.check.to_string(),
                 format!("{}x", point.overcommit),
-                figure(self.locks.median(&point, throughput).unwrap_or(0.0)),
+                or_dash(self.locks.median(&point, throughput), figure),
             ];
             let ratio = self.locks.ratio(&point, &Point { check: BASE, ..point }, throughput);
-            let seen = figure(locks::rate(&self.locks, point, |lock| lock.preempted_seen));
-            table.row(first.into_iter().chain(ratio_cells(ratio)).chain([seen]));
+            let seen = or_dash(locks::rate(&self.locks, point, |lock| lock.preempted_seen), figure);
+            let taken = taken(self.locks.disturbance(&point));
+            table.row(first.into_iter().chain(ratio_cells(ratio)).chain([seen, taken]));
         }
         table
     }
@@ -141,7 +156,8 @@ impl Display for ChecksBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(first) = self.timed.first() else { return Ok(()) };
         let host = HostLine(&first.host);
-        writeln!(f, "{host}, CPUs {}; medians of {} rounds\n", first.guest.cpus, self.timed.count())?;
+        let (cpus, rounds, taken) = (&first.guest.cpus, self.timed.count(), self.timed_taken());
+        writeln!(f, "{host}, CPUs {cpus}; medians of {rounds} rounds; taken %: {taken}\n")?;
         writeln!(f, "{}", self.check_table())?;
         writeln!(f, "{}", self.folded_table())?;
         writeln!(
@@ -150,6 +166,7 @@ impl Display for ChecksBench {
              and into a larger function. none: the empty loop that times a call.\n"
         )?;
         writeln!(f, "Locks whose waiters use the check, publisher bpf:\n\n{}", self.lock_table())?;
-        writeln!(f, "over save0: throughput relative to save0, within undisturbed rounds.")
+        writeln!(f, "over save0: throughput relative to save0, within undisturbed rounds.")?;
+        write!(f, "{TAKEN}")
     }
 }

@@ -5,28 +5,30 @@ use std::fmt::{self, Display};
 use protocol::payload::params::{Wait, Workload};
 
 use super::super::sanity::{Retained, sanity};
-use super::super::{BenchReport, rounds_cell};
+use super::super::{BenchReport, TAKEN, rounds_cell};
 use super::{PoliciesBench, PolicyPoint};
 use crate::render::HostLine;
-use crate::results::{LockFigures, SchedFigures};
+use crate::results::statistics::per_second;
+use crate::results::{LockFigures, SchedFigures, WindowFigures};
 use crate::runner::{Ratio, lock_of};
 use crate::session::SessionResult;
-use crate::table::{Table, figure, or_dash, ratio};
+use crate::table::{Table, figure, or_dash, ratio, taken};
 
 /// Throughput of all guests together (acquisitions per second).
 fn throughput(result: &SessionResult) -> Option<f64> {
     result.guests.iter().map(|guest| Some(lock_of(guest)?.1.per_second)).sum()
 }
 
-/// The largest figure among the guests.
-fn largest(result: &SessionResult, figure: fn(&LockFigures) -> u64) -> f64 {
-    result.guests.iter().filter_map(lock_of).map(|(_, lock)| figure(lock)).max().unwrap_or(0) as f64
+/// The largest figure among the guests; `None` if no guest has it.
+fn largest(result: &SessionResult, figure: fn(&LockFigures) -> f64) -> Option<f64> {
+    let figures = result.guests.iter().filter_map(lock_of).map(|(_, lock)| figure(lock));
+    figures.filter(|figure| figure.is_finite()).max_by(f64::total_cmp)
 }
 
-/// A count per second over all guests.
-fn per_second(result: &SessionResult, count: fn(&LockFigures) -> u64) -> f64 {
-    let windows = result.guests.iter().filter_map(lock_of);
-    windows.map(|(window, lock)| count(lock) as f64 * 1e9 / (window.length_ns as f64).max(1.0)).sum()
+/// A count per second over all guests; `None` if a guest has none.
+fn rate(result: &SessionResult, count: fn(&LockFigures) -> u64) -> Option<f64> {
+    let rate = |(window, lock): (&WindowFigures, &LockFigures)| per_second(count(lock), window.length_ns);
+    result.guests.iter().map(|guest| lock_of(guest).map(rate)).sum()
 }
 
 fn sched(result: &SessionResult, figure: impl FnOnce(&SchedFigures) -> Option<f64>) -> Option<f64> {
@@ -37,10 +39,14 @@ fn sched(result: &SessionResult, figure: impl FnOnce(&SchedFigures) -> Option<f6
 type Column = (&'static str, fn(&SessionResult) -> Option<f64>, fn(f64) -> String);
 
 const WAITS: [Column; 4] = [
-    ("p99 us", |r| Some(largest(r, |lock| lock.waits.p99_ns) / 1e3), figure),
-    ("time-weighted p99 ms", |r| Some(largest(r, |lock| lock.waits_by_time.p99_ns) / 1e6), figure),
-    ("holder/s", |r| Some(per_second(r, |lock| lock.holder_preemptions)), figure),
-    ("next/s", |r| Some(per_second(r, |lock| lock.next_preemptions)), figure),
+    ("p99 us", |r| Some(largest(r, |lock| lock.waits.quantile_ns(|waits| waits.p99_ns))? / 1e3), figure),
+    (
+        "time-weighted p99 ms",
+        |r| Some(largest(r, |lock| lock.waits_by_time.quantile_ns(|waits| waits.p99_ns))? / 1e6),
+        figure,
+    ),
+    ("holder/s", |r| rate(r, |lock| lock.holder_preemptions), figure),
+    ("next/s", |r| rate(r, |lock| lock.next_preemptions), figure),
 ];
 
 const SCHEDULE: [Column; 4] = [
@@ -92,10 +98,11 @@ impl PoliciesBench {
             "gap ms",
             "retained",
             "speedup",
+            "taken %",
         ];
         let mut table = Table::new(&header, 5);
         for point in self.measured() {
-            let gap = |r: &SessionResult| Some(largest(r, |lock| lock.longest_gap_ns) / 1e6);
+            let gap = |r: &SessionResult| Some(largest(r, |lock| lock.longest_gap_ns as f64)? / 1e6);
             let retained = self.retained(point);
             let median = |found: Option<Ratio>| or_dash(found.map(|found| found.median), ratio);
             table.row(names(point).into_iter().chain([
@@ -105,6 +112,7 @@ impl PoliciesBench {
                 or_dash(self.rounds.median(point, gap), figure),
                 median(retained),
                 median(self.speedup(point)),
+                taken(self.rounds.disturbance(point)),
             ]));
         }
         table
@@ -136,12 +144,14 @@ impl PoliciesBench {
 
     fn sanity(&self) -> impl Iterator<Item = String> {
         let retained = |point: &PolicyPoint| {
+            let retained = self.retained(point)?;
             Some(Retained {
                 policy: point.policy.to_string(),
                 lock: point.lock,
                 shape: point.shape,
                 overcommit: point.overcommit,
-                share: self.retained(point)?.median,
+                share: retained.median,
+                is_disturbed: retained.rounds == 0,
             })
         };
         // The model is of waiters that do not stop spinning by themselves.
@@ -193,7 +203,7 @@ impl Display for PoliciesBench {
             f,
             "retained: relative to the same lock and policy at {}x. speedup: relative to {}.\n\
              Both compare within undisturbed rounds. gap: longest time without any acquisition.\n\
-             wide: one guest. narrow: as many guests as the overcommit, each with one vCPU per CPU.\n",
+             wide: one guest. narrow: as many guests as the overcommit, each with one vCPU per CPU.\n{TAKEN}",
             first.overcommit, first.policy
         )?;
         writeln!(f, "{}", self.table(&WAITS))?;
