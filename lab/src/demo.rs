@@ -74,9 +74,9 @@ pub fn command(args: &DemoArgs) -> Result<u8, Error> {
 /// Results of the demonstration.
 #[derive(Clone, Debug, Serialize)]
 pub struct Demo {
-    schema: u32,
+    pub(crate) schema: u32,
     #[serde(flatten)]
-    runs: Rounds<Point, RunResult>,
+    pub(crate) runs: Rounds<Point, RunResult>,
 }
 
 /// Runs the demonstration on `cpus`. It compares KVM's own publisher, if the host has it, with the
@@ -98,7 +98,7 @@ pub fn run(host: HostFacts, cpus: Cpus, choice: PublisherChoice, quiet: bool) ->
     Ok(Demo { schema: SCHEMA, runs })
 }
 
-fn points(publishers: impl Iterator<Item = PublisherKind>) -> Vec<Point> {
+pub(crate) fn points(publishers: impl Iterator<Item = PublisherKind>) -> Vec<Point> {
     let (mut points, check) = (Vec::new(), Check::Save0);
     for publisher in publishers {
         for lock in LOCKS {

@@ -6,7 +6,7 @@ use crate::render::Summary;
 use crate::results::{Observed, Quantiles, SchedFigures};
 use crate::sched::fidelity::GapCause;
 use crate::session::SessionResult;
-use crate::table::{count, fixed};
+use crate::table::{count, fixed, or_dash};
 
 /// Displays the results of a session: each guest, the load, and scheduling.
 pub struct SessionSummary<'a>(pub &'a SessionResult);
@@ -140,8 +140,8 @@ struct Times(Quantiles);
 
 impl Display for Times {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let us = |ns: u64| ns as f64 / 1e3;
-        let Quantiles { p50_ns, p99_ns, max_ns, .. } = self.0;
-        write!(f, "p50 {:.1} us, p99 {:.1}, max {:.1}", us(p50_ns), us(p99_ns), us(max_ns))
+        let Quantiles { count, p50_ns, p99_ns, max_ns } = self.0;
+        let us = |ns: u64| or_dash((count > 0).then_some(ns as f64 / 1e3), |us| fixed(us, 1));
+        write!(f, "p50 {} us, p99 {}, max {}", us(p50_ns), us(p99_ns), us(max_ns))
     }
 }

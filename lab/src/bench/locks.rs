@@ -59,9 +59,9 @@ pub struct LocksArgs {
 #[derive(Debug, Serialize)]
 pub(super) struct LocksBench {
     #[serde(flatten)]
-    rounds: LockRounds,
+    pub(super) rounds: LockRounds,
     #[serde(skip)]
-    points: Vec<Point>,
+    pub(super) points: Vec<Point>,
 }
 
 pub(super) fn run(args: &LocksArgs) -> Result<LocksBench, Error> {

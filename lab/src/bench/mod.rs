@@ -10,6 +10,8 @@ mod sanity;
 mod sched;
 mod startup;
 pub mod switch;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::Display;
 use std::path::PathBuf;

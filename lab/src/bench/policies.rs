@@ -128,11 +128,11 @@ impl Display for PolicyPoint {
 #[derive(Debug, Serialize)]
 pub struct PoliciesBench {
     #[serde(flatten)]
-    rounds: Rounds<PolicyPoint, SessionResult>,
+    pub(super) rounds: Rounds<PolicyPoint, SessionResult>,
     #[serde(skip)]
-    points: Vec<PolicyPoint>,
+    pub(super) points: Vec<PolicyPoint>,
     #[serde(serialize_with = "as_seconds")]
-    took: Duration,
+    pub(super) took: Duration,
 }
 
 fn as_seconds<S: Serializer>(took: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -21,9 +21,9 @@ const VCPUS: usize = 2;
 
 /// A publisher, and the number of CPUs that the vCPUs share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-struct Point {
-    publisher: PublisherKind,
-    cpus: usize,
+pub(super) struct Point {
+    pub(super) publisher: PublisherKind,
+    pub(super) cpus: usize,
 }
 
 impl Display for Point {
@@ -34,7 +34,7 @@ impl Display for Point {
 
 /// Results of all points.
 #[derive(Debug, Serialize)]
-pub(super) struct PreemptedBench(Rounds<Point, RunResult>);
+pub(super) struct PreemptedBench(pub(super) Rounds<Point, RunResult>);
 
 pub(super) fn run(args: &BenchArgs) -> Result<PreemptedBench, Error> {
     let cpus = args.usable_cpus()?;

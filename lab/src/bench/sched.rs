@@ -59,17 +59,17 @@ pub struct SchedBenchArgs {
 
 /// One guest under round robin, or under the host's scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-struct Point {
+pub(super) struct Point {
     /// The mechanism; `None` for the baseline.
-    mechanism: Option<MechanismKind>,
+    pub(super) mechanism: Option<MechanismKind>,
     /// Slice of round robin (ms).
-    slice_ms: u32,
+    pub(super) slice_ms: u32,
     /// vCPUs per CPU.
-    overcommit: u16,
+    pub(super) overcommit: u16,
 }
 
 /// One vCPU per CPU under the host's scheduler.
-const FREE: Point = Point { mechanism: None, slice_ms: 0, overcommit: 1 };
+pub(super) const FREE: Point = Point { mechanism: None, slice_ms: 0, overcommit: 1 };
 
 impl Display for Point {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -84,9 +84,9 @@ impl Display for Point {
 #[derive(Debug, Serialize)]
 pub(super) struct SchedBench {
     #[serde(flatten)]
-    rounds: Rounds<Point, SessionResult>,
+    pub(super) rounds: Rounds<Point, SessionResult>,
     #[serde(skip)]
-    points: Vec<Point>,
+    pub(super) points: Vec<Point>,
 }
 
 pub(super) fn run(args: &SchedBenchArgs) -> Result<SchedBench, Error> {

@@ -43,11 +43,11 @@ pub struct StartupArgs {
 
 /// One program that is measured.
 #[derive(Clone, Debug, PartialEq)]
-struct Contender {
-    name: &'static str,
-    command: Vec<String>,
+pub(super) struct Contender {
+    pub(super) name: &'static str,
+    pub(super) command: Vec<String>,
     /// Whether it writes the results document of `vmm-lab`.
-    is_ours: bool,
+    pub(super) is_ours: bool,
 }
 
 impl Display for Contender {
@@ -58,15 +58,15 @@ impl Display for Contender {
 
 /// One run of a program.
 #[derive(Clone, Copy, Debug)]
-struct Sample {
-    wall: Duration,
-    peak_kib: u64,
+pub(super) struct Sample {
+    pub(super) wall: Duration,
+    pub(super) peak_kib: u64,
     /// From exec to `main`.
-    to_main: Option<Duration>,
+    pub(super) to_main: Option<Duration>,
     /// From exec to the first guest instruction.
-    to_first_instruction: Option<Duration>,
+    pub(super) to_first_instruction: Option<Duration>,
     /// The CPU time that others took.
-    disturbance: Disturbance,
+    pub(super) disturbance: Disturbance,
 }
 
 impl Measurement for Sample {
@@ -77,12 +77,12 @@ impl Measurement for Sample {
 
 /// Results of all rounds.
 pub(super) struct StartupBench {
-    host: HostFacts,
-    contenders: Vec<Contender>,
-    rounds: Rounds<Contender, Sample>,
-    vcpus: usize,
+    pub(super) host: HostFacts,
+    pub(super) contenders: Vec<Contender>,
+    pub(super) rounds: Rounds<Contender, Sample>,
+    pub(super) vcpus: usize,
     /// Why QEMU is not compared.
-    missing: Option<String>,
+    pub(super) missing: Option<String>,
 }
 
 const NOTHING: &str = "/bin/true";

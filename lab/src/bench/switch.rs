@@ -90,13 +90,13 @@ impl Display for Setting {
 
 /// One setting in one round.
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Sample {
+pub(super) struct Sample {
     /// Wall time per switch (ns).
-    wall_ns: f64,
+    pub(super) wall_ns: f64,
     /// Mean time of a run of the program (ns), measured apart, while the kernel keeps statistics.
-    program_ns: Option<f64>,
+    pub(super) program_ns: Option<f64>,
     /// The CPU time that others took.
-    disturbance: Disturbance,
+    pub(super) disturbance: Disturbance,
 }
 
 impl Measurement for Sample {
@@ -108,9 +108,9 @@ impl Measurement for Sample {
 /// Results of all rounds.
 #[derive(Debug, Serialize)]
 pub struct SwitchBench {
-    host: HostFacts,
+    pub(super) host: HostFacts,
     #[serde(flatten)]
-    rounds: Rounds<Setting, Sample>,
+    pub(super) rounds: Rounds<Setting, Sample>,
 }
 
 pub(super) fn run(args: &BenchArgs) -> Result<SwitchBench, Error> {

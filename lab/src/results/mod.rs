@@ -10,6 +10,8 @@ mod outcome;
 mod quantiles;
 mod sched;
 pub(crate) mod statistics;
+#[cfg(test)]
+pub(crate) mod testing;
 mod times;
 mod window;
 

@@ -43,13 +43,13 @@ pub struct ChecksArgs {
 /// Results of all parts.
 #[derive(Debug, Serialize)]
 pub(super) struct ChecksBench {
-    code: Vec<(&'static str, FormCode)>,
-    timed: Rounds<&'static str, RunResult>,
-    locks: LockRounds,
+    pub(super) code: Vec<(&'static str, FormCode)>,
+    pub(super) timed: Rounds<&'static str, RunResult>,
+    pub(super) locks: LockRounds,
 }
 
 /// The only point of the timing rounds: each guest times all forms.
-const TIMING: &str = "time of all forms";
+pub(super) const TIMING: &str = "time of all forms";
 
 pub(super) fn run(args: &ChecksArgs) -> Result<ChecksBench, Error> {
     let code = Check::ALL.iter().map(|form| Ok((form.name(), code::of(*form)?)));
@@ -66,7 +66,7 @@ pub(super) fn run(args: &ChecksArgs) -> Result<ChecksBench, Error> {
     Ok(ChecksBench { code, timed, locks })
 }
 
-fn points() -> impl Iterator<Item = Point> {
+pub(super) fn points() -> impl Iterator<Item = Point> {
     OVERCOMMITS.into_iter().flat_map(|overcommit| {
         LOCKS
             .into_iter()
