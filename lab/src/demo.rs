@@ -16,6 +16,7 @@ use crate::guest::RunError;
 use crate::output::OutputFile;
 use crate::print::print;
 use crate::render::{HostLine, per_second};
+use crate::results::statistics::ratio;
 use crate::results::{RunResult, SCHEMA};
 use crate::runner::{Experiment, Measurement, Point, Rounds, Runner, WaitMode, lock_of};
 use crate::table::{TAKEN, Table, figure, fixed, or_dash, taken};
@@ -221,12 +222,7 @@ impl Demo {
             };
             let (spin, threshold, preempted) =
                 (retained(Wait::Spin)?, retained(Wait::Threshold)?, retained(Wait::Preempted)?);
-            let factor = preempted / spin.max(f64::MIN_POSITIVE);
-            let change = match factor {
-                factor if factor >= 1.05 => format!("{factor:.1} times as much"),
-                factor if factor <= 0.95 => format!("a loss, {factor:.2} times as much"),
-                _ => "no difference".to_owned(),
-            };
+            let change = change(preempted, spin);
             parts.push(format!(
                 "the {} retains {preempted:.2} of its throughput when waiters read `preempted`, \
                  {threshold:.2} with a time threshold, and {spin:.2} when they spin ({change})",
@@ -272,5 +268,29 @@ fn long_name(lock: Lock) -> &'static str {
     match lock {
         Lock::Mutex => "mutex",
         _ => "test-and-set lock",
+    }
+}
+
+/// Compares what a lock retains when waiters read `preempted` with what it retains when they spin.
+fn change(preempted: f64, spin: f64) -> String {
+    match ratio(preempted, spin) {
+        factor if !factor.is_finite() => "spinning retains nothing".to_owned(),
+        factor if factor >= 1.05 => format!("{} times as much", fixed(factor, 1)),
+        factor if factor <= 0.95 => format!("a loss, {factor:.2} times as much"),
+        _ => "no difference".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn change_is_a_factor_unless_spinning_retains_nothing() {
+        assert_eq!(change(0.9, 0.3), "3.0 times as much");
+        assert_eq!(change(0.3, 0.6), "a loss, 0.50 times as much");
+        assert_eq!(change(0.9, 0.9), "no difference");
+        assert_eq!(change(0.9, 0.0), "spinning retains nothing");
+        assert!(change(0.9, 1e-200).len() < 30, "{}", change(0.9, 1e-200));
     }
 }

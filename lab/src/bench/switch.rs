@@ -18,6 +18,7 @@ use serde::Serialize;
 use super::{BenchArgs, BenchReport, TAKEN};
 use crate::error::Error;
 use crate::render::HostLine;
+use crate::results::statistics::ratio;
 use crate::runner::{Measurement, RETRIES, Rounds, Runner};
 use crate::table::{Table, figure, or_dash, taken};
 use host::cpus::Cpus;
@@ -78,7 +79,8 @@ impl Setting {
     /// [`Error`], most likely because BPF is not permitted.
     pub fn time_of(self, count: u64, cpu: &Cpus) -> Result<Duration, Error> {
         let (wall_ns, _) = measure(self, cpu)?;
-        Ok(Duration::from_secs_f64(wall_ns * count as f64 / 1e9))
+        let time = Duration::try_from_secs_f64(wall_ns * count as f64 / 1e9);
+        time.map_err(|_| Error::failed(self, "the threads did not switch"))
     }
 }
 
@@ -205,7 +207,7 @@ fn yield_to_each_other(cpu: &Cpus, program: Option<&Program>) -> Result<f64, Err
         switches += timeslices;
         longest = longest.max(took);
     }
-    Ok(longest.as_nanos() as f64 / switches.max(1) as f64)
+    Ok(ratio(longest.as_nanos() as f64, switches as f64))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "an argument of map_err")]
