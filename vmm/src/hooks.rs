@@ -95,7 +95,7 @@ pub struct Descheduled {
     pub published_ns: u64,
     /// When the interval ended, just before `preempted` is cleared.
     pub to_ns: u64,
-    /// The part of the interval that was added to steal (ns). The rest, after `schedule`, is run
-    /// delay.
+    /// The part of the interval for which the thread slept (ns): it was added to steal. The rest is
+    /// run delay, which the kernel counts, the thread's CPU time, or a stop of the process.
     pub descheduled_ns: u64,
 }

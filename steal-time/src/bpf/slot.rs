@@ -105,8 +105,7 @@ impl Slot {
     /// Adds `ns` nanoseconds, for which the monitor descheduled the vCPU, to the steal that its
     /// next switch-in publishes.
     ///
-    /// Called before the vCPU's thread is woken. Run delay begins with the wake-up, so no time
-    /// counts twice.
+    /// It must contain none of the thread's run delay, so that no time counts twice.
     pub fn add_descheduled_ns(&self, ns: u64) {
         self.descheduled_ns.fetch_add(ns, Ordering::Release);
     }

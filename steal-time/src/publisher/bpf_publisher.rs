@@ -26,7 +26,7 @@ use crate::error::StealTimeError;
 use crate::host_vm::HostVm;
 use host::cpus::Cpus;
 use host::perf::CpuClock;
-use host::stats::{self, RunDelay};
+use host::stats;
 
 /// A switch-in that was not traced is detected within this time.
 const HEAL_PERIOD: Duration = Duration::from_micros(900);
@@ -78,15 +78,14 @@ impl Publisher for BpfPublisher {
         let attached = self.program.attach_current_thread(vcpu)?;
         attached.slot().lose_every(self.lose_every);
         let signal = self.kick_signal.filter(|_| self.program.is_classic());
-        let own_run_delay = if let Some(signal) = signal {
+        if let Some(signal) = signal {
             attached.slot().set_kick_signal(signal);
-            Some(RunDelay::of_this_thread().map_err(StealTimeError::RunDelay)?)
-        } else {
-            None
-        };
+            // A host without the figure is found out here, not at the guest's first MSR write
+            stats::own_run_delay_ns().map_err(StealTimeError::RunDelay)?;
+        }
         Ok(Some(Box::new(BpfPublication {
             attached,
-            own_run_delay,
+            writes_steal: signal.is_some(),
             overlay: &self.overlay,
             cleared_at_entry: 0,
             deschedules: 0,
@@ -129,8 +128,8 @@ impl Publisher for BpfPublisher {
 #[derive(Debug)]
 struct BpfPublication<'p> {
     attached: AttachedThread<'p>,
-    /// The thread's run delay, if the thread writes steal; `None` if the program does.
-    own_run_delay: Option<RunDelay>,
+    /// Whether the thread writes steal before each entry; if not, the program does.
+    writes_steal: bool,
     overlay: &'p Overlay,
     cleared_at_entry: u64,
     deschedules: u64,
@@ -145,11 +144,7 @@ impl BpfPublication<'_> {
     /// Marks all run delay of this thread so far as contained in steal. Returns the part that was
     /// not (ns).
     fn account(&self) -> Result<u64, StealTimeError> {
-        let run_delay_ns = match &self.own_run_delay {
-            Some(run_delay) => run_delay.read_ns(),
-            None => stats::own_run_delay_ns(),
-        };
-        let run_delay_ns = run_delay_ns.map_err(StealTimeError::RunDelay)?;
+        let run_delay_ns = stats::own_run_delay_ns().map_err(StealTimeError::RunDelay)?;
         Ok(self.attached.account(run_delay_ns))
     }
 
@@ -229,7 +224,7 @@ impl Publication for BpfPublication<'_> {
         self.cleared_at_entry += u64::from(self.attached.clear_preempted());
         // `take_sched_in` comes before `addr`: until it is taken, the program kicks the thread
         // again
-        if self.own_run_delay.is_some()
+        if self.writes_steal
             && self.attached.slot().take_sched_in()
             && let Some(addr) = self.addr
             && !self.is_paused

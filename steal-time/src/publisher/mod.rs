@@ -98,8 +98,8 @@ pub trait Publication: fmt::Debug {
 
     /// Marks the vCPU as scheduled again: updates the record once, and clears `preempted`.
     ///
-    /// `descheduled_ns` is the time from [`deschedule`](Self::deschedule) until the thread was
-    /// woken. Steal grows by it and by the thread's run delay since.
+    /// `descheduled_ns` is the time since [`deschedule`](Self::deschedule) for which the thread
+    /// slept. Steal grows by it and by the thread's run delay.
     ///
     /// # Errors
     /// [`StealTimeError`] if the host refuses. No record is published then.

@@ -9,13 +9,12 @@ use std::sync::Arc;
 use super::record::GuestRecord;
 use crate::error::StealTimeError;
 use crate::host_vm::HostVm;
-use host::stats::RunDelay;
+use host::stats;
 
 /// The record of one vCPU, owned by its thread.
 #[derive(Debug)]
 pub(super) struct ThreadRecord {
     vm: Arc<dyn HostVm>,
-    run_delay: RunDelay,
     record: Option<Arc<GuestRecord>>,
     /// Whether nothing may be written.
     is_paused: bool,
@@ -30,9 +29,10 @@ impl ThreadRecord {
     /// Creates it for the vCPU of the calling thread, without a record. Records lie in `vm`'s
     /// memory.
     pub(super) fn new(vm: Arc<dyn HostVm>) -> Result<Self, StealTimeError> {
+        // A host without the figure is found out here, not at the guest's first MSR write
+        stats::own_run_delay_ns().map_err(StealTimeError::RunDelay)?;
         Ok(Self {
             vm,
-            run_delay: RunDelay::of_this_thread().map_err(StealTimeError::RunDelay)?,
             record: None,
             is_paused: false,
             descheduled_ns: 0,
@@ -125,7 +125,7 @@ impl ThreadRecord {
     /// Marks all run delay and descheduled time so far as contained in steal. Returns the part that
     /// was not (ns).
     fn account(&mut self) -> Result<u64, StealTimeError> {
-        let run_delay_ns = self.run_delay.read_ns().map_err(StealTimeError::RunDelay)?;
+        let run_delay_ns = stats::own_run_delay_ns().map_err(StealTimeError::RunDelay)?;
         Ok(self.discard_run_delay(run_delay_ns))
     }
 }

@@ -19,9 +19,10 @@ pub struct VcpuHandle {
     is_descheduled: AtomicBool,
     /// The handoff by which it got its CPU, if there was one.
     handoff: Mutex<Option<Arc<CpuHandoff>>>,
-    /// When it was last descheduled and scheduled (ns of `CLOCK_MONOTONIC`).
+    /// When it was last descheduled (ns of `CLOCK_MONOTONIC`).
     requested_ns: AtomicU64,
-    scheduled_ns: AtomicU64,
+    /// The finished intervals for which it was descheduled, in total (ns).
+    descheduled_ns: AtomicU64,
     /// When its thread detached (ns of `CLOCK_MONOTONIC`); 0 before that.
     left_ns: AtomicU64,
 }
@@ -35,7 +36,7 @@ impl VcpuHandle {
             is_descheduled: AtomicBool::new(false),
             handoff: Mutex::default(),
             requested_ns: AtomicU64::new(0),
-            scheduled_ns: AtomicU64::new(0),
+            descheduled_ns: AtomicU64::new(0),
             left_ns: AtomicU64::new(0),
         }
     }
@@ -54,7 +55,6 @@ impl VcpuHandle {
 
     /// Lets the thread run again.
     pub fn schedule(&self) {
-        self.scheduled_ns.store(clock::monotonic_ns(), Ordering::Relaxed);
         self.is_descheduled.store(false, Ordering::Release);
         self.unpark();
     }
@@ -74,9 +74,15 @@ impl VcpuHandle {
         self.requested_ns.load(Ordering::Relaxed)
     }
 
-    /// Returns when the thread was last scheduled (ns of `CLOCK_MONOTONIC`).
-    pub(super) fn scheduled_ns(&self) -> u64 {
-        self.scheduled_ns.load(Ordering::Relaxed)
+    /// Returns how long the thread was descheduled (ns), without its run delay: the finished
+    /// intervals only.
+    pub fn descheduled_ns(&self) -> u64 {
+        self.descheduled_ns.load(Ordering::Relaxed)
+    }
+
+    /// Adds an interval of `ns` for which the thread was descheduled.
+    pub(in crate::vcpu) fn add_descheduled(&self, ns: u64) {
+        self.descheduled_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
     /// Leaves the CPU that a [`CpuHandoff`] gave to this vCPU. The next vCPU there is scheduled.

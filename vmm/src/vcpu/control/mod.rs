@@ -29,6 +29,7 @@ use protocol::VcpuId;
 use roster::{Location, Member, Roster};
 
 pub use handle::{CpuHandoff, VcpuHandle};
+pub use stop::own_times;
 
 /// What a vCPU thread must do before it enters the guest again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

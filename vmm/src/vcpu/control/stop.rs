@@ -5,13 +5,22 @@
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 use std::thread;
+use std::time::Duration;
 
 use host::clock;
 use host::kick::KickHandle;
+use host::thread_times::{RunningTime, ThreadTimes};
 use steal_time::host_vm::AllStopped;
 
 use super::roster::{Location, Roster};
 use super::{AlreadyPaused, FINISH, PAUSE, STOP, VcpuControl, VcpuHandle};
+
+/// The first wait of a descheduled thread. Most are scheduled within it.
+const FIRST_WAIT: Duration = Duration::from_millis(10);
+
+/// The longest wait of a descheduled thread. Of a stop of the process, up to twice as much may count
+/// as a wait.
+const LONGEST_WAIT: Duration = Duration::from_millis(160);
 
 impl VcpuControl {
     /// Stops every other vCPU thread, calls `act`, and lets the threads go on.
@@ -77,21 +86,29 @@ impl VcpuControl {
         self.wait_until_none_exclusive(self.lock()).relocate(Location::Running);
     }
 
-    /// Waits until `handle` is scheduled, or its thread must pause or finish.
+    /// Waits until `handle` is scheduled, or its thread must pause or finish. Returns where the
+    /// time since `begin`, the caller's [`own_times`], went.
     ///
-    /// The caller is the thread of `handle`, outside the guest. Returns the end of the time for
-    /// which it was descheduled (ns of `CLOCK_MONOTONIC`).
-    pub fn wait_while_descheduled(&self, handle: &VcpuHandle) -> u64 {
+    /// The caller is the thread of `handle`, outside the guest. While it waits it wakes up now and
+    /// then, after ever longer times, to tell a wait from a stop of the process.
+    pub fn wait_while_descheduled(&self, handle: &VcpuHandle, begin: ThreadTimes) -> RunningTime {
         self.lock().relocate(Location::Descheduled);
         self.changed.notify_all();
         handle.leave_cpu();
         // The requester writes first and unparks afterwards, and an early unpark is remembered.
-        while handle.is_descheduled() && self.requests.load(Ordering::Acquire) & (PAUSE | FINISH) == 0 {
-            thread::park();
+        let must_wait =
+            || handle.is_descheduled() && self.requests.load(Ordering::Acquire) & (PAUSE | FINISH) == 0;
+        let (mut time, mut limit) = (RunningTime::since(begin), FIRST_WAIT);
+        while must_wait() {
+            thread::park_timeout(limit);
+            if must_wait() {
+                time.add_wait(own_times(), limit);
+                limit = (2 * limit).min(LONGEST_WAIT);
+            }
         }
-        let until_ns = if handle.is_descheduled() { clock::monotonic_ns() } else { handle.scheduled_ns() };
+        time.add_wait(own_times(), limit);
         self.wait_until_none_exclusive(self.lock()).relocate(Location::Running);
-        until_ns
+        time
     }
 
     /// Waits until no thread is exclusive. Returns with the roster locked.
@@ -110,4 +127,12 @@ impl VcpuControl {
         }
         roster
     }
+}
+
+/// Returns the times of the calling thread.
+///
+/// Without `/proc`, run delay cannot be told from sleep. Then no publisher publishes either.
+pub fn own_times() -> ThreadTimes {
+    ThreadTimes::of_this_thread()
+        .unwrap_or_else(|_| ThreadTimes { at_ns: clock::monotonic_ns(), ..ThreadTimes::default() })
 }

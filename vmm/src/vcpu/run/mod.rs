@@ -27,7 +27,7 @@ use steal_time::VcpuStealTime;
 use steal_time::publisher::Counts;
 
 use super::command::VcpuCommand;
-use super::control::{VcpuHandle, VcpuRequest};
+use super::control::{self, VcpuHandle, VcpuRequest};
 use super::{EventSender, ExitCounts, Message, Shared, VcpuExit};
 use crate::error::VmmError;
 use crate::guest_clock::GuestClock;
@@ -204,20 +204,23 @@ impl<'p> Vcpu<'p> {
         State::Running
     }
 
-    /// Waits until the vCPU is scheduled. The time is steal, and `preempted` is set.
+    /// Waits until the vCPU is scheduled. `preempted` is set meanwhile, and the wait is steal: all
+    /// but the thread's CPU time, and the time for which the process was stopped.
     fn descheduled(&mut self) -> Result<State, VmmError> {
         if let Some(exit) = self.complete_exit()? {
             // Descheduled ---- guest ends ----> Finished
             return Ok(State::Finished(exit));
         }
-        let from_ns = clock::monotonic_ns();
+        // What the exit took is CPU time, or run delay.
+        let begin = control::own_times();
         self.steal_time.deschedule();
         let published_ns = clock::monotonic_ns();
         let requested_ns = self.handle.requested_ns();
-        let until_ns = self.shared.control.wait_while_descheduled(&self.handle);
-        let descheduled_ns = until_ns.saturating_sub(from_ns);
+        // Each nanosecond off the CPU counts once: the kernel counts run delay, and this the sleep.
+        let descheduled_ns = self.shared.control.wait_while_descheduled(&self.handle, begin).slept_ns();
+        self.handle.add_descheduled(descheduled_ns);
         self.steal_time.schedule(descheduled_ns).map_err(VmmError::publishing(self.id))?;
-        let to_ns = clock::monotonic_ns();
+        let (from_ns, to_ns) = (begin.at_ns, clock::monotonic_ns());
         let interval = Descheduled { requested_ns, from_ns, published_ns, to_ns, descheduled_ns };
         self.shared.hooks.on_vcpu_event(self.id, &self.handle, VcpuEvent::Descheduled(interval));
         // Descheduled ---- schedule, pause or finish ----> Running
