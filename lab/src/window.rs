@@ -1,8 +1,12 @@
 //! Windows: what the host's scheduler counted between two moments of a run.
 //!
-//! The guest reports when its window opens and closes. The thread of the reporting vCPU takes a
-//! [`Snapshot`] before the guest continues. The windows of guest and host differ by the time until
-//! that vCPU saw the change.
+//! Each vCPU reports when it finds the window open, and closed. The thread of the first one takes a
+//! [`Snapshot`] of all vCPUs before the guest continues. The windows of guest and host differ by the
+//! time until that vCPU saw the change.
+//!
+//! A vCPU that waits for a CPU at that moment sees the change later, and its steal grows only then.
+//! So each thread also reads its own times at its own reports ([`OwnEnds`]). Over such a window, run
+//! time and steal of a vCPU that always wants to run add up to the window's length.
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +15,7 @@ use protocol::VcpuId;
 use host::cpus::Cpus;
 use host::disturbance::Disturbance;
 use host::stats::{CpuStats, ThreadStats};
+use host::thread_times::ThreadTimes;
 use vmm::vcpu::control::VcpuControl;
 
 /// The host's counters at one moment.
@@ -51,6 +56,35 @@ impl Ends {
     pub fn window(&self) -> Option<Window> {
         Some(Window::between(self.opened.as_ref()?, self.closed.as_ref()?))
     }
+}
+
+/// The ends of a vCPU's own window, as its thread reads them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OwnEnds {
+    /// When it found the window open.
+    pub opened: Option<ThreadTimes>,
+    /// When it found the window closed.
+    pub closed: Option<ThreadTimes>,
+}
+
+impl OwnEnds {
+    /// The window between them; `None` unless both were reported, in this order.
+    pub fn window(self) -> Option<OwnWindow> {
+        let (opened, closed) = (self.opened?, self.closed?);
+        Some(OwnWindow {
+            length_ns: closed.at_ns.checked_sub(opened.at_ns)?,
+            run_ns: closed.run_ns.saturating_sub(opened.run_ns),
+        })
+    }
+}
+
+/// A vCPU's own window: from its report that it opened to its report that it closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnWindow {
+    /// Its length (ns).
+    pub length_ns: u64,
+    /// CPU time of the vCPU's thread in it (ns).
+    pub run_ns: u64,
 }
 
 /// What the host counted between two snapshots.
@@ -102,6 +136,15 @@ mod tests {
         ends.opened = Some(snapshot(began, 100, 100, 100));
         let window = ends.window().unwrap();
         assert_eq!((window.length, window.vcpus[0].1.run_ns), (Duration::from_secs(1), 800));
+    }
+
+    #[test]
+    fn own_window_needs_both_ends_in_order() {
+        let at = |ms: u64| Some(ThreadTimes { at_ns: ms * 1_000_000, run_ns: ms * 500_000, run_delay_ns: 0 });
+        let ends = OwnEnds { opened: at(1000), closed: at(3000) };
+        assert_eq!(ends.window(), Some(OwnWindow { length_ns: 2_000_000_000, run_ns: 1_000_000_000 }));
+        assert_eq!(OwnEnds { opened: at(3000), closed: at(1000) }.window(), None);
+        assert_eq!(OwnEnds { closed: None, ..ends }.window(), None);
     }
 
     #[test]

@@ -65,18 +65,24 @@ impl Part {
         self.open();
     }
 
-    /// Opens the window for this vCPU.
+    /// Opens the window for this vCPU, and marks it. Steal is read at the same moment.
+    ///
+    /// The caller must hold no lock: the mark exits to the monitor.
     pub(crate) fn open(&self) {
         pass(Milestone::WindowOpens);
+        ports::mark(Milestone::WindowOpens);
         self.report.steal_at_open.store(self.steal_ns(), Ordering::Relaxed);
     }
 
-    /// Closes the window for this vCPU, perhaps early.
+    /// Closes the window for this vCPU, perhaps early, and marks it.
+    ///
+    /// The caller must hold no lock: the mark exits to the monitor.
     pub(crate) fn close(&self) {
         let now = clock::now();
         if pass(Milestone::WindowCloses) && now < self.window.closes {
             REPORT.header.window_closes.store(now, Ordering::Relaxed);
         }
+        ports::mark(Milestone::WindowCloses);
         self.report.steal_at_close.store(self.steal_ns(), Ordering::Relaxed);
     }
 
@@ -105,6 +111,7 @@ fn arrive(machine: Machine, workload: Workload) -> Window {
         header.window_opens.store(opens, Ordering::Relaxed);
         header.window_closes.store(opens + cycles(workload.duration_ms), Ordering::Relaxed);
         pass(Milestone::AllUp);
+        ports::mark(Milestone::AllUp);
         STARTED.store(1, Ordering::SeqCst);
         VcpuId::first(machine.vcpus).filter(|vcpu| *vcpu != machine.vcpu.id).for_each(lapic::kick);
     }
@@ -117,15 +124,8 @@ fn arrive(machine: Machine, workload: Workload) -> Window {
     }
 }
 
-/// Passes a milestone. Returns whether this vCPU is the first to pass it, and has marked it for the
-/// monitor.
-///
-/// The caller must hold no lock: the mark may exit to the monitor.
+/// Passes a milestone. Returns whether this vCPU is the first to pass it.
 fn pass(milestone: Milestone) -> bool {
     let code = milestone as u32;
-    let is_first = REPORT.header.milestone.fetch_max(code, Ordering::AcqRel) < code;
-    if is_first {
-        ports::mark(milestone);
-    }
-    is_first
+    REPORT.header.milestone.fetch_max(code, Ordering::AcqRel) < code
 }

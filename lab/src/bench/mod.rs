@@ -2,6 +2,7 @@
 //!
 //! All benches measure their points through [`crate::runner`]. Each has its `Args` beside its code.
 
+mod accounting;
 pub mod checks;
 mod locks;
 pub mod policies;
@@ -40,6 +41,8 @@ pub enum BenchCommand {
     Policies(PoliciesArgs),
     /// How accurately each mechanism carries out the decisions of a policy
     Sched(sched::SchedBenchArgs),
+    /// Whether run time and steal add up to wall time, for each mechanism and publisher
+    Accounting(accounting::AccountingArgs),
     /// Time from exec to exit of a guest that resets at once, beside QEMU
     Startup(startup::StartupArgs),
     /// What the BPF program costs a context switch, of vCPU threads and of other tasks
@@ -107,6 +110,7 @@ pub fn run(bench: BenchCommand) -> Result<Box<dyn BenchReport>, Error> {
             Box::new(saved(&args.common, |_| policies::compare(&args.policies, &args))?)
         }
         BenchCommand::Sched(args) => Box::new(saved(&args.common, |_| sched::run(&args))?),
+        BenchCommand::Accounting(args) => Box::new(saved(&args.common, |_| accounting::run(&args))?),
         BenchCommand::Startup(args) => Box::new(startup::run(&args)?),
         BenchCommand::Switch(args) => Box::new(saved(&args, switch::run)?),
     })

@@ -13,9 +13,10 @@ use protocol::{MAX_VCPUS, VcpuId};
 use super::report_view::ReportView;
 use crate::directed_yield::DirectedYield;
 use crate::fault_injection::{self, FaultCounts, FaultInjector, Faults};
-use crate::window::{Ends, Snapshot, Window};
+use crate::window::{Ends, OwnEnds, OwnWindow, Snapshot, Window};
 use host::cpus::Cpus;
 use host::sync;
+use host::thread_times::ThreadTimes;
 use steal_time::StealTimeError;
 use steal_time::host_vm::HostVm;
 use steal_time::publisher::{Publisher, Selection};
@@ -71,6 +72,7 @@ struct Milestones {
 struct VcpuRecord {
     directed_yields: AtomicU64,
     descheduled: Mutex<VecDeque<Descheduled>>,
+    window: Mutex<OwnEnds>,
 }
 
 impl LabHooks {
@@ -125,8 +127,14 @@ impl LabHooks {
         self.lock_milestones().ends.window()
     }
 
-    /// Handles a milestone. Takes the snapshot at once: the guest may end right after it.
-    fn on_milestone(&self, code: u8) {
+    /// The own window of `vcpu`; `None` if it did not find the window open, and then closed.
+    pub(super) fn own_window(&self, vcpu: VcpuId) -> Option<OwnWindow> {
+        sync::lock(&self.vcpus.get(vcpu.index())?.window).window()
+    }
+
+    /// Handles a milestone of `vcpu`, whose thread calls it. Takes the snapshot at once: the guest
+    /// may end right after it.
+    fn on_milestone(&self, vcpu: VcpuId, code: u8) {
         let at = Instant::now();
         let Some(milestone) = Milestone::from_code(code) else { return };
         let (Some(control), mut milestones) = (self.control.get(), self.lock_milestones()) else { return };
@@ -136,8 +144,22 @@ impl LabHooks {
         milestones.count += 1;
         match milestone {
             Milestone::AllUp => milestones.all_up = Some(at),
-            Milestone::WindowOpens => milestones.ends.opened = Some(Snapshot::take(control, &self.cpus)),
-            Milestone::WindowCloses => milestones.ends.closed = Some(Snapshot::take(control, &self.cpus)),
+            Milestone::WindowOpens => {
+                milestones.ends.opened.get_or_insert_with(|| Snapshot::take(control, &self.cpus));
+            }
+            Milestone::WindowCloses => {
+                milestones.ends.closed.get_or_insert_with(|| Snapshot::take(control, &self.cpus));
+            }
+        }
+        drop(milestones);
+        if let Some(record) = self.vcpus.get(vcpu.index()) {
+            // Last: the guest reads its steal when this exit is handled.
+            let (mut ends, now) = (sync::lock(&record.window), ThreadTimes::of_this_thread().ok());
+            match milestone {
+                Milestone::AllUp => {}
+                Milestone::WindowOpens => ends.opened = ends.opened.or(now),
+                Milestone::WindowCloses => ends.closed = ends.closed.or(now),
+            }
         }
     }
 
@@ -185,7 +207,7 @@ impl RunHooks for LabHooks {
 
     fn on_exit(&self, vcpu: VcpuId, port: u16, data: &[u8]) -> bool {
         match (port, data) {
-            (MILESTONE_PORT, [code, ..]) => self.on_milestone(*code),
+            (MILESTONE_PORT, [code, ..]) => self.on_milestone(vcpu, *code),
             (DOORBELL_PORT, [target, ..]) => self.yield_to(vcpu, *target),
             _ => return false,
         }

@@ -21,7 +21,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::fault_injection::FaultCounts;
 use crate::sched::ScheduledGuest;
-use crate::window::Window;
+use crate::window::{OwnWindow, Window};
 use steal_time::publisher::PublisherKind;
 use vmm::guest::{Guest, PayloadSource, PortEvent, RunOutcome};
 use vmm::guest_clock::GuestClock;
@@ -67,6 +67,8 @@ pub struct VcpuRun {
     pub id: VcpuId,
     /// The monitor's statistics.
     pub stats: VcpuStats,
+    /// Its own window; `None` if it did not find the window open, and then closed.
+    pub window: Option<OwnWindow>,
     /// The last intervals for which the monitor descheduled it, in order.
     pub descheduled: Vec<Descheduled>,
     /// Number of its doorbell writes after which another vCPU ran in its place.
@@ -215,6 +217,7 @@ impl LabGuest {
         let vcpu = |(id, stats): &(VcpuId, VcpuStats)| VcpuRun {
             id: *id,
             stats: stats.clone(),
+            window: hooks.own_window(*id),
             descheduled: hooks.descheduled(*id),
             directed_yields: hooks.directed_yields(*id),
             faults: hooks.fault_counts(*id),

@@ -38,7 +38,7 @@ pub use quantiles::Quantiles;
 pub use sched::{Drift, Observed, SchedFigures};
 use statistics::read;
 pub use times::Times;
-pub use window::{HostFigures, PreemptedFigures, WindowFigures};
+pub use window::{HostFigures, PreemptedFigures, VcpuWindowFigures, WindowFigures};
 
 /// Version of the document. It changes when a field changes its meaning or its name, or goes.
 pub const SCHEMA: u32 = 4;
@@ -141,6 +141,8 @@ pub struct VcpuFigures {
     pub faults: Option<FaultCounts>,
     /// Lock acquisitions in the window.
     pub acquisitions: u64,
+    /// Its own part of the window; `None` if it did not find the window open, and then closed.
+    pub window: Option<VcpuWindowFigures>,
 }
 
 impl RunResult {
@@ -148,7 +150,7 @@ impl RunResult {
     pub fn new(host: HostFacts, config: &LabConfig, run: &LabRun) -> Self {
         let report = run.report.as_deref();
         let monitor = &run.monitor;
-        let figures = |VcpuRun { id, stats, directed_yields, faults, .. }: &VcpuRun| {
+        let figures = |VcpuRun { id, stats, directed_yields, faults, window, .. }: &VcpuRun| {
             let vcpu = report.and_then(|report| report.vcpus.get(id.index()));
             VcpuFigures {
                 id: id.apic_id(),
@@ -160,6 +162,7 @@ impl RunResult {
                 publication: stats.counts,
                 faults: *faults,
                 acquisitions: vcpu.map_or(0, |vcpu| read(&vcpu.acquisitions)),
+                window: vcpu.zip(*window).map(|(vcpu, window)| VcpuWindowFigures::new(vcpu, window)),
             }
         };
         Self {
@@ -205,6 +208,16 @@ impl RunResult {
 }
 
 impl RunResult {
+    /// Run time and steal of all vCPUs as a share of the length of their windows: 1 if all of them
+    /// always wanted to run, unless an outer hypervisor took time. `None` if a vCPU has no window.
+    pub fn accounted(&self) -> Option<f64> {
+        let windows: Option<Vec<_>> = self.vcpus.iter().map(|vcpu| vcpu.window).collect();
+        let total = |field: fn(&VcpuWindowFigures) -> u64| windows.iter().flatten().map(field).sum::<u64>();
+        let length_ns = total(|window| window.length_ns);
+        let accounted_ns = total(|window| window.run_ns).saturating_add(total(|window| window.steal_ns));
+        (windows.is_some() && length_ns > 0).then(|| accounted_ns as f64 / length_ns as f64)
+    }
+
     /// The payload's verdict on `assertion`; `None` if it did not judge it.
     pub fn finding(&self, assertion: Assertion) -> Option<&FindingFigures> {
         self.findings.iter().find(|finding| finding.number == assertion.number())

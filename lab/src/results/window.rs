@@ -10,7 +10,7 @@ use super::CheckFigures;
 use super::lock::{LockFigures, LockWindow};
 use super::statistics::{ns, ratio, read, sum};
 use super::times::{Times, histogram};
-use crate::window::Window;
+use crate::window::{OwnWindow, Window};
 use host::disturbance::{Disturbance, Verdict};
 use host::stats::ThreadStats;
 use vmm::guest::GuestConfig;
@@ -48,6 +48,27 @@ pub struct HostFigures {
     /// CPU time that other tasks and an outer hypervisor took, and whether the figures count.
     #[serde(flatten)]
     pub disturbance: Disturbance,
+}
+
+/// The window of one vCPU, from the moment at which it found the window open to the one at which it
+/// found it closed.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct VcpuWindowFigures {
+    /// Length by the host's clock (ns).
+    pub length_ns: u64,
+    /// CPU time of its thread (ns).
+    pub run_ns: u64,
+    /// Growth of `steal` in its record, as the guest read it (ns); 0 without a publisher.
+    pub steal_ns: u64,
+}
+
+impl VcpuWindowFigures {
+    /// Evaluates the `window` of the vCPU that left `report`.
+    pub(super) fn new(report: &VcpuReport, window: OwnWindow) -> Self {
+        let OwnWindow { length_ns, run_ns } = window;
+        let steal_ns = read(&report.steal_at_close).saturating_sub(read(&report.steal_at_open));
+        Self { length_ns, run_ns, steal_ns }
+    }
 }
 
 /// Samples of `preempted` by running vCPUs.

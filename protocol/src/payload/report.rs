@@ -24,9 +24,11 @@ use crate::MAX_VCPUS;
 pub enum Milestone {
     /// All vCPUs are up, and the warm-up begins.
     AllUp = 1,
-    /// The measured window begins.
+    /// The measured window begins. Each vCPU writes it when it finds the window open, and then reads
+    /// [`VcpuReport::steal_at_open`].
     WindowOpens = 2,
-    /// The measured window ends.
+    /// The measured window ends. Each vCPU writes it when it finds the window closed, and then reads
+    /// [`VcpuReport::steal_at_close`].
     WindowCloses = 3,
 }
 
