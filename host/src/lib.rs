@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`stats`] | run time, run delay and switch counts of a thread; busy time of CPUs |
 //! | [`thread_times`] | where a thread's time goes: CPU, run delay, sleep, or stopped |
+//! | [`thread_probe`] | what another thread has done so far, and does now |
 //! | [`perf`] | each context switch of a thread, with its time; a timer interrupt on a CPU |
 //! | [`cpus`], [`thread`], [`placement`], [`helper`] | affinity, scheduling classes, helper threads |
 //! | [`clock`], [`timer`], [`ticker`] | timestamps, signals at a time, periodic threads |
@@ -51,6 +52,7 @@ pub mod sync;
 pub mod terminal;
 pub mod termination;
 pub mod thread;
+pub mod thread_probe;
 pub mod thread_times;
 pub mod ticker;
 pub mod timer;

@@ -50,16 +50,6 @@ impl ThreadStats {
         })
     }
 
-    /// Reads only the run time and the run delay (ns) of thread `tid`: one file instead of two.
-    ///
-    /// # Errors
-    /// See [`read`](Self::read).
-    pub fn read_times(tid: pid_t) -> io::Result<(u64, u64)> {
-        let [run_ns, run_delay_ns, _] =
-            parse_schedstat(&fs::read_to_string(format!("/proc/self/task/{tid}/schedstat"))?)?;
-        Ok((run_ns, run_delay_ns))
-    }
-
     /// Waits until thread `tid` sleeps, then reads its statistics and the result of `count`, both
     /// at one moment.
     ///
@@ -100,7 +90,7 @@ impl ThreadStats {
 ///
 /// # Errors
 /// The error of open(2) or read(2). `ENOENT` or `ESRCH`: the thread has ended.
-pub fn is_asleep(tid: pid_t) -> io::Result<bool> {
+fn is_asleep(tid: pid_t) -> io::Result<bool> {
     Ok(parse_sleep(&fs::read_to_string(format!("/proc/self/task/{tid}/status"))?)?.0)
 }
 

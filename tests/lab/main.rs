@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::print_stderr, clippy::print_stdout, reason = "the test harness captures it")]
 
+mod accounting;
 mod accuracy;
 mod checks;
 mod cli;

@@ -28,7 +28,7 @@ use crate::support::{
 const MS: u64 = 1_000_000;
 
 /// The mechanisms that this host allows.
-fn mechanisms() -> Vec<MechanismKind> {
+pub(crate) fn mechanisms() -> Vec<MechanismKind> {
     if !has::kvm() {
         return Vec::new();
     }

@@ -37,6 +37,16 @@ pub enum RunError {
     /// The host has no thread, timer or event file left for the scheduler.
     #[error("Cannot start the scheduler's threads and timers")]
     Scheduler(#[source] io::Error),
+    /// The host does not report the CPU time of a vCPU thread.
+    #[error(
+        "Cannot read the CPU time of vCPU thread {tid}, which the policy needs (is /proc that of this PID namespace?)"
+    )]
+    CpuTime {
+        /// The thread.
+        tid: libc::pid_t,
+        /// Why it cannot be read.
+        source: io::Error,
+    },
     /// The host has no thread left for the CPU hog.
     #[error("Cannot start the threads of the CPU hog")]
     CpuHog(#[source] io::Error),

@@ -95,7 +95,7 @@ pub struct Needs {
     /// The guest reads when the slice of each of its vCPUs ends.
     pub slice_left: bool,
     /// [`VcpuView::ran`], [`VcpuView::waited`] and [`VcpuView::is_asleep`], updated before each
-    /// [`Event::Alarm`].
+    /// [`Event::Tick`] and [`Event::Alarm`].
     pub cpu_time: bool,
 }
 

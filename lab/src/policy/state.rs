@@ -59,11 +59,15 @@ pub struct VcpuView {
     pub hints: GuestHints,
     /// CPU time so far (ns); 0 unless [`Needs::cpu_time`](super::Needs::cpu_time).
     pub ran: Ns,
-    /// Time so far that it was runnable but not running (ns); 0 unless
+    /// Time so far that it was runnable but not running (ns), with the wait that lasts; 0 unless
     /// [`Needs::cpu_time`](super::Needs::cpu_time).
+    ///
+    /// It was descheduled or throttled, or waited in the run queue of its CPU. The wait of a vCPU
+    /// that was halted at the last reading counts from the next reading on, and as a whole when it
+    /// has ended.
     pub waited: Ns,
-    /// Its thread is blocked: the vCPU is halted or throttled. False unless
-    /// [`Needs::cpu_time`](super::Needs::cpu_time).
+    /// Its thread is blocked in the guest: the vCPU is halted. False while it is descheduled or
+    /// throttled, and unless [`Needs::cpu_time`](super::Needs::cpu_time).
     pub is_asleep: bool,
 }
 

@@ -20,6 +20,8 @@ use super::dispatcher::Dispatcher;
 use super::mechanism::MechanismKind;
 use host::clock;
 use host::thread::{Class, set_own_class};
+use host::thread_times::RunningTime;
+use vmm::vcpu::control::own_times;
 
 /// A wake-up with its dispatch takes 20 us; doorbells cause many.
 const PREFERRED: Class = Class::Deadline { runtime_ns: 250_000, period_ns: 400_000 };
@@ -30,7 +32,8 @@ const FALLBACK: Class = Class::Fifo(90);
 /// is also the driver's usual period.
 const SLACK_NS: u64 = 20_000_000;
 
-/// The longest sleep between two checks for starved vCPUs.
+/// The longest sleep between two checks for starved vCPUs. If it lasts for longer, the process was
+/// stopped.
 const MAX_SLEEP: Duration = Duration::from_millis(100);
 
 /// The driver thread.
@@ -95,13 +98,15 @@ fn raise_class() -> &'static str {
 }
 
 fn drive(dispatcher: &Dispatcher, alarm: &mut Alarm, is_over: &AtomicBool, kind: MechanismKind) {
+    let mut time = RunningTime::since(own_times());
     while !is_over.load(Ordering::Relaxed) {
         let due = match kind {
             MechanismKind::Class => dispatcher.next_due(),
             MechanismKind::Deschedule => dispatcher.next_untimed(SLACK_NS),
         };
         alarm.sleep_until(due);
-        dispatcher.dispatch();
+        time.add_wait(own_times(), MAX_SLEEP);
+        dispatcher.dispatch(time.stopped_ns());
     }
 }
 

@@ -1,15 +1,17 @@
 //! Hints: shared pages between guests and the scheduler, and the host's accounts of vCPU threads.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use protocol::payload::hints::{Doorbell, GuestHints as HintsInMemory, HintPage};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::guest::ReportView;
+use super::waits::{VcpuReading, Waits};
+use crate::guest::{ReportView, RunError};
 use crate::policy::schedule::Schedule;
 use crate::policy::{Assignment, Event, GuestHints, SchedState, Vcpu};
-use host::stats::{self, ThreadStats};
+use host::thread_probe::{ThreadProbe, ThreadReading};
 use vmm::guest_clock::GuestClock;
 use vmm::vcpu::control::VcpuHandle;
 use vmm::vcpu::{EventSender, Message};
@@ -38,9 +40,19 @@ struct Guest {
     /// Its first vCPU.
     first: Vcpu,
     tids: Vec<libc::pid_t>,
+    /// The threads of its vCPUs, if the policy needs their CPU times.
+    threads: Vec<MeasuredThread>,
     report: Option<ReportView>,
     clock: Option<GuestClock>,
     event_sender: EventSender,
+}
+
+/// A vCPU's thread whose CPU time and waits are read.
+#[derive(Debug)]
+struct MeasuredThread {
+    probe: ThreadProbe,
+    handle: Arc<VcpuHandle>,
+    waits: Waits,
 }
 
 /// A vCPU by its guest.
@@ -53,15 +65,22 @@ pub(super) struct GuestVcpu {
 }
 
 impl Guests {
-    pub(super) fn new(guests: Vec<ScheduledGuest>) -> Self {
+    /// Takes over `guests`. The CPU times of their vCPU threads can be read if `with_cpu_times`.
+    ///
+    /// # Errors
+    /// [`RunError::CpuTime`].
+    pub(super) fn new(guests: Vec<ScheduledGuest>, with_cpu_times: bool) -> Result<Self, RunError> {
         let mut next = 0;
         let guest = |guest: ScheduledGuest| {
             let tids: Vec<_> = guest.handles.iter().map(|handle| handle.kick_handle().tid()).collect();
             let first = next;
             next += tids.len();
-            Guest { first, tids, report: guest.report, clock: guest.clock, event_sender: guest.event_sender }
+            let measured = guest.handles.into_iter().filter(|_| with_cpu_times);
+            let threads = measured.map(MeasuredThread::new).collect::<Result<_, _>>()?;
+            let ScheduledGuest { report, clock, event_sender, .. } = guest;
+            Ok(Guest { first, tids, threads, report, clock, event_sender })
         };
-        Self(guests.into_iter().map(guest).collect())
+        guests.into_iter().map(guest).collect::<Result<_, _>>().map(Self)
     }
 
     /// Returns the number of vCPUs of each guest.
@@ -101,14 +120,14 @@ impl Guests {
         events
     }
 
-    /// Copies run time and run delay of each vCPU thread to `schedule`.
-    pub(super) fn read_cpu_times(&self, schedule: &mut Schedule) {
-        for guest in &self.0 {
-            for (index, tid) in guest.tids.iter().enumerate() {
+    /// Copies run time and waits of each vCPU to `schedule`.
+    pub(super) fn read_cpu_times(&mut self, schedule: &mut Schedule) {
+        for guest in &mut self.0 {
+            for (index, thread) in guest.threads.iter_mut().enumerate() {
                 // A thread that has exited keeps its last values.
-                if let Ok((ran, waited)) = ThreadStats::read_times(*tid) {
-                    let is_asleep = stats::is_asleep(*tid).unwrap_or(true);
-                    schedule.set_cpu_time(guest.first + index, ran, waited, is_asleep);
+                if let Ok(reading) = thread.read() {
+                    let (waited, is_halted) = (thread.waits.add(reading), reading.is_halted());
+                    schedule.set_cpu_time(guest.first + index, reading.ran, waited, is_halted);
                 }
             }
         }
@@ -132,6 +151,26 @@ impl Guests {
         for guest in &self.0 {
             guest.event_sender.send(Message::StopRequested);
         }
+    }
+}
+
+impl MeasuredThread {
+    fn new(handle: Arc<VcpuHandle>) -> Result<Self, RunError> {
+        let tid = handle.kick_handle().tid();
+        let probe = ThreadProbe::of_thread(tid).map_err(|source| RunError::CpuTime { tid, source })?;
+        Ok(Self { probe, handle, waits: Waits::default() })
+    }
+
+    fn read(&self) -> io::Result<VcpuReading> {
+        let ThreadReading { at_ns, run_ns, run_delay_ns, sleeps, is_asleep } = self.probe.read()?;
+        Ok(VcpuReading {
+            at: at_ns,
+            ran: run_ns,
+            ended_waits: run_delay_ns + self.handle.descheduled_ns(),
+            sleeps,
+            is_asleep,
+            descheduled_since: self.handle.is_descheduled().then(|| self.handle.requested_ns()),
+        })
     }
 }
 

@@ -33,6 +33,7 @@ mod recorder;
 mod scheduling;
 mod stop_reason;
 mod vcpu_threads;
+mod waits;
 
 pub use config::{SchedConfig, workload_params};
 pub use hints::ScheduledGuest;

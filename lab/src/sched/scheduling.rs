@@ -91,7 +91,7 @@ impl Scheduling {
             Recorder::start(&handles, &guests, config.traces, kind).map_err(RunError::Scheduler)?;
         let doorbells = guests.iter().map(|guest| guest.doorbell.as_ref()?.try_clone().ok()).collect();
         let began_ns = clock::monotonic_ns();
-        let dispatcher = Dispatcher::new(policy, chosen.mechanism, guests, cpus.count(), config.starvation);
+        let dispatcher = Dispatcher::new(policy, chosen.mechanism, guests, cpus.count(), config.starvation)?;
         let dispatcher = Arc::new(dispatcher);
         let times_slices = kind == MechanismKind::Deschedule;
         for guest in 0..vcpus.len() {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Decided;
 use super::watchdog::{Starved, Watchdog};
+use crate::guest::RunError;
 use crate::policy::schedule::{Change, Schedule};
 use crate::policy::{Assignment, Cpu, Decision, Event, Needs, Ns, Policy, Vcpu};
 use crate::sched::hints::{Guests, ScheduledGuest};
@@ -39,11 +40,12 @@ impl Inner {
         guests: Vec<ScheduledGuest>,
         cpus: usize,
         starvation: Duration,
-    ) -> Self {
-        let guests = Guests::new(guests);
+    ) -> Result<Self, RunError> {
+        let needs = policy.needs();
+        let guests = Guests::new(guests, needs.cpu_time)?;
         let counts = guests.vcpu_counts();
-        let (vcpus, needs) = (counts.iter().sum(), policy.needs());
-        Self {
+        let vcpus = counts.iter().sum();
+        Ok(Self {
             schedule: Schedule::new(cpus, &counts),
             guests,
             policy,
@@ -56,7 +58,7 @@ impl Inner {
             changes: Vec::with_capacity(64),
             preempted: Vec::with_capacity(64),
             over: None,
-        }
+        })
     }
 
     pub(super) fn is_over(&self) -> bool {
@@ -89,9 +91,7 @@ impl Inner {
                 self.apply_changes(now, now);
             }
             let Some(event) = event else { break };
-            if matches!(event, Event::Alarm { .. }) {
-                self.read_cpu_times();
-            }
+            self.read_cpu_times();
             let is_refused = !self.deliver(event);
             if self.schedule.complete(event, is_refused) {
                 self.log.unanswered_ticks += 1;
@@ -101,7 +101,6 @@ impl Inner {
             self.schedule.advance_to(clock::monotonic_ns());
         }
         self.deliver_preempted_holders();
-        self.check_starvation();
     }
 
     /// Removes the vCPUs of `guest`, whose threads exit.
@@ -245,9 +244,10 @@ impl Inner {
         }
     }
 
-    /// Ends the session if the policy starves a vCPU.
-    fn check_starvation(&mut self) {
-        if let Some(Starved { vcpu, lasted }) = self.watchdog.check(self.schedule.state()) {
+    /// Ends the session if the policy starves a vCPU. The process was stopped for `stopped_ns` so
+    /// far.
+    pub(super) fn check_starvation(&mut self, stopped_ns: Ns) {
+        if let Some(Starved { vcpu, lasted }) = self.watchdog.check(self.schedule.state(), stopped_ns) {
             let place = self.guests.locate(vcpu);
             self.finish(Some(StopReason::Starved { guest: place.guest, vcpu: place.index, lasted }));
         }

@@ -16,7 +16,7 @@ use super::hints::ScheduledGuest;
 use super::log::Log;
 use super::mechanism::Mechanism;
 use super::stop_reason::StopReason;
-use crate::guest::GuestScheduler;
+use crate::guest::{GuestScheduler, RunError};
 use crate::policy::{Assignment, CpuView, Ns, Policy};
 use host::clock;
 use host::sync;
@@ -43,15 +43,18 @@ pub(super) struct Decided {
 
 impl Dispatcher {
     /// Creates a dispatcher that has not called `policy` yet.
+    ///
+    /// # Errors
+    /// [`RunError::CpuTime`] if the policy needs what the host does not report.
     pub(super) fn new(
         policy: Box<dyn Policy>,
         mechanism: Box<dyn Mechanism>,
         guests: Vec<ScheduledGuest>,
         cpus: usize,
         starvation: Duration,
-    ) -> Self {
-        let inner = Inner::new(policy, mechanism, guests, cpus, starvation);
-        Self { next_due: AtomicU64::new(u64::MAX), inner: Mutex::new(inner) }
+    ) -> Result<Self, RunError> {
+        let inner = Inner::new(policy, mechanism, guests, cpus, starvation)?;
+        Ok(Self { next_due: AtomicU64::new(u64::MAX), inner: Mutex::new(inner) })
     }
 
     /// Delivers the first events.
@@ -59,9 +62,15 @@ impl Dispatcher {
         self.with(Inner::begin);
     }
 
-    /// Delivers all events that are due, and those that the guests caused.
-    pub(super) fn dispatch(&self) {
-        self.with(|inner| inner.dispatch(None));
+    /// Delivers all events that are due, and those that the guests caused. Ends the session if the
+    /// policy starves a vCPU.
+    ///
+    /// The process was stopped for `stopped_ns` so far.
+    pub(super) fn dispatch(&self, stopped_ns: Ns) {
+        self.with(|inner| {
+            inner.dispatch(None);
+            inner.check_starvation(stopped_ns);
+        });
     }
 
     /// Returns when the next event is due (ns, `CLOCK_MONOTONIC`).
