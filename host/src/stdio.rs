@@ -37,15 +37,7 @@ pub struct Stdout {
 
 impl Write for Stdout {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let stdout = io::stdout();
-        if is_writable(stdout.as_fd(), PATIENCE)? {
-            let chunk = bytes.get(..CHUNK).unwrap_or(bytes);
-            return unistd::write(stdout, chunk).map_err(io::Error::from);
-        }
-        let unread = ioctl_fionread(&stdout).ok();
-        let was_read = unread != self.unread;
-        self.unread = unread;
-        Err(if was_read { ErrorKind::Interrupted } else { ErrorKind::WouldBlock }.into())
+        write_some(io::stdout().as_fd(), bytes, &mut self.unread)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -53,17 +45,28 @@ impl Write for Stdout {
     }
 }
 
-/// Prints `text` to standard output, and waits until all of it is written.
+/// Writes the first bytes to `fd`, like [`Stdout`].
+fn write_some(fd: BorrowedFd<'_>, bytes: &[u8], unread_before: &mut Option<u64>) -> io::Result<usize> {
+    if is_writable(fd, PATIENCE)? {
+        let chunk = bytes.get(..CHUNK).unwrap_or(bytes);
+        return unistd::write(fd, chunk).map_err(io::Error::from);
+    }
+    let unread = ioctl_fionread(fd).ok();
+    let was_read = unread != *unread_before;
+    *unread_before = unread;
+    Err(if was_read { ErrorKind::Interrupted } else { ErrorKind::WouldBlock }.into())
+}
+
+/// Writes `bytes` to the stream `fd`, and waits until all of them are written.
 ///
 /// # Errors
 /// The stream's error, such as [`ErrorKind::BrokenPipe`] for a reader that has closed the pipe.
 /// [`ErrorKind::WouldBlock`] if termination of the process is requested and the reader does not
 /// read.
-pub fn print(text: impl Display) -> io::Result<()> {
-    let text = text.to_string();
-    let (mut stdout, mut rest) = (Stdout::default(), text.as_bytes());
+pub fn write_all(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
+    let (mut rest, mut unread) = (bytes, None);
     while !rest.is_empty() {
-        match stdout.write(rest) {
+        match write_some(fd, rest, &mut unread) {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(written) => rest = rest.get(written..).unwrap_or_default(),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -72,6 +75,14 @@ pub fn print(text: impl Display) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Prints `text` to standard output, and waits until all of it is written.
+///
+/// # Errors
+/// Like [`write_all`].
+pub fn print(text: impl Display) -> io::Result<()> {
+    write_all(io::stdout().as_fd(), text.to_string().as_bytes())
 }
 
 /// Prints a line to standard error. A stream that cannot be written loses it.

@@ -61,7 +61,7 @@ pub struct DemoArgs {
 /// # Errors
 /// [`Error`].
 pub fn command(args: &DemoArgs) -> Result<u8, Error> {
-    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
+    let json = args.json.as_deref().map(OutputFile::open).transpose()?;
     let demo = run(HostFacts::probe(), usable_cpus(args.cpus.as_ref())?, args.publisher, args.quiet)?;
     if let Some(json) = json {
         json.write(&demo)?;

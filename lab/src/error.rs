@@ -8,6 +8,7 @@ use crate::output::OutputError;
 use host::cpus::{CpuError, Cpus};
 use host::error_chain;
 use host::perf::PerfError;
+use host::termination::{self, Cause};
 use steal_time::bpf::BpfError;
 use vmm::VmmError;
 use vmm::supervise::Outcome;
@@ -110,7 +111,8 @@ impl Error {
         }
     }
 
-    /// The exit status: 2 for a command line that makes no sense, 130 for Ctrl-C, 1 otherwise.
+    /// The exit status: 2 for a command line that makes no sense, that of the cause once
+    /// termination is requested, 1 otherwise.
     pub fn status(&self) -> u8 {
         let is_usage = match self {
             Self::Guest(error) => error.is_usage(),
@@ -121,7 +123,8 @@ impl Error {
         match self {
             _ if is_usage => USAGE,
             _ if self.is_interrupted() => Outcome::Interrupted.status(),
-            _ => 1,
+            // The request is why the work failed.
+            _ => termination::requested().map_or(1, Cause::status),
         }
     }
 

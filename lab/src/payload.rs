@@ -22,6 +22,6 @@ pub struct WritePayloadArgs {
 /// # Errors
 /// [`Error::Output`].
 pub fn command(args: &WritePayloadArgs) -> Result<u8, Error> {
-    OutputFile::at(&args.file)?.write_bytes(BYTES)?;
+    OutputFile::open(&args.file)?.write_bytes(BYTES)?;
     Ok(0)
 }

@@ -120,8 +120,7 @@ impl SchedArgs {
 /// [`Error`].
 pub fn command(args: &RunArgs, began: Instant) -> Result<u8, Error> {
     args.guest.set_deadline();
-    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
-    let trace = args.sched.trace.as_deref().map(OutputFile::at).transpose()?;
+    let [json, trace] = OutputFile::open_all([args.json.as_deref(), args.sched.trace.as_deref()])?;
     let config = args.sched.session(args.config()?, args.workload.seed());
     let session = Session::start(&config, Stdout::default, began)?;
     if session.has_terminal() && !args.guest.quiet {

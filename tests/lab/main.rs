@@ -11,6 +11,7 @@ mod conformance;
 mod documents;
 mod limits;
 mod locks;
+mod output;
 mod sched;
 #[path = "../support/lab.rs"]
 mod support;

@@ -127,7 +127,7 @@ impl Measurement for OracleReport {
 /// # Errors
 /// [`Error`].
 pub fn command(args: &AccuracyArgs) -> Result<u8, Error> {
-    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
+    let json = args.json.as_deref().map(OutputFile::open).transpose()?;
     let accuracy = run(args, |publisher| stdio::eprintln(format_args!("Measuring {publisher} ...")))?;
     if let Some(json) = json {
         json.write(&accuracy)?;

@@ -121,7 +121,7 @@ fn saved<T: Serialize>(
     args: &BenchArgs,
     bench: impl FnOnce(&BenchArgs) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
+    let json = args.json.as_deref().map(OutputFile::open).transpose()?;
     let bench = bench(args)?;
     if let Some(json) = json {
         json.write(&bench)?;

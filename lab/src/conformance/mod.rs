@@ -125,7 +125,7 @@ pub struct Plan {
 /// # Errors
 /// [`Error`].
 pub fn command(args: &ConformanceArgs) -> Result<u8, Error> {
-    let json = args.json.as_deref().map(OutputFile::at).transpose()?;
+    let json = args.json.as_deref().map(OutputFile::open).transpose()?;
     let publishers = args.publishers.iter().copied().map(Subject::Publisher);
     let qemu = [Subject::QemuKvm, Subject::QemuTcg].into_iter().filter(|_| args.qemu);
     let plan = Plan {
