@@ -13,5 +13,6 @@ mod limits;
 mod locks;
 mod output;
 mod sched;
+mod streams;
 #[path = "../support/lab.rs"]
 mod support;
