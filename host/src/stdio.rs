@@ -70,7 +70,7 @@ pub fn write_all(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<()> {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
             Ok(written) => rest = rest.get(written..).unwrap_or_default(),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock && termination::requested().is_none() => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock && !termination::cuts_short() => {}
             Err(error) => return Err(error),
         }
     }

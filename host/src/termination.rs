@@ -1,11 +1,12 @@
 //! Termination: how a signal or the deadline of `--timeout` ends the process.
 //!
-//! [`run`] makes the main thread the process's event loop, and runs the command on a thread of its
-//! own. The main thread receives SIGINT, SIGTERM and SIGHUP, and keeps the deadline. Once either
-//! comes, termination is requested, and stays requested. Every wait of the command watches
-//! [`fd`], or is a [`wait`]; so the command ends by itself, with what it has measured. A command
-//! that does not end within [`GRACE`] is stuck in a system call, such as a write to a pipe that is
-//! not read. The main thread then ends the process.
+//! [`run`] starts a thread that receives SIGINT, SIGTERM and SIGHUP and keeps the deadline, from the
+//! start of the process to its end. Once either comes, termination is requested, and stays
+//! requested. Every wait of the command watches [`fd`], or is a [`wait`]; so the command ends by
+//! itself, with what it has measured. A command that does not end within [`GRACE`] is stuck in a
+//! system call, such as a write to a pipe that is not read. The thread then ends the process.
+//!
+//! The command keeps the main thread: starting it on another one delays it by 0.2 ms.
 //!
 //! SIGTSTP stops the process with its terminal restored, and SIGCONT makes it raw again. SIGTTIN is
 //! blocked: a read from the background fails, and stops no thread.
@@ -18,7 +19,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,16 +38,13 @@ pub const GRACE: Duration = Duration::from_secs(1);
 /// Exit status after an error of the host.
 const FAILED: u8 = 1;
 
-/// Exit status after a panic of the command.
-const PANICKED: u8 = 101;
-
-/// Stack size of the command's thread (bytes), that of a main thread.
-const STACK_BYTES: usize = 8 << 20;
+/// Stack size of the thread (bytes).
+const STACK_BYTES: usize = 64 << 10;
 
 /// Signals that end the process.
 const ENDING: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Signals of job control that the main thread handles.
+/// Signals of job control.
 const JOB_CONTROL: [Signal; 2] = [Signal::SIGTSTP, Signal::SIGCONT];
 
 /// Why the process is to end.
@@ -71,14 +69,17 @@ impl Cause {
 /// The cause of a request: 0 for none, or the exit status of the cause.
 static REQUESTED: AtomicU8 = AtomicU8::new(0);
 
+/// Whether results were not printed because of the request.
+static IS_CUT_SHORT: AtomicBool = AtomicBool::new(false);
+
 /// Set once by [`run`].
 static PROCESS: OnceLock<Process> = OnceLock::new();
 
-/// What the main thread shares with the other threads.
+/// What the thread of [`run`] shares with the others.
 struct Process {
     /// Readable once termination is requested. It is never read.
     requested: EventFd,
-    /// Wakes the main thread.
+    /// Wakes the thread.
     wake: EventFd,
     began: Instant,
     deadline: Mutex<Option<Instant>>,
@@ -95,6 +96,14 @@ pub fn requested() -> Option<Cause> {
 /// poll(2) and epoll(7), never for reading. `None` in a program that did not call [`run`].
 pub fn fd() -> Option<BorrowedFd<'static>> {
     PROCESS.get().map(|process| borrow(&process.requested))
+}
+
+/// Returns whether termination is requested, for a caller that gives up printing then. The exit
+/// status is that of the cause then, whatever the command returns.
+pub(crate) fn cuts_short() -> bool {
+    let is_requested = requested().is_some();
+    IS_CUT_SHORT.fetch_or(is_requested, Ordering::Relaxed);
+    is_requested
 }
 
 /// Sleeps for `time`, or until termination is requested; returns the cause then.
@@ -123,37 +132,36 @@ pub fn set_deadline(after: Duration) {
     }
 }
 
-/// Runs `command` on a thread of its own, and returns its exit status, or that of the [`Cause`] if
-/// it does not end in time. The main thread calls it, once, before it starts any other thread.
+/// Runs `command`, and returns its exit status. If it does not end in time, or cannot print its
+/// results any more, the process ends with the status of the [`Cause`]. The main thread calls it, once, before it starts any other thread.
 /// `began` is the start of the process.
-pub fn run(began: Instant, command: impl FnOnce() -> u8 + Send + 'static) -> ExitCode {
-    let status = supervise(began, command).unwrap_or_else(|error| {
-        let why = error_chain::one_line(&error);
-        stdio::eprintln(format_args!("Cannot prepare the process for signals: {why}"));
-        FAILED
-    });
-    ExitCode::from(status)
+pub fn run(began: Instant, command: impl FnOnce() -> u8) -> ExitCode {
+    match start(began) {
+        Ok(()) => {
+            let status = command();
+            let cause = requested().filter(|_| IS_CUT_SHORT.load(Ordering::Relaxed));
+            ExitCode::from(cause.map_or(status, Cause::status))
+        }
+        Err(error) => {
+            let why = error_chain::one_line(&error);
+            stdio::eprintln(format_args!("Cannot prepare the process for signals: {why}"));
+            ExitCode::from(FAILED)
+        }
+    }
 }
 
-fn supervise(began: Instant, command: impl FnOnce() -> u8 + Send + 'static) -> io::Result<u8> {
+fn start(began: Instant) -> io::Result<()> {
     let signals = block_signals()?;
-    let _helper = helper::register();
     let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
     let process = Process { requested: event()?, wake: event()?, began, deadline: Mutex::new(None) };
     let process = PROCESS.get_or_init(|| process);
-    let is_over = Arc::new(AtomicBool::new(false));
-    let over = Over(Arc::clone(&is_over));
-    let thread = thread::Builder::new().name("command".to_owned()).stack_size(STACK_BYTES);
-    let command = thread.spawn(move || {
-        let _over = over;
-        command()
-    })?;
-    process.wait(&signals, &is_over)?;
-    Ok(command.join().unwrap_or(PANICKED))
+    let thread = thread::Builder::new().name("termination".to_owned()).stack_size(STACK_BYTES);
+    thread.spawn(move || process.watch(&signals))?;
+    Ok(())
 }
 
-/// Blocks the signals of the event loop in the main thread, and so in threads that it creates.
-/// Returns their descriptor.
+/// Blocks the signals in the main thread, and so in threads that it creates. Returns the descriptor
+/// of those that are handled.
 fn block_signals() -> io::Result<SignalFd> {
     let all = ENDING.into_iter().chain(JOB_CONTROL);
     let handled: SigSet = all.filter(|signal| !signals::is_ignored(*signal)).collect();
@@ -167,35 +175,34 @@ fn block_signals() -> io::Result<SignalFd> {
 
 /// Stops the process as SIGTSTP does by default, with its terminal restored. Returns when the
 /// process continues.
-fn stop() -> io::Result<()> {
+fn stop() {
     terminal::suspend();
-    raise(Signal::SIGTSTP)?;
+    // None of these calls fails for a valid signal.
+    let _ = raise(Signal::SIGTSTP);
     let unblocked = SigSet::from_iter([Signal::SIGTSTP]);
-    pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&unblocked), None)?;
-    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&unblocked), None)?;
+    let _ = pthread_sigmask(SigmaskHow::SIG_UNBLOCK, Some(&unblocked), None);
+    let _ = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&unblocked), None);
     terminal::resume();
-    Ok(())
 }
 
 impl Process {
-    /// Waits until the command is over. Ends the process if it is not in time.
-    fn wait(&self, signals: &SignalFd, is_over: &AtomicBool) -> io::Result<()> {
-        let mut kill_at = None;
-        while !is_over.load(Ordering::Acquire) {
-            let until = if kill_at.is_some() { kill_at } else { *sync::lock(&self.deadline) };
+    /// Waits for signals and the deadline until the process ends, and ends it if it is not in time.
+    fn watch(&self, signals: &SignalFd) {
+        let _helper = helper::register();
+        let mut end_at = None;
+        loop {
+            let until = end_at.or_else(|| *sync::lock(&self.deadline));
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             let mut fds = [
                 PollFd::new(signals.as_fd(), PollFlags::POLLIN),
                 PollFd::new(borrow(&self.wake), PollFlags::POLLIN),
             ];
-            match ppoll(&mut fds, left.map(TimeSpec::from), None) {
-                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
-                Err(error) => return Err(error.into()),
-            }
+            // It fails with EINTR only, when the process was stopped.
+            let _ = ppoll(&mut fds, left.map(TimeSpec::from), None);
             let _: io::Result<u64> = self.wake.read();
             while let Ok(Some(signal)) = signals.read_signal() {
                 match Signal::try_from(signal.ssi_signo.cast_signed()) {
-                    Ok(Signal::SIGTSTP) => stop()?,
+                    Ok(Signal::SIGTSTP) => stop(),
                     Ok(Signal::SIGCONT) => terminal::resume(),
                     _ => self.request(Cause::Interrupted),
                 }
@@ -205,13 +212,11 @@ impl Process {
                 self.request(Cause::TimedOut);
             }
             let Some(cause) = requested() else { continue };
-            let kill_at = *kill_at.get_or_insert(now + GRACE);
-            if kill_at <= now && !is_over.load(Ordering::Acquire) {
+            if *end_at.get_or_insert(now + GRACE) <= now {
                 terminal::restore();
                 process::exit(cause.status().into());
             }
         }
-        Ok(())
     }
 
     /// Requests termination. The first cause stays.
@@ -224,19 +229,7 @@ impl Process {
     }
 
     fn wake(&self) {
-        // It fails only if the counter is full: the main thread is about to wake.
+        // It fails only if the counter is full: the thread is about to wake.
         let _ = self.wake.write(1);
-    }
-}
-
-/// Reports the end of the command when it is dropped, also by a panic.
-struct Over(Arc<AtomicBool>);
-
-impl Drop for Over {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-        if let Some(process) = PROCESS.get() {
-            process.wake();
-        }
     }
 }

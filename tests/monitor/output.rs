@@ -63,9 +63,10 @@ fn monitor(vcpus: &str, payload: &Fixture) -> Command {
     vmm_run(["--vcpus", vcpus, "--memory", "4", "--publisher", "off", "--quiet", "--payload", payload.arg()])
 }
 
-/// A pipe for standard output: the reader's end and the monitor's.
+/// A pipe of one page for standard output: the reader's end and the monitor's.
 fn stdout_pipe() -> (File, OwnedFd) {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC).expect("a pipe");
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
     (File::from(reader), writer)
 }
 
@@ -96,7 +97,10 @@ fn monitor_whose_stdout_is_not_read_ends_by_signal_and_timeout_and_counts_what_i
         assert_eq!(wait_for(running), Some(status), "{ending}");
         let mut lines = String::new();
         stderr.read_to_string(&mut lines).unwrap();
-        assert!(lines.contains("bytes of the guest's console are lost"), "{ending}: {lines:?}");
+        assert!(
+            lines.contains("bytes of the guest's console are lost: it was not read"),
+            "{ending}: {lines:?}"
+        );
         assert_eq!(lines.lines().count(), 1, "{lines:?}");
         let document: serde_json::Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
         let lost = document["console_lost"].as_u64().unwrap();
@@ -117,6 +121,8 @@ fn monitor_under_a_real_time_policy_whose_stdout_is_not_read_ends_by_signal() {
     drop(command);
     let mut first = [0];
     reader.read_exact(&mut first).unwrap();
+    // The pipe and the buffer are full then
+    thread::sleep(Duration::from_millis(1500));
     kill(running.id(), "TERM");
     let _ = running.take_stdout();
     assert_eq!(wait_for(running), Some(130));
@@ -143,7 +149,7 @@ fn nonblocking_stdout_loses_no_byte_while_its_reader_reads() {
     let mut command = monitor("1", &payload);
     let running = start(command.stdout(writer));
     drop(command);
-    let reading = thread::spawn(move || read_slowly(reader, 4096, 10, Duration::from_millis(20)));
+    let reading = thread::spawn(move || read_slowly(reader, 4096, 5, Duration::from_millis(200)));
     assert_eq!(wait_for(running), Some(0));
     assert!(reading.join().unwrap() == text(), "bytes are missing, or changed");
 }

@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use host::termination::{self, Cause};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
+use crate::blocked_signals;
 use crate::console::ConsoleInput;
 use crate::error::VmmError;
 use crate::vcpu::{EventSender, Message};
@@ -43,24 +43,6 @@ pub enum Event {
     DeadlinePassed,
 }
 
-/// Blocks SIGINT, SIGTERM and SIGHUP in the calling thread, and in threads that it creates
-/// afterwards. The event loop receives them through a signalfd. Does nothing in a process that
-/// [`host::termination`] ends.
-///
-/// # Errors
-/// [`VmmError::Host`] if `pthread_sigmask(3)` fails.
-pub fn block_signals() -> Result<(), VmmError> {
-    if termination::fd().is_some() {
-        return Ok(());
-    }
-    let blocked = pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&signals()), None);
-    blocked.map_err(VmmError::cannot("block termination signals"))
-}
-
-fn signals() -> SigSet {
-    SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP])
-}
-
 /// Waits for events. It keeps no state of the guest.
 pub struct EventLoop {
     manager: EventManager<Sources>,
@@ -70,8 +52,8 @@ pub struct EventLoop {
 }
 
 impl EventLoop {
-    /// Creates an event loop with a timeout and a console, each optional. Call [`block_signals`]
-    /// before.
+    /// Creates an event loop with a timeout and a console, each optional. Block the signals before
+    /// ([`BlockedSignals`](blocked_signals::BlockedSignals)).
     ///
     /// # Errors
     /// [`VmmError::Host`] if the process is out of file descriptors.
@@ -158,7 +140,7 @@ impl Termination {
             return Ok(Self::OfProcess(fd));
         }
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let created = SignalFd::with_flags(&signals(), flags);
+        let created = SignalFd::with_flags(&blocked_signals::signals(), flags);
         created.map(Self::Signals).map_err(VmmError::cannot("create a signalfd"))
     }
 

@@ -26,11 +26,12 @@ use steal_time::StealTime;
 use steal_time::host_vm::HostVm;
 use steal_time::publisher::{PublisherKind, Selection};
 
+use crate::blocked_signals::BlockedSignals;
 use crate::boot::Entry;
 use crate::console::output::ConsoleOutput;
 use crate::console::{ConsoleInput, ConsoleLoss, OutputBuffer};
 use crate::error::VmmError;
-use crate::event_loop::{self, EventLoop};
+use crate::event_loop::EventLoop;
 use crate::guest_clock::GuestClock;
 use crate::hooks::{LoadedGuest, RunHooks};
 use crate::supervise::{self, Outcome};
@@ -95,6 +96,8 @@ pub struct Guest {
     console: ConsoleOutput,
     clock: Option<GuestClock>,
     timings: Timings,
+    /// Dropped last: a signal that comes now is the program's.
+    _signals: Option<BlockedSignals>,
 }
 
 impl Guest {
@@ -139,7 +142,7 @@ impl Guest {
                 config.vcpus
             )));
         }
-        event_loop::block_signals()?;
+        let signals = BlockedSignals::new()?;
         kick::block().map_err(VmmError::cannot("block the kick signal"))?;
         let loading = config.publisher.begin_loading(config.vcpus);
         let built = Built::new(config, &mut timings);
@@ -183,13 +186,14 @@ impl Guest {
         for vcpu in VcpuId::first(config.vcpus).skip(1) {
             vcpus.push((vcpu, machine.create_vcpu(vcpu)?));
         }
-        let console = ConsoleOutput::start(output, console);
-        let console = console.map_err(VmmError::cannot("start the thread of the console"))?;
         let mut threads = Threads::new(Arc::clone(&control));
         for (vcpu, fd) in vcpus {
             threads.start(vcpu, fd, common.clone(), event_loop.event_sender()?)?;
         }
         timings.mark("vCPU threads started");
+        // Afterwards: it does not delay the first guest instruction.
+        let console = ConsoleOutput::start(output, console);
+        let console = console.map_err(VmmError::cannot("start the thread of the console"))?;
         let vm = Vm::new(machine, control, steal_time, threads);
         Ok(Self {
             vm,
@@ -203,6 +207,7 @@ impl Guest {
             console,
             clock,
             timings,
+            _signals: signals,
         })
     }
 
