@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::support::{
@@ -120,6 +120,28 @@ fn accuracy_in_a_time_namespace_is_as_without() {
             assert!(wrongly_set < observed / 100, "{oracle}");
         }
     });
+}
+
+#[test]
+fn accuracy_beside_a_busy_process_is_disturbed_and_never_known() {
+    needs!(perf, two_cpus);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let json = folder.path().join("accuracy.json");
+    let mut busy = Command::new("sh");
+    // Not a child of the lab, so its CPU time is that of another task
+    let busy = start(busy.args(["-c", "while :; do :; done"]));
+    let mut command = vmm_lab(["accuracy", "--publishers", "monitor", "--duration-ms", "300", "--json"]);
+    let ended = end_of(command.arg(&json));
+    drop(busy);
+    assert_eq!(ended.status, Some(0), "{ended:?}");
+    let results: Value = serde_json::from_slice(&fs::read(&json).expect("it writes")).expect("JSON");
+    for part in ["oracle", "migration"] {
+        let row = &results["rows"][0][part]["Ok"];
+        assert_eq!(row["verdict"], "disturbed", "{row}");
+        assert!(row["disturbance"]["other_tasks_cpus"].as_f64() > Some(0.06), "{row}");
+    }
+    assert!(!ended.stdout.contains("  known"), "{ended:?}");
+    assert!(ended.stdout.contains("monitor, oracle: disturbed, because in "), "{ended:?}");
 }
 
 /// Asserts that the oracle found the faults that were `made`, within 5 %.
