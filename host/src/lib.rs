@@ -16,6 +16,7 @@
 //! | [`sync`] | locks whose poisoning is ignored |
 //! | [`termination`] | signals and the deadline of the process, from its start to its end |
 //! | [`stdio`], [`terminal`] | standard output and error without a panic, the raw terminal |
+//! | [`capability`] | rights of this process |
 //! | [`cpu_hog`] | load that competes for CPUs |
 //! | [`child`], [`tracefs`], [`facts`] | child processes, tracepoints, identity of the host |
 //! | [`input`] | files to read |
@@ -33,6 +34,7 @@
 //! # Ok::<(), std::io::Error>(())
 //! ```
 
+pub mod capability;
 pub mod child;
 pub mod clock;
 pub mod cpu_hog;

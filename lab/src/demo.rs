@@ -15,6 +15,7 @@ use crate::error::{Error, interrupted_status};
 use crate::guest::RunError;
 use crate::output::OutputFile;
 use crate::print::print;
+use crate::publisher::{self, ChosenPublisher};
 use crate::render::{HostLine, per_second};
 use crate::results::statistics::ratio;
 use crate::results::{RunResult, SCHEMA};
@@ -23,10 +24,7 @@ use crate::table::{TAKEN, Table, figure, fixed, or_dash, taken};
 use host::cpus::Cpus;
 use host::facts::HostFacts;
 use steal_time::publisher::{PublisherChoice, PublisherKind};
-use vmm::VmmError;
 use vmm::cli::{choice, usable_cpus};
-use vmm::cpuid::Supported;
-use vmm::vm::machine;
 
 /// vCPUs per CPU: the baseline, and what is compared with it.
 const OVERCOMMITS: [usize; 2] = [1, 4];
@@ -76,6 +74,8 @@ pub fn command(args: &DemoArgs) -> Result<u8, Error> {
 #[derive(Clone, Debug, Serialize)]
 pub struct Demo {
     pub(crate) schema: u32,
+    /// The publisher that is compared with KVM's own.
+    pub(crate) publisher: ChosenPublisher,
     #[serde(flatten)]
     pub(crate) runs: Rounds<Point, RunResult>,
 }
@@ -86,9 +86,12 @@ pub struct Demo {
 /// # Errors
 /// The error of the first point that could not be measured.
 pub fn run(host: HostFacts, cpus: Cpus, choice: PublisherChoice, quiet: bool) -> Result<Demo, Error> {
-    let kernel_can = kernel_has_steal_time().map_err(RunError::from)?;
-    let chosen = choice.begin_loading(1).finish().settle(kernel_can);
-    let chosen = chosen.map_err(|error| RunError::from(VmmError::from(error)))?.kind();
+    let kernel_can = publisher::kernel_has_steal_time().map_err(RunError::from)?;
+    let publisher = ChosenPublisher::settle(choice)?;
+    if !quiet {
+        publisher.announce();
+    }
+    let chosen = publisher.kind;
     // Without the backstop, a publisher that does not set `preempted` shows what that costs.
     let workload =
         Workload { warmup_ms: WARMUP_MS, duration_ms: WINDOW_MS, backstop_ns: 0, ..Workload::DEFAULT };
@@ -96,7 +99,7 @@ pub fn run(host: HostFacts, cpus: Cpus, choice: PublisherChoice, quiet: bool) ->
     let kernel = (kernel_can && chosen != PublisherKind::Kernel).then_some(PublisherKind::Kernel);
     let points = points(kernel.into_iter().chain([chosen]));
     let runs = Runner::once(quiet).measure(&points, |point| experiment.measure(*point))?;
-    Ok(Demo { schema: SCHEMA, runs })
+    Ok(Demo { schema: SCHEMA, publisher, runs })
 }
 
 pub(crate) fn points(publishers: impl Iterator<Item = PublisherKind>) -> Vec<Point> {
@@ -115,11 +118,6 @@ pub(crate) fn points(publishers: impl Iterator<Item = PublisherKind>) -> Vec<Poi
         }
     }
     points
-}
-
-fn kernel_has_steal_time() -> Result<bool, VmmError> {
-    let supported = Supported::read(&machine::open_kvm()?);
-    supported.map(|supported| supported.has_steal_time())
 }
 
 impl Demo {
@@ -185,9 +183,10 @@ impl Display for Demo {
         let (host, workload) = (&first.host, first.workload.unwrap_or_default());
         writeln!(
             f,
-            "{}, CPUs {}; one hot lock, {} us in it, {} us between, {} ms a row\n",
+            "{}, CPUs {}, publisher {};\none hot lock, {} us in it, {} us between, {} ms a row\n",
             HostLine(host),
             first.guest.cpus,
+            self.publisher,
             f64::from(workload.section_ns) / 1e3,
             f64::from(workload.think_ns) / 1e3,
             workload.duration_ms,
@@ -209,7 +208,7 @@ impl Demo {
         let first = best.and_then(|best| self.worth_of_preempted(best));
         let second = publishers.iter().find(|publisher| Some(**publisher) != best);
         let second = second.and_then(|other| self.other_publisher(*other));
-        first.into_iter().chain(second).collect()
+        first.into_iter().chain(best.and_then(understatement)).chain(second).collect()
     }
 
     /// What each lock retains at 4x in each way of waiting.
@@ -261,6 +260,23 @@ impl Demo {
                  preemptions, and retain {retained}."
             ),
         })
+    }
+}
+
+/// States by how much the figures of `publisher` fall short of what `preempted` is worth.
+fn understatement(publisher: PublisherKind) -> Option<String> {
+    match publisher {
+        PublisherKind::Perf => Some(
+            "Publisher perf sets `preempted` late, so these figures understate what it is worth (publisher bpf \
+             shows it)."
+                .to_owned(),
+        ),
+        PublisherKind::Monitor => Some(
+            "Publisher monitor sees no preemption by the host, so these figures do not show what `preempted` is \
+             worth (publisher bpf does)."
+                .to_owned(),
+        ),
+        _ => None,
     }
 }
 

@@ -48,6 +48,7 @@
 //! 4. [`results`] has what a run measured, as JSON. [`render`] and [`render_sched`] print it, with
 //!    [`table`]. [`trace`] writes it for Perfetto. [`output`] and [`print`](mod@print) are where it
 //!    goes.
+//!    [`publisher`] chooses a command's publisher, and prints what a refusal costs.
 //! 5. The commands: [`demo`] (no command), [`run`], [`bench`](mod@bench), [`accuracy`] with its
 //!    [`oracle`], [`conformance`], [`doctor`]. [`runner`] measures points in rounds for
 //!    several of them.
@@ -68,6 +69,7 @@ pub mod output;
 pub mod payload;
 pub mod policy;
 pub mod print;
+pub mod publisher;
 pub mod render;
 pub mod render_sched;
 pub mod results;

@@ -88,7 +88,8 @@ impl RunArgs {
     pub fn config(&self) -> Result<LabConfig, CpuError> {
         let guest = self.guest.config(payload::BYTES)?;
         let guest = GuestConfig { start: self.start.unwrap_or(Start::Direct), ..guest };
-        Ok(LabConfig { faults: self.faults, ..LabConfig::new(guest, self.workload.to_string()) })
+        let (faults, announces) = (self.faults, !self.guest.quiet);
+        Ok(LabConfig { faults, announces, ..LabConfig::new(guest, self.workload.to_string()) })
     }
 }
 

@@ -111,8 +111,13 @@ impl Session {
             guest.hints = sched::workload_params(needs, sched.traces);
             guest.doorbell = needs.doorbell;
         }
-        let start = |_| LabGuest::start(&guest, console(), Timings::since(began));
-        let guests: Vec<LabGuest> = (0..config.guests.max(1)).map(start).collect::<Result<_, _>>()?;
+        let mut start = |_| {
+            let started = LabGuest::start(&guest, console(), Timings::since(began));
+            // All guests have the same publisher.
+            guest.announces = false;
+            started
+        };
+        let guests: Vec<LabGuest> = (0..config.guests.max(1)).map(&mut start).collect::<Result<_, _>>()?;
         let cpu_hog = config.cpu_hog.map(|load| load.start(&guest.guest.cpus)).transpose();
         let cpu_hog = cpu_hog.map_err(RunError::CpuHog)?;
         // Among many vCPU threads that spin, this thread would not get a CPU for long.

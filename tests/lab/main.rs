@@ -12,6 +12,7 @@ mod documents;
 mod limits;
 mod locks;
 mod output;
+mod rights;
 mod sched;
 mod streams;
 #[path = "../support/lab.rs"]

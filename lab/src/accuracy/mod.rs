@@ -31,6 +31,7 @@ use crate::fault_injection::Faults;
 use crate::oracle::{Edge, Judgement, Sampler, judge};
 use crate::output::OutputFile;
 use crate::print::print;
+use crate::publisher::announce_refused_bpf;
 use crate::runner::{Measurement, RETRIES, undisturbed};
 pub use counts::ObservedCounts;
 use counts::Snapshot;
@@ -128,6 +129,9 @@ impl Measurement for OracleReport {
 /// [`Error`].
 pub fn command(args: &AccuracyArgs) -> Result<u8, Error> {
     let json = args.json.as_deref().map(OutputFile::open).transpose()?;
+    if args.publishers.contains(&PublisherKind::Bpf) {
+        announce_refused_bpf();
+    }
     let accuracy = run(args, |publisher| stdio::eprintln(format_args!("Measuring {publisher} ...")))?;
     if let Some(json) = json {
         json.write(&accuracy)?;

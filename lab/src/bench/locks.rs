@@ -14,13 +14,14 @@ use super::{BenchArgs, BenchReport, RoundArgs, TAKEN, ratio_cells, rounds_cell};
 use crate::error::Error;
 use crate::options::LoadArgs;
 use crate::options::parse::{self, Named};
+use crate::publisher::ChosenPublisher;
 use crate::render::HostLine;
 use crate::results::statistics::{per_second, ratio as ratio_of};
 use crate::results::{LockFigures, RunResult};
 use crate::runner::{Experiment, Point, Rounds, WaitMode, lock_of};
 use crate::table::{Table, figure, fixed, or_dash, taken};
 use host::facts::HostFacts;
-use steal_time::publisher::PublisherKind;
+use steal_time::publisher::PublisherChoice;
 
 /// Lets all vCPUs come up before the window opens.
 const WARMUP_MS: u32 = 200;
@@ -45,8 +46,8 @@ pub struct LocksArgs {
     #[arg(long = "overcommit", value_name = "LIST", value_delimiter = ',', default_value = "1,4,8", value_parser = clap::value_parser!(u16).range(1..=255))]
     pub overcommits: Vec<u16>,
     /// Publisher of the steal-time records
-    #[arg(long, value_name = "PUBLISHER", default_value = "bpf", value_parser = vmm::cli::publisher)]
-    pub publisher: PublisherKind,
+    #[arg(long, value_name = "PUBLISHER", default_value = "auto", value_parser = vmm::cli::choice)]
+    pub publisher: PublisherChoice,
     /// Form of the check that waiters use
     #[arg(long, value_name = "FORM", value_parser = Named(Check::ALL, Check::name), default_value = "save0")]
     pub check: Check,
@@ -58,6 +59,7 @@ pub struct LocksArgs {
 /// Results of all rounds.
 #[derive(Debug, Serialize)]
 pub(super) struct LocksBench {
+    pub(super) publisher: ChosenPublisher,
     #[serde(flatten)]
     pub(super) rounds: LockRounds,
     #[serde(skip)]
@@ -65,6 +67,8 @@ pub(super) struct LocksBench {
 }
 
 pub(super) fn run(args: &LocksArgs) -> Result<LocksBench, Error> {
+    let publisher = ChosenPublisher::settle(args.publisher)?;
+    publisher.announce();
     let locks = if args.locks.is_empty() { Lock::ALL } else { &args.locks };
     let mut points = Vec::new();
     for lock in locks.iter().copied() {
@@ -73,13 +77,13 @@ pub(super) fn run(args: &LocksArgs) -> Result<LocksBench, Error> {
                 lock,
                 wait,
                 check: args.check,
-                publisher: args.publisher,
+                publisher: publisher.kind,
                 overcommit: usize::from(*overcommit),
             }));
         }
     }
     let rounds = measure(&points, args.load.apply_to(Workload::DEFAULT), args.rounds, &args.common)?;
-    Ok(LocksBench { rounds, points })
+    Ok(LocksBench { publisher, rounds, points })
 }
 
 /// Rounds of guests that contend for locks.
@@ -247,7 +251,7 @@ impl Display for LocksBench {
         let Workload {
             locks, section_ns, section_spread, think_ns, think_spread, readers, duration_ms, ..
         } = run.workload.unwrap_or_default();
-        let (host, cpus, publisher) = (HostLine(&run.host), &run.guest.cpus, run.publisher.kind);
+        let (host, cpus, publisher) = (HostLine(&run.host), &run.guest.cpus, &self.publisher);
         writeln!(f, "{host}, CPUs {cpus}, publisher {publisher};")?;
         write!(f, "{section_ns} ns ({section_spread}) in the lock, {think_ns} ns ({think_spread}) between")?;
         if locks > 1 {

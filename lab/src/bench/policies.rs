@@ -20,6 +20,7 @@ use crate::guest::RunError;
 use crate::options::LoadArgs;
 use crate::options::parse::{self, Named};
 use crate::policy::catalogue::PolicyChoice;
+use crate::publisher::ChosenPublisher;
 use crate::results::as_word;
 use crate::runner::{Experiment, Rounds, SessionPlan, WaitMode};
 use crate::sched::SchedConfig;
@@ -27,7 +28,7 @@ use crate::sched::cpu_hog::Load;
 use crate::sched::mechanism::MechanismChoice;
 use crate::session::SessionResult;
 use host::facts::HostFacts;
-use steal_time::publisher::PublisherKind;
+use steal_time::publisher::{PublisherChoice, PublisherKind};
 
 /// Lets all vCPUs come up, and scheduling begin, before the window opens.
 const WARMUP_MS: u32 = 150;
@@ -80,8 +81,8 @@ pub struct PoliciesArgs {
     #[arg(long = "shape", value_name = "LIST", value_delimiter = ',', default_value = "wide")]
     pub shapes: Vec<Shape>,
     /// Publisher of the steal-time records
-    #[arg(long, value_name = "PUBLISHER", default_value = "bpf", value_parser = vmm::cli::publisher)]
-    pub publisher: PublisherKind,
+    #[arg(long, value_name = "PUBLISHER", default_value = "auto", value_parser = vmm::cli::choice)]
+    pub publisher: PublisherChoice,
     /// End a run if a policy has not run a vCPU for this long
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = vmm::cli::seconds)]
     pub starvation: Duration,
@@ -127,6 +128,7 @@ impl Display for PolicyPoint {
 /// Results of all rounds.
 #[derive(Debug, Serialize)]
 pub struct PoliciesBench {
+    pub(super) publisher: ChosenPublisher,
     #[serde(flatten)]
     pub(super) rounds: Rounds<PolicyPoint, SessionResult>,
     #[serde(skip)]
@@ -146,6 +148,8 @@ fn as_seconds<S: Serializer>(took: &Duration, serializer: S) -> Result<S::Ok, S:
 pub fn compare(policies: &[PolicyChoice], args: &PoliciesArgs) -> Result<PoliciesBench, Error> {
     let began = Instant::now();
     let points = points(policies, args)?;
+    let publisher = ChosenPublisher::settle(args.publisher)?;
+    publisher.announce();
     let workload = Workload {
         job: Job::Contend,
         warmup_ms: WARMUP_MS,
@@ -154,8 +158,8 @@ pub fn compare(policies: &[PolicyChoice], args: &PoliciesArgs) -> Result<Policie
     };
     let experiment = Experiment { host: HostFacts::probe(), cpus: args.common.usable_cpus()?, workload };
     let runner = args.rounds.runner(&args.common);
-    let rounds = runner.measure(&points, |point| measure(&experiment, point, args))?;
-    Ok(PoliciesBench { rounds, points, took: began.elapsed() })
+    let rounds = runner.measure(&points, |point| measure(&experiment, point, publisher.kind, args))?;
+    Ok(PoliciesBench { publisher, rounds, points, took: began.elapsed() })
 }
 
 fn points(policies: &[PolicyChoice], args: &PoliciesArgs) -> Result<Vec<PolicyPoint>, Error> {
@@ -178,6 +182,7 @@ fn points(policies: &[PolicyChoice], args: &PoliciesArgs) -> Result<Vec<PolicyPo
 fn measure(
     experiment: &Experiment,
     point: &PolicyPoint,
+    publisher: PublisherKind,
     args: &PoliciesArgs,
 ) -> Result<SessionResult, Error> {
     let (cpus, overcommit) = (experiment.cpus.count(), usize::from(point.overcommit));
@@ -192,7 +197,7 @@ fn measure(
         starvation: args.starvation,
         traces: false,
     });
-    let plan = SessionPlan { guests, vcpus, publisher: args.publisher, sched, cpu_hog: args.cpu_hog };
+    let plan = SessionPlan { guests, vcpus, publisher, sched, cpu_hog: args.cpu_hog };
     let workload = point.wait.apply_to(Workload { lock: point.lock, ..experiment.workload });
     experiment.run_session(plan, workload)
 }

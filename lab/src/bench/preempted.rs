@@ -10,12 +10,13 @@ use serde::Serialize;
 
 use super::{BenchArgs, BenchReport, TAKEN};
 use crate::error::Error;
+use crate::publisher::{self, ChosenPublisher};
 use crate::render::HostLine;
 use crate::results::RunResult;
 use crate::runner::{Experiment, Rounds, Runner};
 use crate::table::{Table, figure, fixed, taken};
 use host::facts::HostFacts;
-use steal_time::publisher::PublisherKind;
+use steal_time::publisher::{PublisherChoice, PublisherKind};
 
 const VCPUS: usize = 2;
 
@@ -34,7 +35,12 @@ impl Display for Point {
 
 /// Results of all points.
 #[derive(Debug, Serialize)]
-pub(super) struct PreemptedBench(pub(super) Rounds<Point, RunResult>);
+pub(super) struct PreemptedBench {
+    #[serde(flatten)]
+    pub(super) runs: Rounds<Point, RunResult>,
+    /// Publishers that the host refuses, and why.
+    pub(super) refused: Vec<(PublisherKind, String)>,
+}
 
 pub(super) fn run(args: &BenchArgs) -> Result<PreemptedBench, Error> {
     let cpus = args.usable_cpus()?;
@@ -42,15 +48,24 @@ pub(super) fn run(args: &BenchArgs) -> Result<PreemptedBench, Error> {
         return Err(Error::TooFewCpus(cpus));
     }
     let workload = Workload { job: Job::Watch, ..Workload::DEFAULT };
+    publisher::announce_refused_bpf();
     let publishers = PublisherKind::ALL.into_iter().filter(|kind| *kind != PublisherKind::Off);
+    let (mut allowed, mut refused) = (Vec::new(), Vec::new());
+    for publisher in publishers {
+        match ChosenPublisher::settle(PublisherChoice::Only(publisher)) {
+            Ok(_) => allowed.push(publisher),
+            Err(error) if error.is_of_the_publisher() => refused.push((publisher, error.line())),
+            Err(error) => return Err(error),
+        }
+    }
     let points: Vec<_> =
-        publishers.flat_map(|publisher| [1, VCPUS].map(|cpus| Point { publisher, cpus })).collect();
+        allowed.into_iter().flat_map(|publisher| [1, VCPUS].map(|cpus| Point { publisher, cpus })).collect();
     let host = HostFacts::probe();
     let runs = Runner::once(args.quiet).measure(&points, |point| {
         let experiment = Experiment { host: host.clone(), cpus: cpus.first(point.cpus), workload };
         experiment.run(VCPUS, point.publisher, workload)
     })?;
-    if runs.interrupted { Err(Error::Interrupted) } else { Ok(PreemptedBench(runs)) }
+    if runs.interrupted { Err(Error::Interrupted) } else { Ok(PreemptedBench { runs, refused }) }
 }
 
 impl BenchReport for PreemptedBench {}
@@ -68,7 +83,7 @@ impl Display for PreemptedBench {
             "taken %",
         ];
         let mut table = Table::new(&header, 2);
-        for (point, run) in self.0.iter() {
+        for (point, run) in self.runs.iter() {
             let window = run.window.as_ref();
             let Some((window, preempted)) = window.and_then(|window| Some((window, window.preempted?)))
             else {
@@ -84,13 +99,14 @@ impl Display for PreemptedBench {
                 preempted.own_set.to_string(),
                 window.host.preemptions.to_string(),
                 healed.to_string(),
-                taken(self.0.disturbance(point)),
+                taken(self.runs.disturbance(point)),
             ]);
         }
-        if let Some(first) = self.0.first() {
+        if let Some(first) = self.runs.first() {
             let host = HostLine(&first.host);
             writeln!(f, "Two vCPUs spin and sample; {host}, 1 s a row\n")?;
         }
-        write!(f, "{table}\n{TAKEN}")
+        write!(f, "{table}\n{TAKEN}")?;
+        self.refused.iter().try_for_each(|(publisher, why)| writeln!(f, "{publisher}: not measured: {why}"))
     }
 }

@@ -20,6 +20,7 @@ use super::{BenchReport, TAKEN};
 use crate::error::Error;
 use crate::options::parse;
 use crate::payload;
+use crate::publisher;
 use crate::render::HostLine;
 use crate::results::statistics::median;
 use crate::runner::{Measurement, RETRIES, Rounds, Runner};
@@ -81,11 +82,12 @@ pub(super) struct StartupBench {
     pub(super) contenders: Vec<Contender>,
     pub(super) rounds: Rounds<Contender, Sample>,
     pub(super) vcpus: usize,
-    /// Why QEMU is not compared.
-    pub(super) missing: Option<String>,
+    /// Programs that are not compared, and why.
+    pub(super) missing: Vec<String>,
 }
 
 const NOTHING: &str = "/bin/true";
+const WITH_BPF: &str = "vmm, publisher bpf";
 const QEMU: &str = "qemu-system-x86_64";
 
 pub(super) fn run(args: &StartupArgs) -> Result<StartupBench, Error> {
@@ -95,11 +97,14 @@ pub(super) fn run(args: &StartupArgs) -> Result<StartupBench, Error> {
     let json = folder.path().join("run.json");
     let mut contenders = contenders(&json, &payload.display().to_string(), args.vcpus)?;
     let qemu = Command::new(QEMU).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    let missing = qemu
-        .err()
-        .map(|error| format!("{QEMU} does not start ({error}): install qemu-system-x86 to compare"));
-    if missing.is_some() {
+    let mut missing = Vec::new();
+    if let Err(error) = qemu {
+        missing.push(format!("{QEMU} does not start ({error}): install qemu-system-x86 to compare"));
         contenders.retain(|contender| contender.command.first().is_none_or(|program| program != QEMU));
+    }
+    if let Some(why) = publisher::announce_refused_bpf() {
+        missing.push(format!("{WITH_BPF} is not measured: {why}"));
+        contenders.retain(|contender| contender.name != WITH_BPF);
     }
     let runner = Runner { rounds: args.rounds, warmup_rounds: 1, retries: RETRIES, quiet: true };
     let cpus = usable_cpus(None)?;
@@ -128,7 +133,7 @@ fn contenders(json: &Path, payload: &str, vcpus: usize) -> Result<Vec<Contender>
     Ok(vec![
         Contender { name: NOTHING, command: vec![NOTHING.to_owned()], is_ours: false },
         ours("vmm, publisher off", "off"),
-        ours("vmm, publisher bpf", "bpf"),
+        ours(WITH_BPF, "bpf"),
         qemu("QEMU -M microvm", "microvm"),
         qemu("QEMU -M pc", "pc"),
     ])

@@ -13,6 +13,7 @@ use crate::accuracy::{Accuracy, Migration, ObservedCounts, OracleReport, Row};
 use crate::demo::{self, Demo};
 use crate::error::Error;
 use crate::oracle::Judgement;
+use crate::publisher::ChosenPublisher;
 use crate::render::Summary;
 use crate::render_sched::SessionSummary;
 use crate::results::{RunResult, testing};
@@ -71,6 +72,7 @@ impl Scene {
         let contend = || self.run(Job::Contend);
         let session = |job| testing::session(self.run(job));
         let publisher = PublisherKind::Off;
+        let chosen = || ChosenPublisher::requested(publisher);
 
         let wait = WaitMode::new(Wait::Spin);
         let points = [Lock::Tas, Lock::Mutex].map(|lock| Point {
@@ -80,7 +82,11 @@ impl Scene {
             publisher,
             overcommit: 1,
         });
-        let locks = locks::LocksBench { rounds: self.rounds(&points, contend), points: points.to_vec() };
+        let locks = locks::LocksBench {
+            publisher: chosen(),
+            rounds: self.rounds(&points, contend),
+            points: points.to_vec(),
+        };
 
         let points = [Lock::Tas, Lock::Mutex].map(|lock| policies::PolicyPoint {
             policy: "rr:slice=3ms".parse().unwrap(),
@@ -90,6 +96,7 @@ impl Scene {
             overcommit: 1,
         });
         let policies = policies::PoliciesBench {
+            publisher: chosen(),
             rounds: self.rounds(&points, || session(Job::Contend)),
             points: points.to_vec(),
             took: Duration::ZERO,
@@ -103,10 +110,14 @@ impl Scene {
         };
 
         let points = [1, 2].map(|cpus| preempted::Point { publisher, cpus });
-        let preempted = preempted::PreemptedBench(self.rounds(&points, || self.run(Job::Watch)));
+        let preempted = preempted::PreemptedBench {
+            runs: self.rounds(&points, || self.run(Job::Watch)),
+            refused: Vec::new(),
+        };
 
-        let points: Vec<_> = checks::points().collect();
+        let points: Vec<_> = checks::points(publisher).collect();
         let checks = checks::ChecksBench {
+            publisher: chosen(),
             code: Vec::new(),
             timed: self.rounds(&[checks::TIMING], || self.run(Job::Checks)),
             locks: self.rounds(&points, contend),
@@ -118,7 +129,7 @@ impl Scene {
             switch::SwitchBench { host: testing::host(), rounds: self.rounds(&switch::Setting::ALL, sample) };
 
         let points = demo::points([publisher].into_iter());
-        let demo = Demo { schema: 0, runs: self.rounds(&points, contend) };
+        let demo = Demo { schema: 0, publisher: chosen(), runs: self.rounds(&points, contend) };
 
         let startup = self.startup();
         vec![
@@ -153,7 +164,7 @@ impl Scene {
             rounds: self.rounds(&contenders, sample),
             contenders: contenders.to_vec(),
             vcpus: 1,
-            missing: None,
+            missing: Vec::new(),
         }
     }
 

@@ -26,6 +26,7 @@ use serde::{Serialize, Serializer};
 use crate::error::{Error, interrupted_status};
 use crate::output::OutputFile;
 use crate::print::print;
+use crate::publisher::announce_refused_bpf;
 use host::cpus::Cpus;
 use host::facts::HostFacts;
 use host::stdio;
@@ -133,6 +134,9 @@ pub fn command(args: &ConformanceArgs) -> Result<u8, Error> {
         cpus: usable_cpus(args.cpus.as_ref())?,
         subjects: publishers.chain(qemu).collect(),
     };
+    if args.publishers.contains(&PublisherKind::Bpf) {
+        announce_refused_bpf();
+    }
     let conformance = run(&plan, |subject| stdio::eprintln(format_args!("Testing {subject} ...")))?;
     if let Some(json) = json {
         json.write(&conformance)?;

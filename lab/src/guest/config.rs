@@ -23,6 +23,8 @@ pub struct LabConfig {
     pub hints: String,
     /// Faults to inject into publication.
     pub faults: Option<Faults>,
+    /// Whether the first line on standard error names what is missing for the best publisher.
+    pub announces: bool,
     /// Whether the doorbell port signals the scheduler by an eventfd, without an exit to userspace.
     pub doorbell: bool,
 }
@@ -58,9 +60,9 @@ impl LabConfig {
         )
     }
 
-    /// A guest with workload `options`, without hints, faults and doorbell.
+    /// A guest with workload `options`, without hints, faults and doorbell, which announces nothing.
     pub fn new(guest: GuestConfig, options: String) -> Self {
-        Self { guest, options, hints: String::new(), faults: None, doorbell: false }
+        Self { guest, options, hints: String::new(), faults: None, announces: false, doorbell: false }
     }
 
     /// The same, with the monitor's part changed by `change`.

@@ -13,10 +13,11 @@ use protocol::{MAX_VCPUS, VcpuId};
 use super::report_view::ReportView;
 use crate::directed_yield::DirectedYield;
 use crate::fault_injection::{self, FaultCounts, FaultInjector, Faults};
+use crate::publisher;
 use crate::window::{Ends, OwnEnds, OwnWindow, Snapshot, Window};
 use host::cpus::Cpus;
-use host::sync;
 use host::thread_times::ThreadTimes;
+use host::{stdio, sync};
 use steal_time::StealTimeError;
 use steal_time::host_vm::HostVm;
 use steal_time::publisher::{Publisher, Selection};
@@ -51,6 +52,7 @@ pub trait GuestScheduler: fmt::Debug + Send + Sync {
 pub(super) struct LabHooks {
     cpus: Cpus,
     faults: Option<Faults>,
+    announces: bool,
     control: OnceLock<Arc<VcpuControl>>,
     report: OnceLock<ReportView>,
     injector: OnceLock<Arc<FaultInjector>>,
@@ -76,10 +78,11 @@ struct VcpuRecord {
 }
 
 impl LabHooks {
-    pub(super) fn new(cpus: Cpus, faults: Option<Faults>) -> Self {
+    pub(super) fn new(cpus: Cpus, faults: Option<Faults>, announces: bool) -> Self {
         Self {
             cpus,
             faults,
+            announces,
             control: OnceLock::new(),
             report: OnceLock::new(),
             injector: OnceLock::new(),
@@ -189,6 +192,9 @@ impl RunHooks for LabHooks {
         vm: Arc<dyn HostVm>,
         cpus: &Cpus,
     ) -> Result<Arc<dyn Publisher>, StealTimeError> {
+        if let Some(notice) = publisher::notice(selection).filter(|_| self.announces) {
+            stdio::eprintln(notice);
+        }
         let Some(faults) = self.faults else { return selection.publisher(vm, cpus) };
         let injected = fault_injection::inject(selection, vm, cpus, faults)?;
         if let Some(injector) = injected.injector {

@@ -255,7 +255,7 @@ impl Prepared {
         let events = doorbell.iter().map(Arc::clone);
         let port = protocol::payload::machine::DOORBELL_PORT;
         guest.port_events.extend(events.map(|event| PortEvent { port, event }));
-        let hooks = Arc::new(LabHooks::new(guest.cpus.clone(), config.faults));
+        let hooks = Arc::new(LabHooks::new(guest.cpus.clone(), config.faults, config.announces));
         Ok(Self { config: guest, hooks, workload, doorbell })
     }
 

@@ -123,7 +123,7 @@ impl BpfError {
     pub(super) fn no_run_stats(source: io::Error) -> Self {
         let what = "enable BPF run statistics";
         match source.raw_os_error() {
-            Some(libc::EPERM) => Self::NotPermitted { what, needs: "CAP_SYS_ADMIN", source },
+            Some(libc::EPERM) => Self::NotPermitted { what, needs: "CAP_SYS_ADMIN, as root has it", source },
             _ => Self::from_kernel(what)(source),
         }
     }

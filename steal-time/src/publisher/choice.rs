@@ -37,7 +37,7 @@ pub struct Loaded {
 }
 
 /// A publisher that the host refuses, and the reason.
-type Refusal = (PublisherKind, BpfError);
+pub type Refusal = (PublisherKind, BpfError);
 
 impl PublisherChoice {
     /// Starts to load what this choice may need, for up to `vcpus` vCPUs.
@@ -74,6 +74,16 @@ impl PublisherChoice {
         Loaded { choice: self, program, refused, at: Instant::now() }
     }
 
+    /// Settles on a publisher at once: loads what this choice may need, for up to `vcpus` vCPUs, and
+    /// returns what this choice and the host settle on. `kernel_can` is whether KVM has steal time
+    /// of its own.
+    ///
+    /// # Errors
+    /// [`StealTimeError`] if the host refuses a publisher that is chosen by name.
+    pub fn settle(self, vcpus: usize, kernel_can: bool) -> Result<Selection, StealTimeError> {
+        self.load(vcpus).settle(kernel_can)
+    }
+
     fn wants_bpf(self) -> bool {
         matches!(self, Self::Auto | Self::Only(PublisherKind::Bpf | PublisherKind::BpfClassic))
     }
@@ -95,6 +105,7 @@ pub struct Selection {
     kind: PublisherKind,
     program: Option<Arc<Program>>,
     why: String,
+    refused: Vec<Refusal>,
 }
 
 impl Loaded {
@@ -118,10 +129,11 @@ impl Loaded {
                 true => why_not(&self.refused),
                 false => REQUESTED.to_owned(),
             };
-            return Ok(Selection { kind: program.kind(), program: Some(Arc::new(program)), why });
+            let (kind, program) = (program.kind(), Some(Arc::new(program)));
+            return Ok(Selection { kind, program, why, refused: self.refused });
         }
         if is_auto {
-            return Ok(Selection::without_bpf(&self.refused));
+            return Ok(Selection::without_bpf(self.refused));
         }
         if let Some((_, error)) = self.refused.into_iter().next() {
             return Err(error.into());
@@ -136,7 +148,7 @@ impl Loaded {
         if kind == PublisherKind::Perf {
             probe_perf()?;
         }
-        Ok(Selection { kind, program: None, why: REQUESTED.to_owned() })
+        Ok(Selection { kind, program: None, why: REQUESTED.to_owned(), refused: Vec::new() })
     }
 }
 
@@ -155,15 +167,15 @@ fn why_not(refused: &[Refusal]) -> String {
 }
 
 impl Selection {
-    fn without_bpf(refused: &[Refusal]) -> Self {
-        let not_bpf = why_not(refused);
-        match probe_perf() {
-            Ok(()) => Self { kind: PublisherKind::Perf, program: None, why: not_bpf },
+    fn without_bpf(refused: Vec<Refusal>) -> Self {
+        let not_bpf = why_not(&refused);
+        let (kind, why) = match probe_perf() {
+            Ok(()) => (PublisherKind::Perf, not_bpf),
             Err(error) => {
-                let why = format!("{not_bpf}; not perf: {}", error_chain::one_line(&error));
-                Self { kind: PublisherKind::Monitor, program: None, why }
+                (PublisherKind::Monitor, format!("{not_bpf}; not perf: {}", error_chain::one_line(&error)))
             }
-        }
+        };
+        Self { kind, program: None, why, refused }
     }
 
     /// Returns the kind of the publisher.
@@ -174,6 +186,12 @@ impl Selection {
     /// Returns the reason for this publisher, for the user.
     pub fn why(&self) -> &str {
         &self.why
+    }
+
+    /// Returns the better publishers that the host refuses, and the reasons. Empty if the publisher
+    /// was chosen by name.
+    pub fn refused(&self) -> &[Refusal] {
+        &self.refused
     }
 
     /// Returns the BPF program, if the publisher uses one.

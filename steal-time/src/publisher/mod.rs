@@ -36,7 +36,7 @@ use crate::bpf;
 use crate::error::StealTimeError;
 
 pub use bpf_publisher::BpfPublisher;
-pub use choice::{Loaded, PublisherLoading, Selection};
+pub use choice::{Loaded, PublisherLoading, Refusal, Selection};
 pub use kind::{MsrOwner, PublisherChoice, PublisherKind};
 pub use monitor_publisher::MonitorPublisher;
 pub use null::NullPublisher;

@@ -15,12 +15,13 @@ use self::code::{FormCode, FunctionCode};
 use super::locks::{self, LockRounds, throughput};
 use super::{BenchArgs, BenchReport, RoundArgs, TAKEN, ratio_cells};
 use crate::error::Error;
+use crate::publisher::ChosenPublisher;
 use crate::render::HostLine;
 use crate::results::{CheckFigures, RunResult};
 use crate::runner::{Experiment, Point, Rounds, WaitMode};
 use crate::table::{Table, figure, fixed, or_dash, taken};
 use host::facts::HostFacts;
-use steal_time::publisher::PublisherKind;
+use steal_time::publisher::{PublisherChoice, PublisherKind};
 
 /// Locks of three kinds: waiters read the holder's byte, spinners queue, Linux' writers.
 const LOCKS: [Lock; 3] = [Lock::Tas, Lock::Mutex, Lock::Rwsem];
@@ -43,6 +44,7 @@ pub struct ChecksArgs {
 /// Results of all parts.
 #[derive(Debug, Serialize)]
 pub(super) struct ChecksBench {
+    pub(super) publisher: ChosenPublisher,
     pub(super) code: Vec<(&'static str, FormCode)>,
     pub(super) timed: Rounds<&'static str, RunResult>,
     pub(super) locks: LockRounds,
@@ -52,6 +54,8 @@ pub(super) struct ChecksBench {
 pub(super) const TIMING: &str = "time of all forms";
 
 pub(super) fn run(args: &ChecksArgs) -> Result<ChecksBench, Error> {
+    let publisher = ChosenPublisher::settle(PublisherChoice::Auto)?;
+    publisher.announce();
     let code = Check::ALL.iter().map(|form| Ok((form.name(), code::of(*form)?)));
     let code = code.collect::<Result<Vec<_>, Error>>()?;
     let workload = Workload { job: Job::Checks, ..Workload::DEFAULT };
@@ -61,21 +65,21 @@ pub(super) fn run(args: &ChecksArgs) -> Result<ChecksBench, Error> {
     if timed.interrupted {
         return Err(Error::Interrupted);
     }
-    let points: Vec<Point> = points().collect();
+    let points: Vec<Point> = points(publisher.kind).collect();
     let locks = locks::measure(&points, Workload::DEFAULT, args.rounds, &args.common)?;
-    Ok(ChecksBench { code, timed, locks })
+    Ok(ChecksBench { publisher, code, timed, locks })
 }
 
-pub(super) fn points() -> impl Iterator<Item = Point> {
-    OVERCOMMITS.into_iter().flat_map(|overcommit| {
-        LOCKS
-            .into_iter()
-            .flat_map(move |lock| Check::ALL.iter().map(move |check| point(lock, *check, overcommit)))
+pub(super) fn points(publisher: PublisherKind) -> impl Iterator<Item = Point> {
+    OVERCOMMITS.into_iter().flat_map(move |overcommit| {
+        LOCKS.into_iter().flat_map(move |lock| {
+            Check::ALL.iter().map(move |check| point(lock, *check, publisher, overcommit))
+        })
     })
 }
 
-fn point(lock: Lock, check: Check, overcommit: usize) -> Point {
-    Point { lock, wait: WaitMode::new(Wait::Preempted), check, publisher: PublisherKind::Bpf, overcommit }
+fn point(lock: Lock, check: Check, publisher: PublisherKind, overcommit: usize) -> Point {
+    Point { lock, wait: WaitMode::new(Wait::Preempted), check, publisher, overcommit }
 }
 
 impl ChecksBench {
@@ -126,7 +130,7 @@ impl ChecksBench {
             "taken %",
         ];
         let mut table = Table::new(&header, 3);
-        for point in points() {
+        for point in points(self.publisher.kind) {
             let first = [
                 point.lock.to_string(),
                 point.check.to_string(),
@@ -165,7 +169,12 @@ impl Display for ChecksBench {
             "bytes: of the check itself. spin, folded: a loop that waits for a lock's owner, compiled alone\n\
              and into a larger function. none: the empty loop that times a call.\n"
         )?;
-        writeln!(f, "Locks whose waiters use the check, publisher bpf:\n\n{}", self.lock_table())?;
+        writeln!(
+            f,
+            "Locks whose waiters use the check, publisher {}:\n\n{}",
+            self.publisher,
+            self.lock_table()
+        )?;
         writeln!(f, "over save0: throughput relative to save0, within undisturbed rounds.")?;
         write!(f, "{TAKEN}")
     }

@@ -195,7 +195,7 @@ impl Display for PoliciesBench {
              {:.0} s in all\n",
             HostLine(&guest.host),
             guest.guest.cpus,
-            guest.publisher.kind,
+            self.publisher,
             self.took.as_secs_f64(),
         )?;
         writeln!(f, "{}", self.throughput_table())?;
