@@ -208,7 +208,7 @@ impl Demo {
         let first = best.and_then(|best| self.worth_of_preempted(best));
         let second = publishers.iter().find(|publisher| Some(**publisher) != best);
         let second = second.and_then(|other| self.other_publisher(*other));
-        first.into_iter().chain(best.and_then(understatement)).chain(second).collect()
+        first.into_iter().chain(understatement(self.publisher.kind)).chain(second).collect()
     }
 
     /// What each lock retains at 4x in each way of waiting.

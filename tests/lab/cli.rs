@@ -125,6 +125,22 @@ fn input_that_is_no_regular_file_is_refused_before_anything_is_waited_for() {
 }
 
 #[test]
+fn replay_of_a_trace_that_is_too_large_or_has_no_vcpu_is_refused_with_the_cure() {
+    let folder = tempfile::tempdir().unwrap();
+    let large = folder.path().join("large");
+    std::fs::File::create(&large).unwrap().set_len(1 << 40).unwrap();
+    let replay = |path: &Path| format!("replay:file={}", path.display());
+    refuses(&["--policy", &replay(&large)], 2, &["large", "limit of 64 MiB", "shorten"]);
+    let row = "  7.500250 [0003]  worker/1[40/39]  0.000  0.000  0.250\n";
+    let trace = Fixture::file("timehist.txt", row.as_bytes());
+    refuses(&["--policy", &replay(&trace.path)], 2, &["no thread", "\"worker/1\"", "threads=REGEX"]);
+    let broken = format!("{},threads=(", replay(&trace.path));
+    refuses(&["--policy", &broken], 2, &["threads=(", "regular expression"]);
+    let wild = Fixture::file("wild.csv", b"0,0,0,5\n1,0,0,18446744073709551615\n");
+    refuses(&["--policy", &replay(&wild.path)], 2, &["line 2", "a day"]);
+}
+
+#[test]
 fn payload_that_is_not_a_kernel_is_refused() {
     refuses_payload(b"", &["payload.bin", "empty"]);
     refuses_payload(b"#!/bin/sh\n", &["payload.bin", "neither an ELF file nor a bzImage", "--flat"]);

@@ -197,15 +197,22 @@ fn trace_is_replayed_in_order() {
         let rows: String = (0..40)
             .map(|turn: u64| format!("{},{},{},4000000\n", turn / 2 * 4 * MS, turn % 2, turn % 4))
             .fold(String::new(), |all, row| all + &row);
-        let trace = Fixture::file("trace.csv", rows.as_bytes());
-        let (run, result) = schedule(
-            catalogued(&format!("replay:file={}", trace.arg())),
-            MechanismKind::Deschedule,
-            1,
-            CONTEND,
-        );
-        assert!(matches!(run.guests[0].monitor.outcome, Outcome::Reset));
-        assert!(result.sched.expect("it was scheduled").decisions > 20);
+        let timehist: String = (0..40)
+            .map(|turn: u64| {
+                let (end, cpu, vcpu) = (8 + turn / 2 * 4, turn % 2, turn % 4);
+                format!("  100.{end:03}000 [{cpu:04}]  worker {vcpu}[{vcpu}/9]  0.000  0.000  4.000\n")
+            })
+            .fold(String::new(), |all, row| all + &row);
+        let csv = Fixture::file("trace.csv", rows.as_bytes());
+        let timehist = Fixture::file("timehist.txt", timehist.as_bytes());
+        for policy in [
+            format!("replay:file={}", csv.arg()),
+            format!(r"replay:file={},threads=^worker (\d)$", timehist.arg()),
+        ] {
+            let (run, result) = schedule(catalogued(&policy), MechanismKind::Deschedule, 1, CONTEND);
+            assert!(matches!(run.guests[0].monitor.outcome, Outcome::Reset), "{policy}");
+            assert!(result.sched.expect("it was scheduled").decisions > 20, "{policy}");
+        }
     });
 }
 

@@ -1,7 +1,6 @@
 //! Catalogue: policies by name, as text: `rr`, `rr:slice=1ms`, `yield:target=next,grant=100us`.
 
 use std::fmt;
-use std::io;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -22,6 +21,7 @@ use super::round_robin::RoundRobin;
 use super::rtds::Rtds;
 use super::slice_left::SliceLeft;
 use super::throttle::Throttle;
+use super::trace_file;
 use host::input;
 
 /// A new policy, or an invalid parameter.
@@ -62,7 +62,7 @@ pub const CATALOGUE: [Entry; 16] = [
     entry("rtds", "a budget in each period", |p| boxed(Rtds::from_parameters(p))),
     entry("adversary", "preempts at the worst moment", |p| boxed(Adversary::from_parameters(p))),
     entry("replay", "the schedule of a trace", |p| {
-        boxed(Replay::from_parameters(p, &|path| io::read_to_string(input::open_regular(path.as_ref())?.0)))
+        boxed(Replay::from_parameters(p, &|path| input::read_text(path.as_ref(), trace_file::MAX_SIZE)))
     }),
     entry("folding", "fewer vCPUs while steal is high", |p| boxed(Folding::from_parameters(p))),
 ];

@@ -1,13 +1,13 @@
 //! Replay: runs the schedule of a recorded trace.
 //!
 //! [`trace_file`](super::trace_file) defines the formats. CPUs and vCPUs of the trace map to those
-//! of the guest modulo their numbers. `scale` stretches time, in percent. The trace repeats when it
-//! ends.
+//! of the guest modulo their numbers. `threads` selects the threads that are vCPUs. `scale` stretches
+//! time, in percent. The trace repeats when it ends.
 //!
 //! Source: this repository.
 
 use super::parameters::{ParameterError, Parameters};
-use super::trace_file::{TracedSlice, parse};
+use super::trace_file::{ThreadPattern, TracedSlice, VCPU_NAMES, parse};
 use super::{Cpu, Decision, Event, Ns, Policy, SchedState, Vcpu};
 
 /// Policy `replay`.
@@ -31,7 +31,8 @@ struct Cursor {
 }
 
 impl Replay {
-    /// Parameters: `file`, a path that `read` resolves to text, and `scale`.
+    /// Parameters: `file`, a path that `read` resolves to text; `threads`, a regular expression
+    /// without a comma; and `scale`.
     ///
     /// # Errors
     /// [`ParameterError`] for a value that cannot be parsed, an unreadable file, or one that is not
@@ -41,13 +42,23 @@ impl Replay {
         read: &dyn Fn(&str) -> std::io::Result<String>,
     ) -> Result<Self, ParameterError> {
         let percent: u64 = parameters.number("scale", 100, 1..=1_000_000)?;
-        let path = parameters.required("file", "a trace: CSV, or the text of perf sched or ftrace")?;
+        let pattern = parameters.text("threads").unwrap_or(VCPU_NAMES);
+        let threads = ThreadPattern::new(pattern).map_err(|why| ParameterError::Value {
+            key: "threads".to_owned(),
+            value: pattern.to_owned(),
+            expected: format!("a regular expression without a comma: {why}"),
+        })?;
+        let path = parameters.required(
+            "file",
+            "a trace: CSV, or the text of `perf sched script`, `perf sched timehist` or ftrace",
+        )?;
         let failed = |why: String| ParameterError::File { path: path.to_owned(), why };
         let text = read(path).map_err(|error| failed(error.to_string()))?;
-        let mut slices = parse(&text).map_err(failed)?;
+        let mut slices = parse(&text, &threads).map_err(failed)?;
+        // A trace lasts up to a day, and its end stays below 2^60 ns at any scale.
+        let scaled = |ns: Ns| u64::try_from(u128::from(ns) * u128::from(percent) / 100).unwrap_or(u64::MAX);
         for slice in &mut slices {
-            slice.at = slice.at.saturating_mul(percent) / 100;
-            slice.length = slice.length.saturating_mul(percent) / 100;
+            (slice.at, slice.length) = (scaled(slice.at), scaled(slice.length));
         }
         let length = slices.iter().map(|slice| slice.at.saturating_add(slice.length)).max().unwrap_or(0);
         if length == 0 {
