@@ -36,11 +36,25 @@ impl ThreadStats {
     /// Reads the statistics of thread `tid` of this process.
     ///
     /// # Errors
-    /// The error of open(2) or read(2). `ENOENT` or `ESRCH`: the thread has ended.
+    /// The error of open(2) or read(2). `ENOENT` or `ESRCH`: the thread has ended, or `/proc` is
+    /// that of another PID namespace.
     pub fn read(tid: pid_t) -> io::Result<Self> {
+        Self::read_in(&format!("/proc/self/task/{tid}"))
+    }
+
+    /// Reads the statistics of the calling thread. It also works if `/proc` is that of an outer PID
+    /// namespace, where the thread has another ID.
+    ///
+    /// # Errors
+    /// The error of open(2) or read(2), for instance without `/proc`.
+    pub fn of_this_thread() -> io::Result<Self> {
+        Self::read_in("/proc/thread-self")
+    }
+
+    fn read_in(folder: &str) -> io::Result<Self> {
         let [run_ns, run_delay_ns, timeslices] =
-            parse_schedstat(&fs::read_to_string(format!("/proc/self/task/{tid}/schedstat"))?)?;
-        let status = fs::read_to_string(format!("/proc/self/task/{tid}/status"))?;
+            parse_schedstat(&fs::read_to_string(format!("{folder}/schedstat"))?)?;
+        let status = fs::read_to_string(format!("{folder}/status"))?;
         Ok(Self {
             run_ns,
             run_delay_ns,

@@ -20,7 +20,7 @@ use crate::render::{HostLine, per_second};
 use crate::results::statistics::ratio;
 use crate::results::{RunResult, SCHEMA};
 use crate::runner::{Experiment, Measurement, Point, Rounds, Runner, WaitMode, lock_of};
-use crate::table::{TAKEN, Table, figure, fixed, or_dash, taken};
+use crate::table::{TAKEN, Table, count_or_dash, figure, fixed, or_dash, taken};
 use host::cpus::Cpus;
 use host::facts::HostFacts;
 use steal_time::publisher::{PublisherChoice, PublisherKind};
@@ -164,7 +164,7 @@ impl Demo {
                 figure(lock.per_second),
                 figure(lock.waits.quantile_ns(|waits| waits.longest_ns) / 1e6),
                 figure(window.guest_steal_ns as f64 / 1e9),
-                per_second(window, window.host.preemptions),
+                window.host.preemptions.map_or_else(|| "-".to_owned(), |count| per_second(window, count)),
                 per_second(window, lock.preempted_seen),
                 or_dash(self.retained(*point), |retained| fixed(retained, 2)),
                 taken(self.runs.disturbance(point)),
@@ -240,16 +240,17 @@ impl Demo {
 
     /// Whether waiters ever saw the other publisher's byte set, and what locks retain with it.
     fn other_publisher(&self, publisher: PublisherKind) -> Option<String> {
-        let (mut seen, mut preemptions, mut retained) = (0, 0, Vec::new());
+        let (mut seen, mut preemptions, mut retained) = (0, Some(0), Vec::new());
         for lock in LOCKS {
             let wait = WaitMode::new(Wait::Preempted);
             let point = Point { lock, wait, check: Check::Save0, publisher, overcommit: 4 };
             let (window, figures) = lock_of(self.runs.of(&point).next()?)?;
             seen += figures.preempted_seen;
-            preemptions += window.host.preemptions;
+            preemptions = preemptions.zip(window.host.preemptions).map(|(sum, more)| sum + more);
             retained.push(format!("{:.2} for the {}", self.retained(point)?, long_name(lock)));
         }
         let (retained, doubt) = (retained.join(" and "), self.doubt(publisher));
+        let preemptions = count_or_dash(preemptions);
         Some(match seen {
             0 => format!(
                 "{doubt}Publisher {publisher} never set `preempted` in {preemptions} preemptions: waiters that \

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::results::RunResult;
 use crate::runner::{Experiment, Measurement, RETRIES, undisturbed};
 use crate::sched::choice::class_is_refused;
-use crate::table::{figure, fixed};
+use crate::table::{count_or_dash, figure, fixed};
 use host::cpus::Cpus;
 use host::disturbance::Verdict;
 use host::error_chain;
@@ -253,7 +253,7 @@ impl Diagnosis {
             "set in {} % of {} samples of a preempted vCPU ({} preemptions), and in {} of a running one",
             fixed(share, 2),
             figure(byte.other_samples as f64),
-            window.host.preemptions,
+            count_or_dash(window.host.preemptions),
             byte.own_set,
         );
         if share >= 99.0 && byte.own_set == 0 { self.good(what, text) } else { self.bad(what, text) }

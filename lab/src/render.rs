@@ -105,7 +105,7 @@ fn lock_table(result: &RunResult, window: &WindowFigures, lock: &LockFigures) ->
         figure(waits(|waits| waits.p99_ns) / 1e3),
         figure(waits(|waits| waits.longest_ns) / 1e6),
         figure(window.guest_steal_ns as f64 / 1e9),
-        per_second(window, window.host.preemptions),
+        window.host.preemptions.map_or_else(|| "-".to_owned(), |count| per_second(window, count)),
         per_second(window, lock.preempted_seen),
         per_second(window, lock.halts),
     ]));

@@ -66,6 +66,11 @@ pub fn count(value: u64) -> String {
     if value < 10_000 { value.to_string() } else { figure(value as f64) }
 }
 
+/// Formats a count, or `-` if it is unknown.
+pub fn count_or_dash(value: Option<u64>) -> String {
+    value.map_or_else(|| DASH.to_owned(), count)
+}
+
 /// Formats a ratio: three decimals, five below 0.01, three significant figures from 10 on.
 pub fn ratio(value: f64) -> String {
     match value.abs() {

@@ -26,7 +26,8 @@ pub struct Snapshot {
     cpus: usize,
     /// Use of these CPUs; `None` if it cannot be read.
     machine: Option<CpuStats>,
-    vcpus: Vec<(VcpuId, ThreadStats)>,
+    /// `None` for a thread that has just exited, or that the host does not report.
+    vcpus: Vec<(VcpuId, Option<ThreadStats>)>,
 }
 
 impl Snapshot {
@@ -34,8 +35,7 @@ impl Snapshot {
     pub fn take(control: &VcpuControl, cpus: &Cpus) -> Self {
         let at = Instant::now();
         let machine = CpuStats::read(cpus).ok();
-        // Fails for a thread that has just exited.
-        let read = |vcpu, tid| (vcpu, ThreadStats::read(tid).unwrap_or_default());
+        let read = |vcpu, tid| (vcpu, ThreadStats::read(tid).ok());
         let vcpus = control.threads().into_iter().map(|(vcpu, thread)| read(vcpu, thread.tid())).collect();
         Self { at, cpus: cpus.count(), machine, vcpus }
     }
@@ -94,8 +94,8 @@ pub struct Window {
     pub length: Duration,
     /// The CPU time that others took.
     pub disturbance: Disturbance,
-    /// Statistics of each vCPU thread.
-    pub vcpus: Vec<(VcpuId, ThreadStats)>,
+    /// Statistics of each vCPU thread; `None` if the host does not report those of one.
+    pub vcpus: Option<Vec<(VcpuId, ThreadStats)>>,
 }
 
 impl Window {
@@ -103,7 +103,7 @@ impl Window {
     pub fn between(opened: &Snapshot, closed: &Snapshot) -> Self {
         let vcpus = closed.vcpus.iter().filter_map(|(vcpu, account)| {
             let (_, before) = opened.vcpus.iter().find(|(id, _)| id == vcpu)?;
-            Some((*vcpu, account.since(*before)))
+            Some(account.zip(*before).map(|(account, before)| (*vcpu, account.since(before))))
         });
         let length = closed.at.saturating_duration_since(opened.at);
         let used = closed.machine.zip(opened.machine).map(|(closed, opened)| closed.since(opened));
@@ -123,7 +123,7 @@ mod tests {
             own: Duration::from_millis(own_ms),
         });
         let account = ThreadStats { run_ns, ..ThreadStats::default() };
-        Snapshot { at, cpus: 2, machine, vcpus: vec![(VcpuId::BOOT, account)] }
+        Snapshot { at, cpus: 2, machine, vcpus: vec![(VcpuId::BOOT, Some(account))] }
     }
 
     #[test]
@@ -135,7 +135,7 @@ mod tests {
         assert!(ends.window().is_none());
         ends.opened = Some(snapshot(began, 100, 100, 100));
         let window = ends.window().unwrap();
-        assert_eq!((window.length, window.vcpus[0].1.run_ns), (Duration::from_secs(1), 800));
+        assert_eq!((window.length, window.vcpus.unwrap()[0].1.run_ns), (Duration::from_secs(1), 800));
     }
 
     #[test]
@@ -167,5 +167,14 @@ mod tests {
         let unread = Snapshot { machine: None, ..snapshot(began, 0, 0, 0) };
         let window = Window::between(&unread, &snapshot(began + Duration::from_secs(1), 2000, 2000, 0));
         assert_eq!(window.disturbance.verdict(), Verdict::Unknown);
+    }
+
+    #[test]
+    fn window_with_a_thread_that_the_host_does_not_report_has_no_statistics() {
+        let began = Instant::now();
+        let (opened, closed) = (snapshot(began, 0, 0, 5), snapshot(began, 9, 9, 9));
+        assert!(Window::between(&opened, &closed).vcpus.is_some());
+        let unread = Snapshot { vcpus: vec![(VcpuId::BOOT, None)], ..opened };
+        assert!(Window::between(&unread, &closed).vcpus.is_none());
     }
 }

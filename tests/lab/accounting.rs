@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use steal_time::publisher::PublisherKind;
 
 use crate::sched::mechanisms;
 use crate::support::{
-    Fixture, Running, alone, cpus, guest, has_publisher, judge_undisturbed, kill, needs, skip, start,
+    Fixture, Running, alone, cpus, end_of, guest, has_publisher, judge_undisturbed, kill, needs, skip, start,
     vmm_run, wait_for, wait_for_cpu_time, wait_until,
 };
 
@@ -164,9 +165,14 @@ fn assert_stop_is_no_steal(results: &Value, stopped: Duration, what: &str) {
 #[test]
 fn time_for_which_the_monitor_is_stopped_is_no_steal() {
     needs!(kvm);
-    let length = Duration::from_secs(2);
+    let length = Duration::from_secs(1);
     for publisher in publishers() {
-        for how in [Stop::Signal, Stop::Freezer] {
+        let ways = if publisher == PublisherKind::Monitor {
+            &[Stop::Signal, Stop::Freezer][..]
+        } else {
+            &[Stop::Signal]
+        };
+        for how in ways.iter().copied() {
             let Some((status, results)) = stopped_run(publisher, how, length) else {
                 skip("this process may not freeze a cgroup of version 2");
                 continue;
@@ -225,4 +231,60 @@ fn policy_that_runs_the_vcpu_that_has_waited_longest_starves_none() {
         assert!(all > 50 && runs.iter().all(|runs| 6 * runs > all), "{mechanism}: {runs:?} of {all}");
         assert_eq!(result.status(), 0);
     }
+}
+
+/// `vmm-lab run` in a PID namespace of its own whose `/proc` is that of the outer one.
+fn run_in_pid_namespace(options: &str) -> Command {
+    let lab = vmm_run(options.split(' '));
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--"]).arg(lab.get_program()).args(lab.get_args());
+    command
+}
+
+/// Whether this process may create a PID namespace.
+fn has_pid_namespaces() -> bool {
+    let is_allowed = end_of(Command::new("unshare").args(["--pid", "--fork", "true"])).status == Some(0);
+    if !is_allowed {
+        skip("this process may not create a PID namespace");
+    }
+    is_allowed
+}
+
+/// There, `/proc` knows the threads by other IDs.
+#[test]
+fn figures_that_a_stale_proc_does_not_show_are_unknown_and_not_zero() {
+    needs!(kvm, program("unshare"));
+    if !has_pid_namespaces() {
+        return;
+    }
+    for publisher in publishers().chain([PublisherKind::Off]) {
+        let json = Fixture::file("stale.json", b"");
+        let options =
+            format!("--vcpus 2 --publisher {publisher} --job watch --duration-ms 200 --json {}", json.arg());
+        let ended = end_of(&mut run_in_pid_namespace(&options));
+        assert_eq!(ended.status, Some(0), "{publisher}: {ended:?}");
+        let results: Value = serde_json::from_slice(&fs::read(&json.path).unwrap()).unwrap();
+        let guest = if results["guests"].is_array() { &results["guests"][0] } else { &results };
+        let host = &guest["window"]["host"];
+        for field in ["run_ns", "run_delay_ns", "preemptions", "sleeps"] {
+            assert_eq!(host[field], Value::Null, "{publisher}: {field} of {host}");
+        }
+        // What a thread reads of itself is right there, too
+        for vcpu in guest["vcpus"].as_array().expect("vCPUs") {
+            let is_known = |figure: &Value| figure.as_u64().is_some_and(|ns| ns > 0);
+            assert!(is_known(&vcpu["run_ns"]) && is_known(&vcpu["window"]["run_ns"]), "{publisher}: {vcpu}");
+        }
+    }
+}
+
+#[test]
+fn policy_that_needs_cpu_times_is_refused_where_a_stale_proc_does_not_show_them() {
+    needs!(kvm, program("unshare"));
+    if !has_pid_namespaces() {
+        return;
+    }
+    let options = "--vcpus 2 --publisher off --job watch --duration-ms 200 --policy relaxed";
+    let ended = end_of(&mut run_in_pid_namespace(options));
+    assert_eq!(ended.status, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("CPU time") && ended.stderr.contains("/proc"), "{ended:?}");
 }

@@ -32,7 +32,7 @@ fn watch(publisher: PublisherKind, faults: Option<&str>) -> (RunResult, Preempte
 /// The steal that the guest reads is the run delay in the window of the host.
 fn assert_window_steal_is_run_delay(result: &RunResult) {
     let window = result.window.as_ref().expect("a window");
-    let (guest, host) = (window.guest_steal_ns as f64, window.host.run_delay_ns as f64);
+    let (guest, host) = (window.guest_steal_ns as f64, window.host.run_delay_ns.unwrap() as f64);
     assert!(guest > 0.4 * window.length_ns as f64, "{window:?}");
     assert!((guest - host).abs() < 30e6, "guest {guest}, host {host}");
 }
@@ -121,7 +121,7 @@ fn perf_observer_without_a_cpu_of_its_own_causes_few_switches() {
         let (_, result) = run(&guest(2 * cpus().count(), PublisherKind::Perf, "job=watch duration_ms=500"));
         let window = result.window.expect("a window");
         // Time slices take milliseconds. A loop of switches and wakes makes tens of thousands
-        assert!(window.host.preemptions < 5_000, "{window:?}");
+        assert!(window.host.preemptions.unwrap() < 5_000, "{window:?}");
     });
 }
 
@@ -183,7 +183,7 @@ fn descheduled_vcpu_is_marked_until_it_is_scheduled_and_the_time_is_steal() {
             let intervals = guest.descheduled(VcpuId::BOOT);
             let descheduled: u64 = intervals.iter().map(|interval| interval.descheduled_ns).sum();
             assert!(intervals.len() >= TIMES && descheduled >= 20_000_000 * TIMES as u64, "{intervals:?}");
-            let delay = after.account.since(before.account).run_delay_ns;
+            let delay = after.account.unwrap().since(before.account.unwrap()).run_delay_ns;
             let discarded = after.discarded_ns - before.discarded_ns;
             let steal = record.steal_ns() - steal_before;
             // Run delay that is discarded, or not yet published after the last pause, accrued at

@@ -139,7 +139,8 @@ impl AtRest {
                 stats,
                 counts,
                 steal_ns: steal_ns(snapshot.record.as_ref()),
-                run_delay_ns: snapshot.account.run_delay_ns - snapshot.discarded_ns,
+                run_delay_ns: snapshot.account.expect("/proc is readable").run_delay_ns
+                    - snapshot.discarded_ns,
             }
         });
         let at_rest = at_rest.collect();

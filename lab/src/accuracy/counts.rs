@@ -25,6 +25,8 @@ pub(super) struct Snapshot {
     pub(super) descheduled: Vec<Descheduled>,
     faults: Option<FaultCounts>,
     steal_ns: u64,
+    /// The thread's run delay at the pause (ns).
+    run_delay_ns: u64,
     /// Perf's records since the snapshot before, or since the log was opened.
     pub(super) switches: Vec<Switch>,
 }
@@ -51,9 +53,11 @@ impl Snapshot {
         if let (Some(counts), Some(program)) = (&mut vcpu.counts, program) {
             counts.program = program;
         }
+        let account = vcpu.account.ok_or_else(|| Error::test_guest("has no scheduler's statistics"))?;
         let steal = vcpu.record.as_ref().and_then(|record| record.first_chunk());
         let steal_ns = steal.copied().map_or(0, u64::from_le_bytes);
-        Ok(Self { vcpu, thread, descheduled, faults, steal_ns, switches })
+        let run_delay_ns = account.run_delay_ns;
+        Ok(Self { vcpu, thread, descheduled, faults, steal_ns, run_delay_ns, switches })
     }
 
     /// The steal-time record that the vCPU has registered.
@@ -125,7 +129,7 @@ impl ObservedCounts {
             format!("perf saw {sched_in} switches in, schedstat {}", thread.timeslices),
         );
 
-        let run_delay_ns = after.vcpu.account.since(before.vcpu.account).run_delay_ns;
+        let run_delay_ns = after.run_delay_ns.saturating_sub(before.run_delay_ns);
         let discarded_ns = after.vcpu.discarded_ns.saturating_sub(before.vcpu.discarded_ns);
         let lost_ns = run_delay_ns + after.descheduled_ns();
         Self {

@@ -14,7 +14,7 @@ use crate::publisher::{self, ChosenPublisher};
 use crate::render::HostLine;
 use crate::results::RunResult;
 use crate::runner::{Experiment, Rounds, Runner};
-use crate::table::{Table, figure, fixed, taken};
+use crate::table::{Table, count_or_dash, figure, fixed, taken};
 use host::facts::HostFacts;
 use steal_time::publisher::{PublisherChoice, PublisherKind};
 
@@ -97,7 +97,7 @@ impl Display for PreemptedBench {
                 figure(preempted.other_samples as f64),
                 fixed(100.0 * preempted.other_share(), 3),
                 preempted.own_set.to_string(),
-                window.host.preemptions.to_string(),
+                count_or_dash(window.host.preemptions),
                 healed.to_string(),
                 taken(self.runs.disturbance(point)),
             ]);

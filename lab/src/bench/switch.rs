@@ -173,6 +173,7 @@ fn yield_to_each_other(cpu: &Cpus, program: Option<&Program>) -> Result<f64, Err
             _ => Ok(None),
         };
         if let Ok(Some(vcpu)) = &attached {
+            // Only what a switch costs is measured here: the steal in this record means nothing.
             let _ = vcpu.account(own_run_delay_ns().unwrap_or(0));
             vcpu.publish(RecordAddr::new(index, 0));
         }

@@ -3,12 +3,13 @@
 use protocol::payload::conformance::Assertion;
 use protocol::payload::params::{Job, Scene, Workload};
 
+use super::snapshots::RUN_DELAY_IS_UNKNOWN;
 use super::{Plan, Verdict, Verdicts};
 use crate::error::Error;
 use crate::results::statistics::ratio;
 use crate::results::{PreemptedFigures, RunResult, WindowFigures};
 use crate::runner::Experiment;
-use crate::table::fixed;
+use crate::table::{count_or_dash, fixed};
 use host::cpus::Cpus;
 use steal_time::publisher::{MsrOwner, PublisherKind};
 
@@ -136,7 +137,7 @@ fn observed(result: &RunResult) -> String {
     match result.window.as_ref().and_then(|window| Some((window, window.preempted?))) {
         Some((window, byte)) => format!(
             " ({} preemptions; preempted set in {} % of samples)",
-            window.host.preemptions,
+            count_or_dash(window.host.preemptions),
             fixed(100.0 * byte.other_share(), 2)
         ),
         None => String::new(),
@@ -163,7 +164,7 @@ fn judge_spinners(
         };
         verdicts.judge(Assertion::PreemptedIsSeen, byte.other_share() >= 0.99, why);
     }
-    let preemptions = window.host.preemptions;
+    let preemptions = count_or_dash(window.host.preemptions);
     for assertion in [Assertion::ByteAlone, Assertion::ByteIsOneOrZero] {
         let why = format!(
             "no vCPU observed preempted being set, in {preemptions} preemptions on {} CPUs",
@@ -176,7 +177,11 @@ fn judge_spinners(
 /// The byte of a vCPU that exits to the monitor is set while the host has preempted its thread, and
 /// at no other time.
 fn judge_leaving(window: &WindowFigures, byte: PreemptedFigures, verdicts: &mut Verdicts) {
-    let taken = ratio(window.host.run_delay_ns as f64, window.length_ns as f64);
+    let Some(run_delay_ns) = window.host.run_delay_ns else {
+        verdicts.skip(Assertion::BlockedIsNotPreempted, RUN_DELAY_IS_UNKNOWN);
+        return verdicts.skip(Assertion::MonitorAddsNothing, RUN_DELAY_IS_UNKNOWN);
+    };
+    let taken = ratio(run_delay_ns as f64, window.length_ns as f64);
     let share = byte.other_share();
     if !(taken + share).is_finite() {
         verdicts.skip(Assertion::BlockedIsNotPreempted, "the guest ended before it sampled the byte");
@@ -189,7 +194,7 @@ fn judge_leaving(window: &WindowFigures, byte: PreemptedFigures, verdicts: &mut 
     };
     judge_time(window, verdicts, Assertion::BlockedIsNotPreempted, share <= 0.01 + taken, why);
     // Guest and host close their windows some time slices apart.
-    let (guest, host) = (window.guest_steal_ns, window.host.run_delay_ns);
+    let (guest, host) = (window.guest_steal_ns, run_delay_ns);
     let why =
         || format!("steal grew by {guest} ns while one vCPU exited to the monitor, run delay by {host} ns");
     let holds = guest <= host + host / 8 + 30_000_000;

@@ -39,10 +39,14 @@ fn slack_ns(publisher: PublisherKind, time_ns: u64) -> u64 {
     }
 }
 
-/// The run delay that counts as steal (ns). For KVM that includes what accrued while paused.
-fn run_delay_ns(vcpu: &VcpuSnapshot, publisher: PublisherKind) -> u64 {
+/// Why assertions about run delay are not judged.
+pub(super) const RUN_DELAY_IS_UNKNOWN: &str = "the host does not report the run delay of vCPU threads";
+
+/// The run delay that counts as steal (ns). For KVM that includes what accrued while paused. `None`
+/// if the host does not report it.
+fn run_delay_ns(vcpu: &VcpuSnapshot, publisher: PublisherKind) -> Option<u64> {
     let discarded_ns = if publisher.msr_owner() == MsrOwner::Kernel { 0 } else { vcpu.discarded_ns };
-    vcpu.account.run_delay_ns.saturating_sub(discarded_ns)
+    Some(vcpu.account?.run_delay_ns.saturating_sub(discarded_ns))
 }
 
 /// Judges one vCPU that has run since steal was 0, and that other tasks kept from its CPU while it
@@ -52,7 +56,10 @@ pub(super) fn judge_paused(vcpu: &VcpuSnapshot, publisher: PublisherKind, verdic
     let why = || format!("preempted of a paused vCPU is {}", record.preempted);
     verdicts.judge(Assertion::BlockedIsNotPreempted, record.preempted == 0, why);
 
-    let delay_ns = run_delay_ns(vcpu, publisher);
+    judge_writer(vcpu, publisher, verdicts);
+    let Some(delay_ns) = run_delay_ns(vcpu, publisher) else {
+        return verdicts.skip(Assertion::StealIsRunDelay, RUN_DELAY_IS_UNKNOWN);
+    };
     let why = || {
         format!(
             "steal of vCPU {} is {} ns, run delay of its thread {delay_ns} ns",
@@ -61,7 +68,6 @@ pub(super) fn judge_paused(vcpu: &VcpuSnapshot, publisher: PublisherKind, verdic
     };
     let slack_ns = slack_ns(publisher, delay_ns);
     verdicts.judge(Assertion::StealIsRunDelay, record.steal_ns.abs_diff(delay_ns) <= slack_ns, why);
-    judge_writer(vcpu, publisher, verdicts);
 }
 
 /// Judges that KVM's own copy of the MSR is 0, unless KVM is the publisher.
@@ -93,14 +99,24 @@ pub(super) fn judge_growth(
     verdicts.judge(Assertion::StealNeverBack, new.steal_ns >= old.steal_ns, why);
 
     let added_ns = new.steal_ns.saturating_sub(old.steal_ns);
-    let delay_ns = run_delay_ns(after, publisher).saturating_sub(run_delay_ns(before, publisher));
+    let run_delays = run_delay_ns(before, publisher).zip(run_delay_ns(after, publisher));
+    let (Some((delay_before, delay_after)), Some(ran)) = (run_delays, after.account.zip(before.account))
+    else {
+        for assertion in
+            [Assertion::StealIsRunDelay, Assertion::SharedCpuAddsUp, Assertion::MonitorAddsNothing]
+        {
+            verdicts.skip(assertion, RUN_DELAY_IS_UNKNOWN);
+        }
+        return;
+    };
+    let delay_ns = delay_after.saturating_sub(delay_before);
     let why = || format!("steal of vCPU {vcpu} grew by {added_ns} ns, run delay by {delay_ns} ns");
     let slack = slack_ns(publisher, delay_ns);
     verdicts.judge(Assertion::StealIsRunDelay, added_ns.abs_diff(delay_ns) <= slack, why);
 
     // The vCPU never slept: it either ran, or waited for its CPU.
     let wall_ns = u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX);
-    let run_ns = after.account.since(before.account).run_ns;
+    let run_ns = ran.0.since(ran.1).run_ns;
     let why =
         || format!("steal of vCPU {vcpu} grew by {added_ns} ns and it ran for {run_ns} ns, in {wall_ns} ns");
     let slack = slack_ns(publisher, wall_ns).max(wall_ns / 20);

@@ -84,8 +84,8 @@ pub(super) struct LockWindow {
     pub(super) length_ns: u64,
     /// The guest's workload.
     pub(super) workload: Workload,
-    /// CPU time of the vCPU threads (ns).
-    pub(super) run_ns: u64,
+    /// CPU time of the vCPU threads (ns); `None` if the host does not report it.
+    pub(super) run_ns: Option<u64>,
     /// CPU time of all CPUs that they may use (ns).
     pub(super) cpu_time_ns: f64,
 }
@@ -94,7 +94,7 @@ impl LockFigures {
     /// Evaluates the reports of `vcpus` over `window`.
     pub(super) fn new(vcpus: &[VcpuReport], window: LockWindow) -> Self {
         let LockWindow { khz, length_ns, workload, run_ns, cpu_time_ns } = window;
-        let busy = ratio(run_ns as f64, cpu_time_ns);
+        let busy = ratio(run_ns.map_or(f64::NAN, |run_ns| run_ns as f64), cpu_time_ns);
         let total = |field: fn(&VcpuReport) -> &AtomicU64| sum(vcpus, field);
         let time = |field| ns(total(field), khz);
         let longest = |field: fn(&VcpuReport) -> &AtomicU64| {

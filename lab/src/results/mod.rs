@@ -127,10 +127,11 @@ pub struct VcpuFigures {
     pub id: u8,
     /// Exits by kind.
     pub exits: ExitCounts,
-    /// CPU time of its thread (ns).
-    pub run_ns: u64,
-    /// Time for which its thread was runnable without a CPU (ns).
-    pub run_delay_ns: u64,
+    /// CPU time of its thread (ns); `None` if the host does not report it.
+    pub run_ns: Option<u64>,
+    /// Time for which its thread was runnable without a CPU (ns); `None` if the host does not report
+    /// it.
+    pub run_delay_ns: Option<u64>,
     /// Number of times that the host preempted its thread.
     pub preemptions: u64,
     /// Doorbell writes after which another vCPU ran in its place.
@@ -155,8 +156,8 @@ impl RunResult {
             VcpuFigures {
                 id: id.apic_id(),
                 exits: stats.exits,
-                run_ns: stats.account.run_ns,
-                run_delay_ns: stats.account.run_delay_ns,
+                run_ns: stats.account.map(|account| account.run_ns),
+                run_delay_ns: stats.account.map(|account| account.run_delay_ns),
                 preemptions: stats.preemptions,
                 directed_yields: *directed_yields,
                 publication: stats.counts,

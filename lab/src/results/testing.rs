@@ -40,7 +40,7 @@ pub(crate) fn run(job: Job, disturbance: Disturbance) -> RunResult {
     let cpus: host::cpus::Cpus = "0-1".parse().unwrap();
     let config =
         LabConfig::embedded(2, cpus.clone(), PublisherKind::Off, String::new(), Duration::ZERO).guest;
-    let window = Window { length: Duration::ZERO, disturbance, vcpus: Vec::new() };
+    let window = Window { length: Duration::ZERO, disturbance, vcpus: Some(Vec::new()) };
     RunResult {
         schema: SCHEMA,
         host: host(),

@@ -32,19 +32,19 @@ pub struct WindowFigures {
     pub checks: Vec<CheckFigures>,
 }
 
-/// What the host counted during a window.
+/// What the host counted during a window; `None` for what it does not report.
 #[derive(Clone, Debug, Serialize)]
 pub struct HostFigures {
     /// Length by the host's clock (ns).
     pub length_ns: u64,
     /// CPU time of the vCPU threads (ns).
-    pub run_ns: u64,
+    pub run_ns: Option<u64>,
     /// Time for which vCPU threads were runnable without a CPU (ns).
-    pub run_delay_ns: u64,
+    pub run_delay_ns: Option<u64>,
     /// Involuntary context switches of vCPU threads.
-    pub preemptions: u64,
+    pub preemptions: Option<u64>,
     /// Voluntary context switches of vCPU threads.
-    pub sleeps: u64,
+    pub sleeps: Option<u64>,
     /// CPU time that other tasks and an outer hypervisor took, and whether the figures count.
     #[serde(flatten)]
     pub disturbance: Disturbance,
@@ -121,8 +121,9 @@ impl WindowFigures {
         let khz = header.tsc_khz.load(Ordering::Relaxed);
         let length = read(&header.window_closes).saturating_sub(read(&header.window_opens));
         let length_ns = ns(length, khz);
-        let accounts = || window.vcpus.iter().map(|(_, account)| account);
-        let total = |field: fn(&ThreadStats) -> u64| accounts().map(field).sum();
+        let total = |field: fn(&ThreadStats) -> u64| {
+            Some(window.vcpus.as_ref()?.iter().map(|(_, account)| field(account)).sum())
+        };
         let host = HostFigures {
             length_ns: u64::try_from(window.length.as_nanos()).unwrap_or(u64::MAX),
             run_ns: total(|account| account.run_ns),

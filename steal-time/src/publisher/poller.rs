@@ -47,9 +47,9 @@ impl Poller {
 
     /// Polls the calling thread until [`forget_this_thread`](Self::forget_this_thread).
     pub(super) fn poll_this_thread(&self) -> Result<(), StealTimeError> {
-        let tid = own_tid();
-        let run_delay = RunDelay::of_thread(tid).map_err(StealTimeError::RunDelay)?;
-        lock(&self.threads).push(PolledThread { tid, signal: self.signal, run_delay, last_ns: 0 });
+        // Opened by the thread itself: another PID namespace's `/proc` knows it by another ID
+        let run_delay = RunDelay::of_this_thread().map_err(StealTimeError::RunDelay)?;
+        lock(&self.threads).push(PolledThread { tid: own_tid(), signal: self.signal, run_delay, last_ns: 0 });
         Ok(())
     }
 

@@ -43,7 +43,7 @@ pub struct VcpuSnapshot {
     /// When the vCPU paused.
     pub since: Instant,
     /// The scheduler's statistics of its thread at that moment.
-    pub account: ThreadStats,
+    pub account: Option<ThreadStats>,
     /// Run delay in `account` that is not steal: the thread accrued it while paused (ns).
     pub discarded_ns: u64,
     /// The vCPU's exits so far.

@@ -19,8 +19,8 @@ mod emulation;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
+use host::clock;
 use host::stats::{self, ThreadStats};
-use host::{clock, thread::own_tid};
 use kvm_ioctls::VcpuFd;
 use protocol::VcpuId;
 use steal_time::VcpuStealTime;
@@ -60,8 +60,9 @@ pub struct Vcpu<'p> {
 #[derive(Debug)]
 struct Pause {
     since: Instant,
-    /// The scheduler's statistics of the thread at that moment.
-    account: ThreadStats,
+    /// The scheduler's statistics of the thread at that moment; `None` if the host does not report
+    /// them.
+    account: Option<ThreadStats>,
     /// [`Vcpu::discarded_ns`] at that moment.
     discarded_ns: u64,
 }
@@ -71,8 +72,8 @@ struct Pause {
 pub struct VcpuStats {
     /// Its exits.
     pub exits: ExitCounts,
-    /// The scheduler's statistics of its thread.
-    pub account: ThreadStats,
+    /// The scheduler's statistics of its thread; `None` if the host does not report them.
+    pub account: Option<ThreadStats>,
     /// Preemptions of its thread while attached to the publisher.
     pub preemptions: u64,
     /// What the publisher counted in the same time; `None` if no publisher counts.
@@ -126,7 +127,7 @@ impl<'p> Vcpu<'p> {
             exits: ExitCounts::default(),
             needs_completion: false,
             has_transmitted: false,
-            last_pause: Pause { since: Instant::now(), account: ThreadStats::default(), discarded_ns: 0 },
+            last_pause: Pause { since: Instant::now(), account: None, discarded_ns: 0 },
             discarded_ns: 0,
             preempted_before: 0,
         }
@@ -143,11 +144,10 @@ impl<'p> Vcpu<'p> {
             Err(error) => self.event_sender.send(Message::Failed(error)),
         }
         self.shared.control.detach(self.id);
-        let account = ThreadStats::read(own_tid()).unwrap_or_default();
         VcpuStats {
             exits: self.exits,
-            account,
-            preemptions: account.involuntary_switches.saturating_sub(self.preempted_before),
+            account: ThreadStats::of_this_thread().ok(),
+            preemptions: stats::own_involuntary_switches().saturating_sub(self.preempted_before),
             counts: self.steal_time.counts(),
             clock: GuestClock::read(&self.fd),
         }
@@ -234,8 +234,10 @@ impl<'p> Vcpu<'p> {
             return Ok(State::Finished(exit));
         }
         self.steal_time.pause();
-        let account = ThreadStats::read(own_tid()).unwrap_or_default();
-        self.discard_run_delay(account.run_delay_ns);
+        let account = ThreadStats::of_this_thread().ok();
+        if let Some(account) = account {
+            self.discard_run_delay(account.run_delay_ns);
+        }
         self.last_pause = Pause { since: Instant::now(), account, discarded_ns: self.discarded_ns };
         self.shared.control.begin_pause();
         while self.shared.control.request(&self.handle) == VcpuRequest::Pause {
