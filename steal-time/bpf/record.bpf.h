@@ -56,15 +56,17 @@ struct slot {
 	__u64 sched_in;	      /* switched in, and the switch was traced */
 	__u64 blocked;	      /* switched out to sleep */
 	__u64 healed;	      /* found on a CPU although no switch-in was traced */
-	__u64 inits;	      /* INITs that the vCPU was sent */
-	__u64 init_asserted;  /* the last INIT that the vCPU sent takes effect at its target */
+	__u32 inits;	      /* INITs that a vCPU with this APIC ID was sent */
+	__u32 inits_settled;  /* `inits` when the last of them was SETTLE_NS old */
+	__u64 init_at;	      /* when the last of them was sent, in bpf_ktime_get_ns() */
 	__u64 on_cpu;	      /* the thread has a CPU, as far as the program knows */
 	__u64 unseen;	      /* switched out before its untraced switch-in was found */
 	__u64 corrected;      /* found on a CPU, as known, but with `preempted` set */
 	__u64 lose_every;     /* fault injection: ignore every n-th switch-in; 0: none */
 	__u64 sched_in_seq;   /* fault injection: switch-ins while `lose_every` was set */
 	__u64 published_seq;  /* classic: sched_in + healed at the thread's last steal update */
-	__u64 kick_signal;    /* classic: signal by which the thread leaves the guest; 0: none */
+	__u32 kick_signal;    /* signal by which the thread leaves the guest; 0: none */
+	__u32 inits_judged;   /* `inits` when the thread last knew whether they reset its vCPU */
 };
 
 /* One slot a vCPU. The loader sets max_entries of this map and of `pages`. */

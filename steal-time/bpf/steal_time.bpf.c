@@ -13,7 +13,8 @@
  *	blocks (the vCPU halted)          unchanged: the host took nothing away
  *	is switched in                    version odd, steal += delay, version even, preempted = 0
  *	runs, switch-in not traced        the same, at the next timer interrupt
- *	is sent INIT for its vCPU         no longer written: INIT has cleared the MSR
+ *	is sent INIT for its vCPU         no longer written: INIT has cleared the MSR; or written
+ *	                                  again, if the INIT was another VM's
  *
  * KVM does the same for a guest whose MSR it handles itself: kvm_sched_out() leads to
  * kvm_steal_time_set_preempted(), and the next entry to record_steal_time().
@@ -27,7 +28,7 @@
  *	slot.descheduled_ns               the monitor
  *	slot.on_cpu, unseen               this program; the vCPU's own thread, by atomic operations
  *	slot.lose_every, kick_signal      the monitor
- *	slot.published_seq                the vCPU's own thread
+ *	slot.published_seq, inits_judged  the vCPU's own thread
  *	all other fields of a slot        this program
  *	vcpu_of_task                      the monitor
  *
@@ -212,6 +213,8 @@ int steal_heal(void *ctx)
 		WRITE_ONCE(record->preempted, 0);
 		slot->corrected++;
 	}
+	if (has_to_judge_init(slot))
+		bpf_send_signal_thread(slot->kick_signal);
 	return 0;
 }
 

@@ -104,8 +104,9 @@ int classic_heal(void *traced)
 	} else if (was_set) {
 		slot->corrected++;
 	}
-	if (READ_ONCE(slot->kick_signal) &&
-	    slot->sched_in + slot->healed != READ_ONCE(slot->published_seq))
+	if (has_to_judge_init(slot) ||
+	    (READ_ONCE(slot->kick_signal) &&
+	     slot->sched_in + slot->healed != READ_ONCE(slot->published_seq)))
 		bpf_send_signal_thread(slot->kick_signal);
 	return 0;
 }

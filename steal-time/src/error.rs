@@ -36,6 +36,9 @@ pub enum StealTimeError {
     /// The run delay of a vCPU thread cannot be read.
     #[error("Cannot read the vCPU thread's run delay from /proc/thread-self/schedstat (is /proc mounted?)")]
     RunDelay(#[source] io::Error),
+    /// A copy of a vCPU's descriptor, by which INIT is judged, cannot be made.
+    #[error("Cannot copy a vCPU's file descriptor to detect INIT (is the limit on open files reached?)")]
+    Witness(#[source] io::Error),
     /// The CPUs that the vCPU threads may use cannot be read.
     #[error(transparent)]
     Cpus(#[from] CpuError),

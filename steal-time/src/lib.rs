@@ -52,6 +52,7 @@ pub mod cpuid;
 mod error;
 pub mod filter;
 pub mod host_vm;
+mod init_witness;
 pub mod kvm_msr;
 pub mod publisher;
 pub mod saved;

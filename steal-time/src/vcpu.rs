@@ -10,8 +10,8 @@
 //! - INIT clears the MSR and stops publication;
 //! - without the feature in CPUID every access faults.
 //!
-//! KVM's own copy of the MSR stays 0 while the library emulates it, so KVM never writes a record:
-//! one writer.
+//! KVM's own copy of the MSR stays disabled while the library emulates it, so KVM never writes a
+//! record: one writer. It only bears witness of INIT ([`InitWitness`]).
 
 use std::sync::Arc;
 
@@ -21,9 +21,10 @@ use protocol::kvm::{MSR_STEAL_TIME, Registration};
 
 use crate::error::StealTimeError;
 use crate::host_vm::HostVm;
+use crate::init_witness::InitWitness;
 use crate::kvm_msr;
 use crate::publisher::record::GuestRecord;
-use crate::publisher::{Counts, MsrOwner, Publication};
+use crate::publisher::{Counts, Inits, MsrOwner, Publication};
 use crate::saved::SavedVcpu;
 
 /// The result of a guest's access to an MSR.
@@ -51,6 +52,8 @@ pub struct VcpuStealTime<'p> {
     msr: u64,
     /// `None` unless the library emulates the MSR.
     publication: Option<Box<dyn Publication + 'p>>,
+    /// `None` until [`watch_init`](Self::watch_init), and where KVM refuses it.
+    witness: Option<InitWitness>,
 }
 
 impl<'p> VcpuStealTime<'p> {
@@ -61,7 +64,24 @@ impl<'p> VcpuStealTime<'p> {
         vm: Arc<dyn HostVm>,
         publication: Option<Box<dyn Publication + 'p>>,
     ) -> Self {
-        Self { vcpu, owner, vm, msr: 0, publication }
+        Self { vcpu, owner, vm, msr: 0, publication, witness: None }
+    }
+
+    /// Lets KVM's own copy of the MSR of vCPU `fd`, whose CPUID is set, show whether INIT has reset
+    /// the vCPU.
+    ///
+    /// A publisher that detects INIT cannot always tell the VM that it happens in. Without this
+    /// call, each INIT to the same APIC ID counts as this vCPU's, unless another VM's vCPU sent it.
+    /// Without a kick signal ([`HostVm::kick_signal`]) the call has no effect: nothing would bring
+    /// the vCPU out of the guest to judge.
+    ///
+    /// # Errors
+    /// [`StealTimeError::Witness`] if the host has no descriptor left.
+    pub fn watch_init(&mut self, fd: &VcpuFd) -> Result<(), StealTimeError> {
+        if self.publication.is_some() && self.vm.kick_signal().is_some() {
+            self.witness = InitWitness::plant(fd).map_err(StealTimeError::Witness)?;
+        }
+        Ok(())
     }
 
     /// Emulates RDMSR of `index` (`KVM_EXIT_X86_RDMSR`).
@@ -97,6 +117,27 @@ impl<'p> VcpuStealTime<'p> {
         Ok(Access::Done(()))
     }
 
+    /// Judges INITs that the vCPU may have received. Called after each `KVM_RUN` that returned
+    /// `EINTR`.
+    ///
+    /// Only then is an INIT on its way to the vCPU certain to have arrived, with no exit left that
+    /// KVM completes at the next entry. The publisher kicks the vCPU for it, if it can
+    /// ([`HostVm::kick_signal`]).
+    ///
+    /// # Errors
+    /// [`StealTimeError`] if the host refuses. Publication is off then.
+    pub fn after_interruption(&mut self) -> Result<(), StealTimeError> {
+        let Some(inits) = self.detect_init() else { return Ok(()) };
+        if !inits.is_settled {
+            return Ok(());
+        }
+        if let Some(witness) = &self.witness {
+            witness.process_init();
+            self.detect_init();
+        }
+        self.publication.as_mut().map_or(Ok(()), |publication| publication.set_judged(inits))
+    }
+
     /// Detects INIT and clears `preempted`. Called last before each `KVM_RUN`.
     pub fn before_entry(&mut self) {
         self.detect_init();
@@ -127,6 +168,7 @@ impl<'p> VcpuStealTime<'p> {
     /// # Errors
     /// [`StealTimeError`] if the host refuses. Publication is off then.
     pub fn resume(&mut self) -> Result<(), StealTimeError> {
+        self.detect_init();
         self.publication.as_mut().map_or(Ok(()), |publication| publication.resume())
     }
 
@@ -149,6 +191,7 @@ impl<'p> VcpuStealTime<'p> {
     /// # Errors
     /// [`StealTimeError`] if the host refuses. Publication is off then.
     pub fn schedule(&mut self, descheduled_ns: u64) -> Result<(), StealTimeError> {
+        self.detect_init();
         self.publication.as_mut().map_or(Ok(()), |publication| publication.schedule(descheduled_ns))
     }
 
@@ -205,25 +248,37 @@ impl<'p> VcpuStealTime<'p> {
         Ok(())
     }
 
-    /// INIT clears the MSR inside `KVM_RUN`; only the publisher can detect it.
-    fn detect_init(&mut self) {
-        if self.publication.as_mut().is_some_and(|publication| publication.take_init()) {
+    /// INIT clears the MSR inside `KVM_RUN`; only the publisher can detect it. Returns the INITs
+    /// that are still to be judged.
+    fn detect_init(&mut self) -> Option<Inits> {
+        let publication = self.publication.as_mut()?;
+        let inits = publication.unjudged_inits()?;
+        let Some(witness) = &self.witness else {
             self.msr = 0;
+            publication.withdraw();
+            // Without a record it touches nothing, so it cannot fail
+            let _ = publication.set_judged(inits);
+            return None;
+        };
+        if witness.take_reset() {
+            self.msr = 0;
+            publication.withdraw();
         }
+        Some(inits)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Arc, Mutex};
 
     use super::*;
+    use crate::bpf::Slot;
     use crate::host_vm::tests::Memory;
 
-    /// Logs the calls of `publish` (an address) and `withdraw` (`None`). The flag simulates INIT.
+    /// Logs the calls of `publish` (an address) and `withdraw` (`None`). The slot shows INITs.
     #[derive(Debug, Default, Clone)]
-    struct Calls(Arc<Mutex<Vec<Option<u64>>>>, Arc<AtomicBool>);
+    struct Calls(Arc<Mutex<Vec<Option<u64>>>>, Arc<Slot>);
 
     impl Publication for Calls {
         fn publish(&mut self, gpa: u64, _least_ns: u64) -> Result<(), StealTimeError> {
@@ -235,8 +290,13 @@ mod tests {
             self.0.lock().unwrap().push(None);
         }
 
-        fn take_init(&mut self) -> bool {
-            self.1.swap(false, Ordering::Relaxed)
+        fn unjudged_inits(&mut self) -> Option<Inits> {
+            self.1.unjudged_inits()
+        }
+
+        fn set_judged(&mut self, inits: Inits) -> Result<(), StealTimeError> {
+            self.1.set_judged(inits);
+            Ok(())
         }
 
         fn deschedule(&mut self) {}
@@ -293,19 +353,19 @@ mod tests {
         assert_eq!(calls.0.lock().unwrap().len(), before);
     }
 
+    /// Without a witness each INIT counts as this vCPU's, once.
     #[test]
     fn init_clears_the_value_before_it_is_read_written_or_the_guest_entered() {
         let (mut msr, calls) = msr();
         assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x1041).unwrap(), Access::Done(()));
-        calls.1.store(true, Ordering::Relaxed);
+        calls.1.simulate_init();
         assert_eq!(msr.rdmsr(MSR_STEAL_TIME), Access::Done(0));
         assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x2041).unwrap(), Access::Done(()));
-        calls.1.store(true, Ordering::Relaxed);
+        msr.before_entry();
+        assert_eq!(msr.msr, 0x2041, "the guest wrote it after the INIT");
+        calls.1.simulate_init();
         msr.before_entry();
         assert_eq!(msr.msr, 0);
-        calls.1.store(true, Ordering::Relaxed);
-        assert_eq!(msr.wrmsr(MSR_STEAL_TIME, 0x3041).unwrap(), Access::Done(()));
-        assert_eq!(msr.msr, 0x3041);
     }
 
     #[test]

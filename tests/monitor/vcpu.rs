@@ -41,9 +41,6 @@ impl Publication for Entries {
         Ok(())
     }
     fn withdraw(&mut self) {}
-    fn take_init(&mut self) -> bool {
-        false
-    }
     fn deschedule(&mut self) {}
 
     fn schedule(&mut self, _descheduled_ns: u64) -> Result<(), StealTimeError> {

@@ -13,6 +13,8 @@ use protocol::payload::report::Milestone;
 
 use super::calls;
 
+/// Channel 0 of the PIT, which interrupts.
+pub(crate) const PIT_CHANNEL_0: u16 = 0x40;
 /// Channel 2 of the PIT, whose output can be read.
 pub(crate) const PIT_CHANNEL_2: u16 = 0x42;
 /// Control word of the PIT.

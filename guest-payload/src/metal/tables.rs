@@ -23,7 +23,7 @@ use protocol::MAX_VCPUS;
 use protocol::payload::machine::{COM1, DOORBELL_PORT, EXIT_PORT, I8042_COMMAND, MILESTONE_PORT};
 use protocol::payload::machine::{SUPERVISOR, TABLES};
 
-use super::ports::{PIT_CHANNEL_2, PIT_CONTROL, SPEAKER};
+use super::ports::{PIT_CHANNEL_0, PIT_CHANNEL_2, PIT_CONTROL, SPEAKER};
 
 /// Code segment at CPL 0. The selectors are those of Linux, which every backend has seen.
 pub(crate) const KERNEL_CODE: u16 = 0x10;
@@ -173,7 +173,16 @@ const fn task_descriptor(vcpu: usize) -> [u64; 2] {
 
 const fn bitmap() -> [u8; PORTS / 8] {
     let mut bitmap = [0xff; PORTS / 8];
-    let open = [I8042_COMMAND, EXIT_PORT, MILESTONE_PORT, DOORBELL_PORT, PIT_CHANNEL_2, PIT_CONTROL, SPEAKER];
+    let open = [
+        I8042_COMMAND,
+        EXIT_PORT,
+        MILESTONE_PORT,
+        DOORBELL_PORT,
+        PIT_CHANNEL_0,
+        PIT_CHANNEL_2,
+        PIT_CONTROL,
+        SPEAKER,
+    ];
     let mut index = 0;
     while index < open.len() {
         bitmap[open[index] as usize / 8] &= !(1 << (open[index] % 8));

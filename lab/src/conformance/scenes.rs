@@ -52,10 +52,12 @@ pub const ABSENT: Setting = Setting::of(Scene::Absent, 1);
 pub const CHECK: Setting = Setting::of(Scene::Check, 1);
 
 /// The scenes of a guest with the feature, in the order in which they are played.
-pub const SETTINGS: [Setting; 7] = [
+pub const SETTINGS: [Setting; 9] = [
     Setting::of(Scene::Msr, 2),
     CHECK,
     Setting::of(Scene::Init, 2),
+    Setting::of(Scene::InitByPit, 2),
+    Setting::of(Scene::InitByCom1, 2),
     Setting::of(Scene::Roam, 3),
     Setting { overcommit: 2, duration_ms: 600, ..Setting::of(Scene::Spin, 2) },
     Setting { cpus: Some(1), ..Setting::of(Scene::Spin, 2) },
@@ -110,7 +112,7 @@ fn play(
         match setting.scene {
             Scene::Spin => judge_spinners(&cpus, vcpus, window, byte, verdicts),
             Scene::Block => judge_leaving(window, byte, verdicts),
-            Scene::Msr | Scene::Absent | Scene::Check | Scene::Init | Scene::Roam => {}
+            _ => {}
         }
     }
     Ok(())

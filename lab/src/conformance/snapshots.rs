@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 use std::time::Duration;
 
-use protocol::kvm::StealTime;
+use protocol::kvm::{MSR_ENABLE, StealTime};
 use protocol::payload::conformance::Assertion;
 
 use super::Verdicts;
@@ -70,7 +70,7 @@ pub(super) fn judge_paused(vcpu: &VcpuSnapshot, publisher: PublisherKind, verdic
     verdicts.judge(Assertion::StealIsRunDelay, record.steal_ns.abs_diff(delay_ns) <= slack_ns, why);
 }
 
-/// Judges that KVM's own copy of the MSR is 0, unless KVM is the publisher.
+/// Judges that KVM's own copy of the MSR registers no record, unless KVM is the publisher.
 pub(super) fn judge_writer(vcpu: &VcpuSnapshot, publisher: PublisherKind, verdicts: &mut Verdicts) {
     if publisher.msr_owner() == MsrOwner::Kernel {
         verdicts.skip(Assertion::OneWriter, "KVM itself is the writer");
@@ -78,7 +78,9 @@ pub(super) fn judge_writer(vcpu: &VcpuSnapshot, publisher: PublisherKind, verdic
     }
     match vcpu.kernel_msr {
         None => verdicts.skip(Assertion::OneWriter, "KVM does not return its own copy of the MSR"),
-        Some(msr) => verdicts.judge(Assertion::OneWriter, msr == 0, || format!("KVM has {msr:#x}")),
+        Some(msr) => {
+            verdicts.judge(Assertion::OneWriter, msr & MSR_ENABLE == 0, || format!("KVM has {msr:#x}"));
+        }
     }
 }
 

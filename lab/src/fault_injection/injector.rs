@@ -14,7 +14,7 @@ use steal_time::StealTimeError;
 use steal_time::bpf;
 use steal_time::host_vm::HostVm;
 use steal_time::publisher::record::{GuestRecord, RECORD_SIZE};
-use steal_time::publisher::{Counts, Publication, Publisher, PublisherKind, UnloggedPages};
+use steal_time::publisher::{Counts, Inits, Publication, Publisher, PublisherKind, UnloggedPages};
 
 /// A publisher that copies the shadow records of another one, with faults.
 #[derive(Debug)]
@@ -107,12 +107,16 @@ impl Publication for FaultyPublication<'_> {
         self.inner.withdraw();
     }
 
-    fn take_init(&mut self) -> bool {
-        let is_init = self.inner.take_init();
-        if is_init {
-            self.route.clear_target();
-        }
-        is_init
+    fn unjudged_inits(&mut self) -> Option<Inits> {
+        let inits = self.inner.unjudged_inits()?;
+        self.route.pause();
+        Some(inits)
+    }
+
+    fn set_judged(&mut self, inits: Inits) -> Result<(), StealTimeError> {
+        self.inner.set_judged(inits)?;
+        self.route.resume();
+        Ok(())
     }
 
     fn deschedule(&mut self) {

@@ -97,6 +97,7 @@ impl Experiment {
         let length = Duration::from_millis(u64::from(workload.warmup_ms) + u64::from(workload.duration_ms));
         let cpus = self.cpus.clone();
         let guest = LabConfig::embedded(vcpus, cpus, publisher, workload.to_string(), length + GRACE);
+        let guest = guest.with(|guest| guest.start = workload.scene.start());
         let config = SessionConfig { guest, guests, sched, cpu_hog };
         let result = session::run(&config, io::sink, Instant::now())?.result(&self.host, cpu_hog);
         for guest in &result.guests {

@@ -43,6 +43,9 @@ pub const PIC_MASKS: [u16; 2] = [0x21, 0xa1];
 /// Address of the local APIC's page (xAPIC, as after reset).
 pub const LAPIC: u32 = 0xfee0_0000;
 
+/// Address of the I/O APIC's registers.
+pub const IO_APIC: u32 = 0xfec0_0000;
+
 /// End of RAM in the first MiB. The MP table follows.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::error::{BpfError, is_verdict};
 use super::mapping::Mapping;
-use super::object::{BpfObject, INIT, IPI, PAGES, SLOTS};
+use super::object::{BpfObject, INIT, IPI, PAGES, SLOTS, STRANGER};
 use super::pages::RecordPages;
 use super::slot::Slot;
 use super::syscall::{self, Hook, NewProgram};
@@ -24,6 +24,7 @@ pub(super) struct Maps {
     pub(super) slots: Mapping<Slot>,
     pub(super) pages: RecordPages,
     _slot_map: OwnedFd,
+    _stranger_map: OwnedFd,
 }
 
 impl Loader {
@@ -36,7 +37,8 @@ impl Loader {
         Ok(Self { object, types, stages })
     }
 
-    /// Creates the maps: of threads, given by name and number of entries, of slots and of pages.
+    /// Creates the maps: of threads, given by name and number of entries, of slots, of pages, and of
+    /// strangers.
     pub(super) fn make_maps(
         &mut self,
         (threads_name, max_threads): (&str, usize),
@@ -47,14 +49,20 @@ impl Loader {
         let threads = create(object, threads_name, max_threads, self.types.as_fd())?;
         let slot_map = create(object, SLOTS, vcpus, self.types.as_fd())?;
         let page_map = create(object, PAGES, pages, self.types.as_fd())?;
-        let maps = [(threads_name, threads.as_fd()), (SLOTS, slot_map.as_fd()), (PAGES, page_map.as_fd())];
+        let stranger_map = create(object, STRANGER, 1, self.types.as_fd())?;
+        let maps = [
+            (threads_name, threads.as_fd()),
+            (SLOTS, slot_map.as_fd()),
+            (PAGES, page_map.as_fd()),
+            (STRANGER, stranger_map.as_fd()),
+        ];
         object.relocate_maps(&maps).map_err(BpfError::relocation)?;
         let slots = Mapping::of_shared_file(slot_map.as_fd(), vcpus)
             .map_err(BpfError::from_kernel("map the vCPUs' slots"))?;
         let pages =
             RecordPages::map(page_map, pages).map_err(BpfError::from_kernel("map the record pages"))?;
         self.stages.end("maps");
-        Ok(Maps { threads, _slot_map: slot_map, slots, pages })
+        Ok(Maps { threads, _slot_map: slot_map, _stranger_map: stranger_map, slots, pages })
     }
 
     /// Loads program `name` for `hook`.

@@ -62,7 +62,7 @@ use object::{
     BpfObject, CLASSIC_HEAL, CLASSIC_SWITCH, CLASSIC_TID, HEAL, SWITCH, VCPU_OF_TASK, VCPU_OF_THREAD,
 };
 pub use pages::RecordPages;
-pub use slot::{RecordAddr, Slot, SwitchCounts};
+pub use slot::{Inits, RecordAddr, Slot, SwitchCounts};
 use syscall::Hook;
 use threads::{ThreadKey, ThreadMap};
 

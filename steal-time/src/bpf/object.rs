@@ -35,6 +35,8 @@ pub(super) const VCPU_OF_THREAD: &str = "vcpu_of_thread";
 pub(super) const SLOTS: &str = "slots";
 /// The array of pages that replace guest pages.
 pub(super) const PAGES: &str = "pages";
+/// The per-CPU mark of a task that sends INIT in another VM.
+pub(super) const STRANGER: &str = "stranger";
 /// The program at `sched_switch`.
 pub(super) const SWITCH: &str = "steal_switch";
 /// The program at `x86_fpu_regs_activated` and `hrtimer_expire_entry`.

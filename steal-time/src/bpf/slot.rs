@@ -1,6 +1,6 @@
 //! The state of one vCPU that monitor and program share.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// The address of a vCPU's record: an element of the page map, and an offset in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +46,10 @@ pub struct Slot {
     sched_in: AtomicU64,
     blocked: AtomicU64,
     healed: AtomicU64,
-    inits: AtomicU64,
+    inits: AtomicU32,
+    inits_settled: AtomicU32,
     /// Internal to the program.
-    _init_asserted: AtomicU64,
+    _init_at: AtomicU64,
     /// 1 while the thread has a CPU, as far as the program knows; 2 while the program repairs a
     /// lost switch-in.
     on_cpu: AtomicU64,
@@ -58,7 +59,19 @@ pub struct Slot {
     /// Internal to the program.
     _sched_in_seq: AtomicU64,
     published_seq: AtomicU64,
-    kick_signal: AtomicU64,
+    kick_signal: AtomicU32,
+    inits_judged: AtomicU32,
+}
+
+/// INITs that vCPUs with this APIC ID were sent, in any VM: the thread has to find out whether they
+/// reset its own vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inits {
+    /// Their number so far.
+    seq: u32,
+    /// The last of them has arrived at its vCPU: KVM has cleared that vCPU's MSR, or will at the
+    /// next entry into the guest.
+    pub is_settled: bool,
 }
 
 /// Context switches of a vCPU's thread, counted by the program while the thread is attached,
@@ -143,10 +156,11 @@ impl Slot {
         self.on_cpu.store(1, Ordering::Relaxed);
     }
 
-    /// Makes the classic program send `signal` to the thread, at each timer interrupt, until the
-    /// thread updates its steal after a switch-in ([`take_sched_in`](Self::take_sched_in)).
+    /// Makes the program send `signal` to the thread, at each timer interrupt, while the thread has
+    /// an INIT to judge ([`Inits`]). The classic program also sends it until the thread updates its
+    /// steal after a switch-in ([`take_sched_in`](Self::take_sched_in)).
     pub fn set_kick_signal(&self, signal: libc::c_int) {
-        self.kick_signal.store(u64::try_from(signal).unwrap_or(0), Ordering::Relaxed);
+        self.kick_signal.store(u32::try_from(signal).unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Returns whether the thread was switched in since the last call. The thread itself calls it,
@@ -161,9 +175,26 @@ impl Slot {
         is_new
     }
 
-    /// Returns the number of INITs that the vCPU was sent. The program stops publication at each.
-    pub fn inits(&self) -> u64 {
-        self.inits.load(Ordering::Acquire)
+    /// Returns the INITs that the thread has to judge, or `None`. The program stops publication at
+    /// each.
+    pub fn unjudged_inits(&self) -> Option<Inits> {
+        let seq = self.inits.load(Ordering::Acquire);
+        if seq == self.inits_judged.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(Inits { seq, is_settled: seq == self.inits_settled.load(Ordering::Acquire) })
+    }
+
+    /// Ends the judgement of `inits`. The thread itself calls it.
+    pub fn set_judged(&self, inits: Inits) {
+        self.inits_judged.store(inits.seq, Ordering::Relaxed);
+    }
+
+    /// Does what the program does when a vCPU with this APIC ID is sent INIT.
+    #[cfg(test)]
+    pub(crate) fn simulate_init(&self) {
+        self.withdraw();
+        self.inits.fetch_add(1, Ordering::Release);
     }
 
     /// Returns the address of the record that is being published, or `None`.
@@ -255,6 +286,21 @@ mod tests {
         slot.count_this_sched_in();
         assert_eq!(slot.counts(), SwitchCounts { unseen: 1, ..SwitchCounts::default() });
         assert_eq!(slot.counts().timeslices(), 1);
+    }
+
+    #[test]
+    fn inits_are_judged_once_and_settled_only_with_the_last_of_them() {
+        let slot = Slot::default();
+        assert_eq!(slot.unjudged_inits(), None);
+        slot.inits.store(2, Ordering::Relaxed);
+        slot.inits_settled.store(1, Ordering::Relaxed);
+        assert_eq!(slot.unjudged_inits(), Some(Inits { seq: 2, is_settled: false }));
+        slot.inits_settled.store(2, Ordering::Relaxed);
+        let inits = slot.unjudged_inits().unwrap();
+        assert!(inits.is_settled);
+        slot.inits.store(3, Ordering::Relaxed);
+        slot.set_judged(inits);
+        assert_eq!(slot.unjudged_inits(), Some(Inits { seq: 3, is_settled: false }));
     }
 
     #[test]

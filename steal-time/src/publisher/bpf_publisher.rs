@@ -20,7 +20,7 @@ use std::time::Duration;
 use protocol::VcpuId;
 
 use super::overlay::Overlay;
-use super::{Counts, INIT_IS_MISSED, Publication, Publisher, PublisherKind};
+use super::{Counts, INIT_IS_MISSED, Inits, Publication, Publisher, PublisherKind};
 use crate::bpf::{self, AttachedThread, Program, RecordAddr};
 use crate::error::StealTimeError;
 use crate::host_vm::HostVm;
@@ -77,21 +77,22 @@ impl Publisher for BpfPublisher {
     fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, StealTimeError> {
         let attached = self.program.attach_current_thread(vcpu)?;
         attached.slot().lose_every(self.lose_every);
-        let signal = self.kick_signal.filter(|_| self.program.is_classic());
-        if let Some(signal) = signal {
+        if let Some(signal) = self.kick_signal {
             attached.slot().set_kick_signal(signal);
+        }
+        let writes_steal = self.program.is_classic();
+        if writes_steal {
             // A host without the figure is found out here, not at the guest's first MSR write
             stats::own_run_delay_ns().map_err(StealTimeError::RunDelay)?;
         }
         Ok(Some(Box::new(BpfPublication {
             attached,
-            writes_steal: signal.is_some(),
+            writes_steal,
             overlay: &self.overlay,
             cleared_at_entry: 0,
             deschedules: 0,
             addr: None,
             is_paused: false,
-            inits: 0,
         })))
     }
 
@@ -134,13 +135,25 @@ struct BpfPublication<'p> {
     cleared_at_entry: u64,
     deschedules: u64,
     addr: Option<RecordAddr>,
-    /// Whether the program may not write.
+    /// Whether the vCPU is paused.
     is_paused: bool,
-    /// INITs that were detected so far.
-    inits: u64,
 }
 
 impl BpfPublication<'_> {
+    /// Whether the record may be written: the vCPU is not paused, and no INIT waits for judgement.
+    fn may_write(&self) -> bool {
+        !self.is_paused && self.attached.slot().unjudged_inits().is_none()
+    }
+
+    /// Updates the record once and publishes, if it may be written.
+    fn continue_publishing(&mut self) -> Result<(), StealTimeError> {
+        if let Some(addr) = self.addr.filter(|_| self.may_write()) {
+            self.update(addr, 0)?;
+            self.attached.publish(addr);
+        }
+        Ok(())
+    }
+
     /// Marks all run delay of this thread so far as contained in steal. Returns the part that was
     /// not (ns).
     fn account(&self) -> Result<u64, StealTimeError> {
@@ -166,7 +179,7 @@ impl Publication for BpfPublication<'_> {
         // between this update and `publish` is not lost: the program continues from what is
         // accounted here
         self.update(addr, least_ns)?;
-        if !self.is_paused {
+        if self.may_write() {
             self.attached.publish(addr);
         }
         Ok(())
@@ -179,14 +192,16 @@ impl Publication for BpfPublication<'_> {
         }
     }
 
-    fn take_init(&mut self) -> bool {
-        let inits = self.attached.slot().inits();
-        let is_new = inits != self.inits;
-        if is_new {
-            self.inits = inits;
-            self.withdraw();
-        }
-        is_new
+    fn unjudged_inits(&mut self) -> Option<Inits> {
+        let inits = self.attached.slot().unjudged_inits()?;
+        // The program has withdrawn the record. This thread may have published one since
+        self.attached.withdraw();
+        Some(inits)
+    }
+
+    fn set_judged(&mut self, inits: Inits) -> Result<(), StealTimeError> {
+        self.attached.slot().set_judged(inits);
+        self.continue_publishing()
     }
 
     fn deschedule(&mut self) {
@@ -213,11 +228,7 @@ impl Publication for BpfPublication<'_> {
 
     fn resume(&mut self) -> Result<(), StealTimeError> {
         self.is_paused = false;
-        if let Some(addr) = self.addr {
-            self.update(addr, 0)?;
-            self.attached.publish(addr);
-        }
-        Ok(())
+        self.continue_publishing()
     }
 
     fn before_entry(&mut self) {
@@ -227,7 +238,7 @@ impl Publication for BpfPublication<'_> {
         if self.writes_steal
             && self.attached.slot().take_sched_in()
             && let Some(addr) = self.addr
-            && !self.is_paused
+            && self.may_write()
         {
             // If the run delay cannot be read, steal keeps its value
             let _ = self.update(addr, 0);

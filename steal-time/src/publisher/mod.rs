@@ -33,6 +33,7 @@ use std::fmt;
 use protocol::VcpuId;
 
 use crate::bpf;
+pub use crate::bpf::Inits;
 use crate::error::StealTimeError;
 
 pub use bpf_publisher::BpfPublisher;
@@ -88,9 +89,22 @@ pub trait Publication: fmt::Debug {
     /// Stops publishing. On return the record is no longer written.
     fn withdraw(&mut self);
 
-    /// Returns whether the vCPU received INIT since the last call. If so, no record is published
-    /// any more.
-    fn take_init(&mut self) -> bool;
+    /// Returns the INITs that may have reset this vCPU, or another VM's, and are not yet judged.
+    /// While there are some, no record is written.
+    ///
+    /// `None` also from a publisher that cannot detect INIT.
+    fn unjudged_inits(&mut self) -> Option<Inits> {
+        None
+    }
+
+    /// Ends the judgement of `inits`. The record that is still published, if any, is updated once
+    /// and written again.
+    ///
+    /// # Errors
+    /// [`StealTimeError`] if the host refuses. No record is published then.
+    fn set_judged(&mut self, _inits: Inits) -> Result<(), StealTimeError> {
+        Ok(())
+    }
 
     /// Marks the vCPU as descheduled by the monitor: sets `preempted` until
     /// [`schedule`](Self::schedule), whatever the thread does meanwhile.

@@ -80,10 +80,6 @@ impl Publication for MonitorPublication<'_> {
         self.own.withdraw();
     }
 
-    fn take_init(&mut self) -> bool {
-        false
-    }
-
     fn deschedule(&mut self) {
         self.deschedules += 1;
         self.own.deschedule();

@@ -6,6 +6,7 @@
 //! Source: Intel `MultiProcessor` Specification 1.4.
 
 use protocol::VcpuId;
+pub(super) use protocol::payload::machine::IO_APIC;
 use protocol::payload::machine::LAPIC;
 
 use super::low_memory::{MP_POINTER, MP_TABLE};
@@ -13,8 +14,6 @@ use crate::error::VmmError;
 use crate::memory::Ram;
 
 const REVISION_1_4: u8 = 4;
-/// GPA of the registers of the I/O APIC.
-pub(super) const IO_APIC: u32 = 0xfec0_0000;
 const LAPIC_VERSION: u8 = 0x14;
 const IO_APIC_VERSION: u8 = 0x11;
 /// CPU flag: the CPU is usable.

@@ -147,5 +147,7 @@ fn prepare<'c>(vcpu: VcpuId, fd: &VcpuFd, common: &'c Common) -> Result<VcpuStea
     set.map_err(VmmError::cannot_vcpu("set the CPUID of", vcpu))?;
     let set = boot::set_registers(fd, vcpu, common.entry);
     set.map_err(VmmError::cannot_vcpu("set the registers of", vcpu))?;
-    common.steal_time.attach(vcpu).map_err(VmmError::publishing(vcpu))
+    let mut steal_time = common.steal_time.attach(vcpu).map_err(VmmError::publishing(vcpu))?;
+    steal_time.watch_init(fd).map_err(VmmError::publishing(vcpu))?;
+    Ok(steal_time)
 }

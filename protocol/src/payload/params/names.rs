@@ -88,6 +88,10 @@ named! {
         Check = "check",
         /// One vCPU resets another that has a record, and starts it again.
         Init = "init",
+        /// The same, by an INIT from the I/O APIC's pin of the PIT.
+        InitByPit = "init-by-pit",
+        /// The same, by an INIT from the I/O APIC's pin of COM1.
+        InitByCom1 = "init-by-com1",
         /// One vCPU moves its record between pages that all others write to.
         Roam = "roam",
         /// All vCPUs spin, and watch each other.
@@ -95,6 +99,17 @@ named! {
         /// One vCPU watches a second that halts, and a third that exits to the monitor most of the
         /// time.
         Block = "block",
+    }
+}
+
+impl Scene {
+    /// Returns how the vCPUs start in this scene. Started directly, the payload gets a machine
+    /// without an I/O APIC.
+    pub const fn start(self) -> Start {
+        match self {
+            Self::InitByPit | Self::InitByCom1 => Start::Sipi,
+            _ => Start::Direct,
+        }
     }
 }
 

@@ -119,10 +119,6 @@ impl Publication for PerfPublication<'_> {
         self.own.withdraw();
     }
 
-    fn take_init(&mut self) -> bool {
-        false
-    }
-
     fn deschedule(&mut self) {
         // Until then no other thread may clear `preempted`
         self.reader.set_record(None);

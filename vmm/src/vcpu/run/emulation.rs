@@ -87,6 +87,7 @@ impl Vcpu<'_> {
             Exit::Interrupted => {
                 self.exits.interrupted += 1;
                 kick::drain();
+                self.steal_time.after_interruption().map_err(VmmError::publishing(vcpu))?;
                 self.shared.hooks.on_vcpu_event(vcpu, &self.handle, VcpuEvent::Kicked);
             }
             Exit::Crashed(reason) => return Ok(Emulated::Ended(self.crash(reason))),

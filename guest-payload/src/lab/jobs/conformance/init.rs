@@ -10,6 +10,7 @@ use protocol::VcpuId;
 use protocol::kvm::{MSR_STEAL_TIME, Registration};
 use protocol::payload::conformance::Assertion;
 
+use super::io_apic::Source;
 use super::verdict::{NAP, expect};
 use crate::machine::Machine;
 use crate::metal::{calls, clock, lapic, smp};
@@ -34,15 +35,18 @@ pub(super) fn other() -> VcpuId {
     VcpuId::first(2).next_back().unwrap_or(VcpuId::BOOT)
 }
 
-/// The part of the boot vCPU.
-pub(super) fn run(machine: Machine) {
+/// The part of the boot vCPU. INIT comes from `source`, or from the boot vCPU's local APIC.
+pub(super) fn run(machine: Machine, source: Option<Source>) {
     let other = other();
     let record = record_of(other);
     expect(Assertion::InitClears, wait_for(machine, || PROGRESS.load(Ordering::Acquire) == 1));
     let version = record.version();
     expect(Assertion::InitClears, wait_for(machine, || record.version() != version));
 
-    lapic::send_init_to(other);
+    match source {
+        None => lapic::send_init_to(other),
+        Some(source) => source.send_init_to(other),
+    }
     // The vCPU has received INIT once its naps end.
     let is_asleep = || {
         let naps = NAPS.load(Ordering::Acquire);
@@ -50,6 +54,9 @@ pub(super) fn run(machine: Machine) {
         NAPS.load(Ordering::Acquire) == naps
     };
     expect(Assertion::InitClears, wait_for(machine, is_asleep));
+    if let Some(source) = source {
+        source.mask();
+    }
     let before = record.bytes();
     nap_for(machine, WHILE_NS);
     expect(Assertion::InitClears, record.bytes() == before);

@@ -8,11 +8,13 @@ mod absent;
 mod block;
 mod check;
 pub(super) mod init;
+mod io_apic;
 mod msr;
 mod roam;
 mod spin;
 mod verdict;
 
+use io_apic::Source;
 use protocol::VcpuId;
 use protocol::payload::params::{Scene, Workload};
 
@@ -24,7 +26,9 @@ use crate::metal::{calls, ports};
 /// Plays the scene of `workload`, and ends the run.
 pub(crate) fn run(machine: Machine, workload: Workload) -> ! {
     match workload.scene {
-        Scene::Absent | Scene::Msr | Scene::Check | Scene::Init => run_alone(machine, workload),
+        Scene::Absent | Scene::Msr | Scene::Check | Scene::Init | Scene::InitByPit | Scene::InitByCom1 => {
+            run_alone(machine, workload)
+        }
         Scene::Roam | Scene::Spin | Scene::Block => run_together(machine, workload),
     }
 }
@@ -32,9 +36,13 @@ pub(crate) fn run(machine: Machine, workload: Workload) -> ! {
 /// Runs a scene that the boot vCPU directs. The scene registers its own records.
 fn run_alone(machine: Machine, workload: Workload) -> ! {
     match workload.scene {
-        Scene::Init if machine.vcpu.id == init::other() => init::before_restart(),
+        Scene::Init | Scene::InitByPit | Scene::InitByCom1 if machine.vcpu.id == init::other() => {
+            init::before_restart()
+        }
         _ if machine.vcpu.id != VcpuId::BOOT => calls::halt_forever(),
-        Scene::Init => init::run(machine),
+        Scene::Init => init::run(machine, None),
+        Scene::InitByPit => init::run(machine, Some(Source::Pit)),
+        Scene::InitByCom1 => init::run(machine, Some(Source::Com1)),
         Scene::Absent => absent::run(),
         Scene::Check => check::run(),
         _ => msr::run(machine),
