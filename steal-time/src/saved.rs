@@ -24,8 +24,8 @@ pub struct SavedStealTime {
     /// Each vCPU, from the boot vCPU on.
     pub vcpus: Vec<SavedVcpu>,
     /// Guest pages (GPA) whose writes KVM's dirty log misses. A snapshot that follows the log must
-    /// treat them as dirty.
-    pub unlogged_pages: Vec<u64>,
+    /// treat them as dirty. `None`, in JSON `null`: all pages of RAM.
+    pub unlogged_pages: Option<Vec<u64>>,
 }
 
 /// The steal time of one vCPU.
@@ -71,7 +71,7 @@ mod tests {
 
     fn saved(msrs: &[u64]) -> SavedStealTime {
         let vcpus = msrs.iter().map(|msr| SavedVcpu { msr: *msr, steal_ns: 5 }).collect();
-        SavedStealTime { version: VERSION, vcpus, unlogged_pages: vec![0x1000] }
+        SavedStealTime { version: VERSION, vcpus, unlogged_pages: Some(vec![0x1000]) }
     }
 
     #[test]

@@ -70,7 +70,7 @@ fn record_above_4_gib_is_written_like_any_other() {
         let paused = vm.pause().unwrap();
         let after = vm.snapshot(&paused)[1].record.expect("it lies in RAM");
         assert_ne!(before[..12], after[..12], "steal and version grow");
-        assert_eq!(vm.save_steal_time(&paused).unwrap().unlogged_pages, [GPA & !0xfff]);
+        assert_eq!(vm.save_steal_time(&paused).unwrap().unlogged_pages, Some(vec![GPA & !0xfff]));
         vm.resume(paused);
         end_guest(guest);
     });

@@ -47,7 +47,7 @@ impl FaultInjector {
         cpus: &Cpus,
         faults: Faults,
     ) -> Result<Self, FaultInjectionError> {
-        let (pages, routes) = (UnloggedPages::default(), Mutex::default());
+        let (pages, routes) = (UnloggedPages::of(Arc::clone(&vm)), Mutex::default());
         Ok(Self { inner, faults, shadow, vm, copier: Copier::start(cpus)?, pages, routes })
     }
 }
@@ -67,7 +67,7 @@ impl Publisher for FaultInjector {
         Ok(Some(Box::new(FaultyPublication { inner, route, shadow_gpa, publisher: self })))
     }
 
-    fn unlogged_pages(&self) -> Vec<u64> {
+    fn unlogged_pages(&self) -> Option<Vec<u64>> {
         self.pages.all()
     }
 

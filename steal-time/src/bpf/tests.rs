@@ -10,7 +10,7 @@ use aya_obj::generated::bpf_insn;
 use super::btf_writer::BtfWriter;
 use super::kernel_btf::{BtfError, KernelLayout, PATH, TRACEPOINTS, WANTED};
 use super::loader::{create, load};
-use super::object::{BpfObject, HEAL, OBJECT, PAGES, SLOTS, SWITCH, VCPU_OF_TASK};
+use super::object::{BpfObject, HEAL, OBJECT, PAGES, SLOTS, STRANGER, SWITCH, VCPU_OF_TASK};
 use super::*;
 
 const KIND_FORWARD: u32 = 7;
@@ -181,7 +181,7 @@ fn verify(layout: &KernelLayout, shorten_to: Option<usize>) -> Option<Result<(),
         }
     };
     let map = |name| create(&object, name, usize::from(name != VCPU_OF_TASK), btf.as_fd()).expect("a map");
-    let maps = [VCPU_OF_TASK, SLOTS, PAGES].map(|name| (name, map(name)));
+    let maps = [VCPU_OF_TASK, SLOTS, PAGES, STRANGER].map(|name| (name, map(name)));
     object.relocate_maps(&maps.each_ref().map(|(name, fd)| (*name, fd.as_fd()))).expect("the object's maps");
 
     let mut program = object

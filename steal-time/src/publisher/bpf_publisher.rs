@@ -96,8 +96,8 @@ impl Publisher for BpfPublisher {
         })))
     }
 
-    fn unlogged_pages(&self) -> Vec<u64> {
-        self.overlay.pages()
+    fn unlogged_pages(&self) -> Option<Vec<u64>> {
+        Some(self.overlay.pages())
     }
 
     fn counts_at_rest(&self, vcpu: VcpuId) -> Option<bpf::SwitchCounts> {

@@ -57,9 +57,10 @@ pub trait Publisher: fmt::Debug + Send + Sync {
     /// [`StealTimeError`] if the host refuses.
     fn attach(&self, vcpu: VcpuId) -> Result<Option<Box<dyn Publication + '_>>, StealTimeError>;
 
-    /// Returns the guest pages (GPA) that were written or may be, and that KVM's dirty log misses.
-    fn unlogged_pages(&self) -> Vec<u64> {
-        Vec::new()
+    /// Returns the guest pages (GPA) that were written or may be, and that KVM's dirty log misses;
+    /// `None` for all pages.
+    fn unlogged_pages(&self) -> Option<Vec<u64>> {
+        Some(Vec::new())
     }
 
     /// Returns the counted switches of `vcpu`, without its thread's help; `None` if this publisher

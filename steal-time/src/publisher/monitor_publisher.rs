@@ -30,7 +30,8 @@ impl MonitorPublisher {
     /// [`StealTimeError::NoKickSignal`].
     pub fn new(vm: Arc<dyn HostVm>) -> Result<Self, StealTimeError> {
         let signal = vm.kick_signal().ok_or(StealTimeError::NoKickSignal(PublisherKind::Monitor))?;
-        Ok(Self { vm, pages: UnloggedPages::default(), poller: Poller::start(signal) })
+        let pages = UnloggedPages::of(Arc::clone(&vm));
+        Ok(Self { vm, pages, poller: Poller::start(signal) })
     }
 }
 
@@ -39,7 +40,7 @@ impl Publisher for MonitorPublisher {
         PublisherKind::Monitor
     }
 
-    fn unlogged_pages(&self) -> Vec<u64> {
+    fn unlogged_pages(&self) -> Option<Vec<u64>> {
         self.pages.all()
     }
 

@@ -64,7 +64,8 @@ impl PerfPublisher {
     pub fn new(vm: Arc<dyn HostVm>, cpus: &Cpus) -> Result<Self, StealTimeError> {
         let signal = vm.kick_signal().ok_or(StealTimeError::NoKickSignal(PublisherKind::Perf))?;
         let observer = Observer::start(cpus)?;
-        Ok(Self { vm, signal, readers: Arc::default(), observer, pages: UnloggedPages::default() })
+        let pages = UnloggedPages::of(Arc::clone(&vm));
+        Ok(Self { vm, signal, readers: Arc::default(), observer, pages })
     }
 }
 
@@ -81,7 +82,7 @@ impl Publisher for PerfPublisher {
         Ok(Some(Box::new(PerfPublication { own, reader, publisher: self })))
     }
 
-    fn unlogged_pages(&self) -> Vec<u64> {
+    fn unlogged_pages(&self) -> Option<Vec<u64>> {
         self.pages.all()
     }
 
