@@ -151,7 +151,7 @@ impl Demo {
             "preempted/s",
             "seen/s",
             "retained",
-            "taken %",
+            "taken",
         ];
         let mut table = Table::new(&header, 4);
         for (point, result) in self.runs.iter() {

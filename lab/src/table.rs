@@ -15,7 +15,7 @@ use host::disturbance::{Disturbance, Verdict};
 /// Spaces between two columns.
 const GAP: u16 = 2;
 
-/// The legend of the column `taken %`, see [`taken`].
+/// The legend of the column `taken`, see [`taken`].
 pub const TAKEN: &str = "taken: share of CPU time that other tasks and an outer hypervisor took. disturbed: it was too much,\n\
                          also when repeated, and the figures may show it.\n";
 
@@ -86,12 +86,13 @@ pub fn fixed(value: f64, decimals: usize) -> String {
     if value.abs() < 1e6 { format!("{value:.decimals$}") } else { figure(value) }
 }
 
-/// Formats a share in percent, with two significant figures.
+/// Formats a share in percent, with its unit: one decimal below 10 %.
 pub fn percent(share: f64) -> String {
     match 100.0 * share.abs() {
-        size if size < 0.05 => "0".to_owned(),
-        size if size < 9.95 => format!("{:.1}", 100.0 * share),
-        _ => figure(100.0 * share),
+        size if !size.is_finite() => DASH.to_owned(),
+        size if size < 0.05 => "0 %".to_owned(),
+        size if size < 9.95 => format!("{:.1} %", 100.0 * share),
+        _ => format!("{} %", figure(100.0 * share)),
     }
 }
 
@@ -100,7 +101,7 @@ pub fn or_dash(value: Option<f64>, format: impl Fn(f64) -> String) -> String {
     value.map_or_else(|| DASH.to_owned(), format)
 }
 
-/// Formats the share of all CPU time that others took from a row (%), with the verdict on its
+/// Formats the share of all CPU time that others took from a row, with the verdict on its
 /// figures, unless that is `known`. `None`: the row was not measured.
 pub fn taken(disturbance: Option<Disturbance>) -> String {
     let Some(disturbance) = disturbance else { return DASH.to_owned() };
@@ -176,7 +177,10 @@ mod tests {
             let used = CpuStats { stolen: Duration::from_millis(ms), ..CpuStats::default() };
             taken(Some(Disturbance::new(Duration::from_millis(500), 2, Some(used))))
         };
-        assert_eq!((stolen(0), stolen(10), stolen(72)), ("0".into(), "1.0".into(), "7.2 disturbed".into()));
+        assert_eq!(
+            (stolen(0), stolen(10), stolen(72)),
+            ("0 %".into(), "1.0 %".into(), "7.2 % disturbed".into())
+        );
         assert_eq!((taken(None), taken(Some(Disturbance::unknown()))), ("-".into(), "- unknown".into()));
     }
 

@@ -12,7 +12,7 @@ use steal_time::publisher::Counts;
 const ORACLE: [&str; 16] = [
     "publisher",
     "verdict",
-    "taken %",
+    "taken",
     "preempted",
     "counted",
     "preempted missed",
@@ -31,7 +31,7 @@ const ORACLE: [&str; 16] = [
 const MIGRATION: [&str; 8] = [
     "publisher",
     "verdict",
-    "taken %",
+    "taken",
     "migrations",
     "preempted",
     "counted",

@@ -140,7 +140,7 @@ impl Display for Accounting {
         )?;
         let mut header = ["mechanism", "publisher", "overcommit"].map(str::to_owned).to_vec();
         header.extend(slices.iter().map(|point| format!("{} ms", point.slice_ms)));
-        header.push("taken %".to_owned());
+        header.push("taken".to_owned());
         let mut table = Table::new(&header.iter().map(String::as_str).collect::<Vec<_>>(), 2);
         for row in &self.rows {
             let Some(Point { mechanism, publisher, overcommit, .. }) = row.first() else { continue };

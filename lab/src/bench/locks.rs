@@ -205,7 +205,7 @@ impl LocksBench {
             "speedup",
             "(min",
             "max)",
-            "taken %",
+            "taken",
         ];
         let mut table = Table::new(&header, 3);
         for point in self.points.iter().copied() {

@@ -80,7 +80,7 @@ impl Display for PreemptedBench {
             "own preempted set",
             "preempted",
             "healed",
-            "taken %",
+            "taken",
         ];
         let mut table = Table::new(&header, 2);
         for (point, run) in self.runs.iter() {

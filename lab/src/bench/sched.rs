@@ -180,7 +180,7 @@ impl SchedBench {
             "missed",
             "gaps",
             "fair server",
-            "taken %",
+            "taken",
         ];
         let mut table = Table::new(&header, 1);
         for point in self.points.iter().copied() {

@@ -210,7 +210,7 @@ impl Display for StartupBench {
             self.rounds.count(),
         )?;
         let header =
-            ["program", "wall ms", "peak MiB", "exec to main ms", "to first instruction ms", "taken %"];
+            ["program", "wall ms", "peak MiB", "exec to main ms", "to first instruction ms", "taken"];
         let mut table = Table::new(&header, 1);
         for contender in &self.contenders {
             let peak_mib = self.rounds.median(contender, |sample| Some(sample.peak_kib as f64 / 1024.0));

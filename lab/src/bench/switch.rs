@@ -230,7 +230,7 @@ impl Display for SwitchBench {
             HostLine(&self.host),
             self.rounds.count(),
         )?;
-        let header = ["attached", "program", "net of empty", "switch", "over none", "over empty", "taken %"];
+        let header = ["attached", "program", "net of empty", "switch", "over none", "over empty", "taken"];
         let mut table = Table::new(&header, 1);
         let wall = |sample: &Sample| Some(sample.wall_ns);
         for setting in Setting::ALL {

@@ -127,7 +127,7 @@ impl ChecksBench {
             "(min",
             "max)",
             "preempted seen/s",
-            "taken %",
+            "taken",
         ];
         let mut table = Table::new(&header, 3);
         for point in points(self.publisher.kind) {
@@ -161,7 +161,7 @@ impl Display for ChecksBench {
         let Some(first) = self.timed.first() else { return Ok(()) };
         let host = HostLine(&first.host);
         let (cpus, rounds, taken) = (&first.guest.cpus, self.timed.count(), self.timed_taken());
-        writeln!(f, "{host}, CPUs {cpus}; medians of {rounds} rounds; taken %: {taken}\n")?;
+        writeln!(f, "{host}, CPUs {cpus}; medians of {rounds} rounds; taken {taken}\n")?;
         writeln!(f, "{}", self.check_table())?;
         writeln!(f, "{}", self.folded_table())?;
         writeln!(

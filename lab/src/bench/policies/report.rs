@@ -98,7 +98,7 @@ impl PoliciesBench {
             "gap ms",
             "retained",
             "speedup",
-            "taken %",
+            "taken",
         ];
         let mut table = Table::new(&header, 5);
         for point in self.measured() {
