@@ -30,7 +30,7 @@
 //! let before_ns = run_delay.read_ns()?;
 //! std::thread::yield_now();
 //! let waited_ns = run_delay.read_ns()? - before_ns;
-//! println!("runnable, but not running, for {waited_ns} ns");
+//! host::stdio::print(format_args!("runnable, but not running, for {waited_ns} ns\n"))?;
 //! # Ok::<(), std::io::Error>(())
 //! ```
 

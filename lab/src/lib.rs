@@ -9,6 +9,7 @@
 //! does:
 //!
 //! ```no_run
+//! use host::stdio;
 //! use lab::accuracy::{self, AccuracyArgs};
 //! use steal_time::publisher::PublisherKind;
 //!
@@ -19,17 +20,19 @@
 //!     duration_ms: 1_000,
 //!     json: None,
 //! };
-//! let accuracy = accuracy::run(&args, |publisher| println!("{publisher} ..."))?;
+//! let accuracy = accuracy::run(&args, |publisher| stdio::eprintln(format_args!("{publisher} ...")))?;
 //! for row in &accuracy.rows {
 //!     match &row.oracle {
 //!         Ok(report) => {
 //!             let edge = &report.preempted.sched_out;
-//!             println!("{}: {} of {} preemptions missed", row.publisher, edge.missed, edge.happened);
+//!             let (missed, happened) = (edge.missed, edge.happened);
+//!             let publisher = row.publisher;
+//!             stdio::print(format_args!("{publisher}: {missed} of {happened} missed\n"))?;
 //!         }
-//!         Err(why) => println!("{}: {why}", row.publisher),
+//!         Err(why) => stdio::print(format_args!("{}: {why}\n", row.publisher))?,
 //!     }
 //! }
-//! # Ok::<(), lab::error::Error>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! # Reading order

@@ -27,6 +27,7 @@ use host::cpus::CpuError;
 use host::facts::HostFacts;
 use host::stdio::{self, Stdout};
 use vmm::cli::GuestArgs;
+use vmm::console::ConsoleLoss;
 use vmm::guest::GuestConfig;
 
 /// The longest time that a policy may keep a runnable vCPU waiting (s).
@@ -128,8 +129,9 @@ pub fn command(args: &RunArgs, began: Instant) -> Result<u8, Error> {
         stdio::eprintln("The terminal is the guest's: Ctrl-A x ends the run, Ctrl-A Ctrl-A is one Ctrl-A");
     }
     let run = session.wait()?;
-    for guest in run.guests.iter().filter(|guest| guest.monitor.console_loss.is_unexpected()) {
-        stdio::eprintln(&guest.monitor.console_loss);
+    let loss: ConsoleLoss = run.guests.iter().map(|guest| &guest.monitor.console_loss).sum();
+    if loss.is_unexpected() {
+        stdio::eprintln(loss);
     }
     let result = run.result(&HostFacts::probe(), config.cpu_hog);
     match &result.guests[..] {

@@ -1,16 +1,20 @@
 //! Termination: signals and `--timeout` end the monitor at any moment.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use lab::guest::LabGuest;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{pipe2, write};
+use steal_time::publisher::PublisherKind;
+use vmm::timings::Timings;
 
 use crate::support::elf::{Segment, executable};
-use crate::support::{Fixture, kill, needs, start, vmm_lab, vmm_run, wait_for};
+use crate::support::{Fixture, alone, guest, kill, needs, start, vmm_lab, vmm_run, wait_for};
 
 /// A pipe that is full: what is written to it blocks. The reader's end keeps it open.
 fn full_pipe() -> (OwnedFd, OwnedFd) {
@@ -74,10 +78,10 @@ fn signal_ends_commands_that_print_to_a_full_pipe() {
 fn signals_that_were_ignored_at_the_start_stay_ignored() {
     needs!(kvm);
     let payload = spinning();
-    let guest = vmm_run(["--vcpus", "1", "--publisher", "off", "--timeout", "2", "--payload", payload.arg()]);
+    let run = vmm_run(["--vcpus", "1", "--publisher", "off", "--timeout", "2", "--payload", payload.arg()]);
     let mut command = Command::new("sh");
-    command.args(["-c", "trap '' HUP INT TSTP; exec \"$0\" \"$@\""]).arg(guest.get_program());
-    command.args(guest.get_args()).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.args(["-c", "trap '' HUP INT TSTP; exec \"$0\" \"$@\""]).arg(run.get_program());
+    command.args(run.get_args()).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut running = start(&mut command);
     let mut stdout = running.take_stdout().expect("it is piped");
     stdout.read_exact(&mut [0]).unwrap();
@@ -85,6 +89,23 @@ fn signals_that_were_ignored_at_the_start_stay_ignored() {
         kill(running.id(), signal);
     }
     assert_eq!(wait_for(running), Some(4), "it runs until its timeout");
+}
+
+#[test]
+fn signals_of_a_program_that_runs_a_guest_are_blocked_until_the_guest_has_ended() {
+    needs!(kvm);
+    let ending = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+    let blocked = || ending.map(|signal| SigSet::thread_get_mask().unwrap().contains(signal));
+    assert_eq!(blocked(), [false; 3]);
+    let config = guest(1, PublisherKind::Off, "job=idle duration_ms=20");
+    let start = || LabGuest::start(&config, io::sink(), Timings::since(Instant::now())).unwrap();
+    alone(|| {
+        let (first, second) = (start(), start());
+        first.wait().unwrap();
+        assert_eq!(blocked(), [true; 3]);
+        second.wait().unwrap();
+    });
+    assert_eq!(blocked(), [false; 3]);
 }
 
 #[test]

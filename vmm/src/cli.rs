@@ -129,11 +129,13 @@ pub fn refuse(error: &clap::Error, program: &str) -> u8 {
         let has_colours = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let printed = if has_colours { stdio::print(text.ansi()) } else { stdio::print(text) };
         return match printed {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            // The reader has gone, or does not read while the process is ending.
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::WouldBlock) => 0,
+            Err(error) => {
                 stdio::eprintln(format_args!("Cannot print to standard output: {error}"));
                 1
             }
-            _ => 0,
+            Ok(()) => 0,
         };
     }
     let text = text.to_string();

@@ -10,6 +10,7 @@
 //! use std::time::Instant;
 //!
 //! use clap::Parser;
+//! use host::stdio::{self, Stdout};
 //! use protocol::VcpuId;
 //! use vmm::cli::Cli;
 //! use vmm::guest::Guest;
@@ -23,7 +24,7 @@
 //! impl RunHooks for PostCodes {
 //!     fn on_exit(&self, vcpu: VcpuId, port: u16, data: &[u8]) -> bool {
 //!         if port == 0x80 {
-//!             println!("vCPU {vcpu}: POST code {data:02x?}");
+//!             stdio::eprintln(format_args!("vCPU {vcpu}: POST code {data:02x?}"));
 //!         }
 //!         port == 0x80
 //!     }
@@ -32,9 +33,9 @@
 //! let options = Cli::parse_from(["monitor", "--vcpus", "2", "--payload", "vmlinux"]);
 //! let config = options.guest.config(&[])?;
 //! let timings = Timings::since(Instant::now());
-//! let guest = Guest::start(&config, Arc::new(PostCodes), std::io::stdout(), timings)?;
+//! let guest = Guest::start(&config, Arc::new(PostCodes), Stdout::default(), timings)?;
 //! let run = guest.wait()?;
-//! println!("{run}");
+//! stdio::print(format_args!("{run}\n"))?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!

@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::iter::Sum;
 use std::time::Duration;
 
 /// Capacity of the buffer (bytes), with what the sink is writing.
@@ -40,6 +41,17 @@ impl ConsoleLoss {
     pub fn is_unexpected(&self) -> bool {
         let is_closed = self.error.as_ref().is_some_and(|(kind, _)| *kind == io::ErrorKind::BrokenPipe);
         self.bytes > 0 && !is_closed
+    }
+}
+
+impl<'a> Sum<&'a Self> for ConsoleLoss {
+    /// Adds the bytes. The error is the first of which the user should be informed, if any.
+    fn sum<I: Iterator<Item = &'a Self>>(losses: I) -> Self {
+        losses.fold(Self::default(), |sum, loss| {
+            let is_first = sum.bytes == 0 || (loss.is_unexpected() && !sum.is_unexpected());
+            let error = if is_first { loss.error.clone() } else { sum.error };
+            Self { bytes: sum.bytes + loss.bytes, error }
+        })
     }
 }
 
@@ -178,6 +190,17 @@ mod tests {
         let mut queue = Queue::default();
         queue.push(b"x", 10 * STALL);
         assert_eq!((queue.must_wait(10 * STALL), queue.until_stall(10 * STALL)), (None, STALL));
+    }
+
+    #[test]
+    fn sum_of_losses_is_unexpected_if_one_of_them_is() {
+        let closed =
+            |bytes| ConsoleLoss { bytes, error: Some((io::ErrorKind::BrokenPipe, "closed".to_owned())) };
+        let unread = |bytes| ConsoleLoss { bytes, error: None };
+        let sum = |losses: &[ConsoleLoss]| losses.iter().sum::<ConsoleLoss>();
+        assert_eq!(sum(&[unread(0), closed(2), unread(0)]), closed(2));
+        assert_eq!(sum(&[closed(2), unread(3), closed(4)]), unread(9));
+        assert_eq!(sum(&[]), ConsoleLoss::default());
     }
 
     #[test]
