@@ -21,7 +21,7 @@ use host::cpus::Cpus;
 use host::disturbance::Verdict;
 use host::error_chain;
 use host::facts::HostFacts;
-use host::stats;
+use host::{scheduler, stats};
 use steal_time::bpf::Program;
 use steal_time::publisher::PublisherKind;
 use vmm::cpuid::Supported;
@@ -148,6 +148,8 @@ impl Diagnosis {
     }
 
     fn examine_scheduling(&mut self) {
+        let cookie = scheduler::core_cookie(0).map_err(|error| error.raw_os_error());
+        self.good("scheduler", describe_scheduler(scheduler::sched_ext().as_deref(), cookie));
         match class_is_refused() {
             None => self.good("policies", "--mechanism class and deschedule work".to_owned()),
             Some(why) => self.bad("policies", format!("{why}: only --mechanism deschedule works")),
@@ -289,9 +291,51 @@ fn name(publisher: PublisherKind) -> String {
     format!("preempted by {publisher}")
 }
 
+/// Describes what decides where threads run: the state of `sched_ext`, if the kernel has it, and
+/// this thread's core-scheduling cookie, or the error number of reading it.
+fn describe_scheduler(sched_ext: Option<&str>, cookie: Result<u64, Option<i32>>) -> String {
+    let class = match sched_ext {
+        None => "no sched_ext".to_owned(),
+        Some(state) => format!("sched_ext {state}"),
+    };
+    let cores = match cookie {
+        Ok(0) => "no core-scheduling cookie".to_owned(),
+        Ok(cookie) => {
+            format!("core-scheduling cookie {cookie:#x}, inherited: it limits which vCPUs share a core")
+        }
+        Err(Some(libc::EINVAL)) => "no core scheduling in this kernel".to_owned(),
+        Err(Some(libc::ENODEV)) => "no core has two hardware threads".to_owned(),
+        Err(_) => "core scheduling unknown".to_owned(),
+    };
+    format!("{class}; {cores}")
+}
+
 fn describe(cpus: &Cpus) -> String {
     match cpus.count() {
         1 => format!("{cpus}: only one, so vCPUs always share it"),
         count => format!("{cpus}: {count}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// sched-ext/scx issue 3715: a core-scheduling cookie, with a `sched_ext` scheduler, hung the
+    /// host. The doctor names both.
+    #[test]
+    fn scheduler_is_described_by_sched_ext_and_core_scheduling() {
+        let describe = |state, cookie| describe_scheduler(state, cookie);
+        assert_eq!(
+            describe(None, Err(Some(libc::EINVAL))),
+            "no sched_ext; no core scheduling in this kernel"
+        );
+        assert_eq!(
+            describe(Some("enabled, scheduler lavd"), Ok(0)),
+            "sched_ext enabled, scheduler lavd; no core-scheduling cookie"
+        );
+        assert!(describe(Some("disabled"), Ok(0x1f)).contains("cookie 0x1f, inherited"));
+        assert!(describe(None, Err(Some(libc::ENODEV))).ends_with("no core has two hardware threads"));
+        assert!(describe(None, Err(None)).ends_with("core scheduling unknown"));
     }
 }
