@@ -23,6 +23,11 @@ pub const PAGE: u64 = PAGE_SIZE as u64;
 /// An address that [`page_hva`](Self::page_hva) returns must stay mapped, readable and writable,
 /// for as long as the implementor exists. The whole page must hold guest memory and nothing else:
 /// the library replaces the mapping. [`stop_all`](Self::stop_all) must keep its promise.
+///
+/// A balloon leaves out the pages that [`Publisher::unlogged_pages`] names. The kernel does not
+/// fault in a page of a BPF map again after `MADV_DONTNEED`: the next access is a `SIGBUS`.
+///
+/// [`Publisher::unlogged_pages`]: crate::publisher::Publisher::unlogged_pages
 pub unsafe trait HostVm: fmt::Debug + Send + Sync {
     /// Returns the host address of the guest page at `page_gpa`, a multiple of [`PAGE_SIZE`].
     /// `None` outside RAM.
