@@ -42,6 +42,8 @@ mod tests {
 
     use super::*;
 
+    /// Linux 6cd88243c7e0 (CVE-2022-39189), b043138246a4 (CVE-2019-3016): PV TLB flush makes the
+    /// byte carry correctness. It is never offered.
     #[test]
     fn steal_time_is_offered_exactly_when_requested() {
         for (fill, is_offered) in [(0, false), (0, true), (u32::MAX, false), (u32::MAX, true)] {

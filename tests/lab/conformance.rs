@@ -158,11 +158,15 @@ fn a06_address_outside_ram_is_accepted_in_silence() {
     holds(Assertion::OutsideRamIsSilent);
 }
 
+/// Steal governor v11: possible CPUs that are offline dilute a guest's share of steal. The record
+/// of a vCPU that has withdrawn it stops growing.
 #[test]
 fn a07_write_with_bit_0_clear_stops_publication() {
     holds(Assertion::OffStops);
 }
 
+/// Linux c3c28d24d910, 901d3765fa80: after kexec KVM wrote to the record of the kernel before. A
+/// record that was moved away from is not written again.
 #[test]
 fn a08_move_leaves_the_old_record_alone() {
     holds(Assertion::MoveLeavesTheOld);
@@ -228,6 +232,8 @@ fn a20_halting_adds_no_steal() {
     holds(Assertion::HaltIsNoSteal);
 }
 
+/// autotest issue 417, virt-test issue 728: the recipe "two guests, one CPU: about 50 % steal
+/// each". Each of two vCPUs gains as steal what the other runs.
 #[test]
 fn a21_steal_and_run_time_of_a_shared_cpu_add_up() {
     holds(Assertion::SharedCpuAddsUp);
@@ -238,6 +244,8 @@ fn a22_exits_and_pauses_add_no_steal() {
     holds(Assertion::MonitorAddsNothing);
 }
 
+/// Linux 1eff0ada88b4: with PV TLB flush hidden, KVM never cleared the byte, and all vCPUs looked
+/// preempted for ever. It is always hidden here, and a vCPU that runs finds its byte clear.
 #[test]
 fn a23_own_byte_is_never_set() {
     holds(Assertion::OwnByteClear);
@@ -248,11 +256,17 @@ fn a24_preempted_vcpu_is_seen_by_others() {
     holds(Assertion::PreemptedIsSeen);
 }
 
+/// Linux efce8422dd53, ca3f969dcb11 (powerpc): an idle vCPU was shown as preempted, so others did
+/// not wake it at once. Linux 54aa83c90198, 118964562969: the byte was set when the vCPU did not
+/// want to run. The byte of a halted vCPU stays clear.
 #[test]
 fn a25_blocked_vcpu_is_not_preempted() {
     holds(Assertion::BlockedIsNotPreempted);
 }
 
+/// Linux 6cd88243c7e0 (CVE-2022-39189): a byte that was set in mid-instruction made guests skip TLB
+/// flushes, asked for by bit 1. That feature is not offered, and a guest's bit 1 is cleared when
+/// the vCPU runs.
 #[test]
 fn a26_byte_is_one_or_zero_and_additions_are_consumed() {
     holds(Assertion::ByteIsOneOrZero);
@@ -273,6 +287,8 @@ fn a29_msr_and_steal_survive_save_and_restore() {
     holds(Assertion::SurvivesRestore);
 }
 
+/// Linux 54aa83c90198, 118964562969: KVM dirtied a record's page after the machine had stopped.
+/// Nothing is written while a machine is paused.
 #[test]
 fn a30_paused_machine_is_untouched() {
     holds(Assertion::PausedIsUntouched);

@@ -123,33 +123,51 @@ fn has_test(source: &str, name: &str) -> bool {
 
 #[test]
 fn tests_that_the_specification_names_exist() {
-    let specification = read("resources/spec.md");
     let (mut count, mut problems) = (0, Vec::new());
-    for (file, test) in references(&specification) {
-        let source = fs::read_to_string(root().join(&file)).unwrap_or_default();
-        if !has_test(&source, test) {
-            problems.push(format!("{file} has no test {test}, which resources/spec.md names"));
+    for document in ["resources/spec.md", "resources/reports.md"] {
+        for (file, test) in references(&read(document)) {
+            let source = fs::read_to_string(root().join(&file)).unwrap_or_default();
+            if !has_test(&source, test) {
+                problems.push(format!("{file} has no test {test}, which {document} names"));
+            }
+            count += 1;
         }
-        count += 1;
     }
     assert_none(&problems);
-    assert!(count > 50, "only {count} tests are named: has the notation changed?");
+    assert!(count > 80, "only {count} tests are named: has the notation changed?");
+}
+
+/// Returns the items of a numbered list.
+///
+/// # Panics
+/// If the numbers have a gap.
+fn numbered(text: &str) -> Vec<String> {
+    let number = |line: &str| line.split_once(". ")?.0.parse::<usize>().ok();
+    let mut items: Vec<String> = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        if let Some(number) = number(line) {
+            items.push(String::new());
+            assert_eq!(number, items.len(), "{line}");
+        }
+        if let Some(item) = items.last_mut() {
+            item.push_str(line);
+        }
+    }
+    items
+}
+
+#[test]
+fn each_of_the_36_reports_names_its_test_or_why_there_is_none() {
+    let reports = numbered(&read("resources/reports.md"));
+    assert_eq!(reports.len(), 36);
+    for report in reports {
+        assert_ne!(report.contains(".rs: "), report.contains("Not here: "), "{report}");
+    }
 }
 
 #[test]
 fn promises_of_the_specification_are_numbered_without_a_gap_and_each_names_what_holds_it() {
-    let specification = read("resources/spec.md");
-    let number = |line: &str| line.split_once(". ")?.0.parse::<usize>().ok();
-    let mut promises: Vec<String> = Vec::new();
-    for line in specification.lines() {
-        if let Some(number) = number(line) {
-            promises.push(String::new());
-            assert_eq!(number, promises.len(), "{line}");
-        }
-        if let Some(promise) = promises.last_mut() {
-            promise.push_str(line);
-        }
-    }
+    let promises = numbered(&read("resources/spec.md"));
     assert!(promises.len() > 30, "only {} promises: has the notation changed?", promises.len());
     for promise in promises {
         assert!(promise.contains(".rs: "), "no test is named: {promise}");

@@ -24,16 +24,16 @@ use vmm::timings::Timings;
 use crate::support::{Exclusive, Fixture, cpus, judge_undisturbed, needs, skip};
 
 /// A guest whose CPL 0 code KVM emulates takes some 20 s to boot four vCPUs on one CPU.
-const LIMIT: Duration = Duration::from_secs(180);
+pub(crate) const LIMIT: Duration = Duration::from_secs(180);
 
 /// The kernel, uncompressed, and its initramfs.
-struct Linux {
-    kernel: Vec<u8>,
+pub(crate) struct Linux {
+    pub(crate) kernel: Vec<u8>,
     initrd: PathBuf,
 }
 
 impl Linux {
-    fn find() -> Option<Self> {
+    pub(crate) fn find() -> Option<Self> {
         let Some(folder) = std::env::var_os("VMM_TEST_LINUX").filter(|folder| !folder.is_empty()) else {
             skip("VMM_TEST_LINUX names no folder with a small Linux kernel");
             return None;
@@ -46,7 +46,13 @@ impl Linux {
         Some(Self { kernel, initrd: folder.join("initramfs.cpio") })
     }
 
-    fn config(&self, vcpus: usize, publisher: PublisherKind, payload: &Fixture, cmdline: &str) -> LabConfig {
+    pub(crate) fn config(
+        &self,
+        vcpus: usize,
+        publisher: PublisherKind,
+        payload: &Fixture,
+        cmdline: &str,
+    ) -> LabConfig {
         let config = crate::support::guest(vcpus, publisher, "");
         config.with(|guest| {
             guest.memory_mib = 128;
@@ -61,7 +67,7 @@ impl Linux {
 
 /// The console output of a guest, and the run delays of its vCPU threads at some lines.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Output>>);
+pub(crate) struct Log(Arc<Mutex<Output>>);
 
 #[derive(Default)]
 struct Output {
@@ -106,7 +112,7 @@ fn run_delays() -> Vec<u64> {
 }
 
 impl Log {
-    fn lines_with(&self, part: &str) -> Vec<String> {
+    pub(crate) fn lines_with(&self, part: &str) -> Vec<String> {
         let output = self.0.lock().unwrap();
         output.lines.iter().filter(|line| line.contains(part)).cloned().collect()
     }
@@ -130,6 +136,12 @@ fn number(line: &str, key: &str) -> u64 {
     words[place + 1].parse().unwrap_or_else(|_| panic!("{key} in {line:?}"))
 }
 
+/// The number in the word at `place` of a line, from 0.
+fn number_at(line: &str, place: usize) -> u64 {
+    let word = line.split_ascii_whitespace().nth(place);
+    word.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("word {place} of {line:?}"))
+}
+
 fn boot(config: &LabConfig) -> (LabRun, Log) {
     let log = Log::default();
     let _exclusive = Exclusive::take();
@@ -147,6 +159,9 @@ fn assert_within_5_percent(what: &str, guest_ns: u64, host_ns: u64) {
     assert!(difference <= 0.05, "{what}: guest {guest_ns} ns, host {host_ns} ns");
 }
 
+/// Linux e9532e69b8d1: after a CPU went down and up, a stale value made Linux show idle instead of
+/// steal. CPU 1 goes down and up here with steal in between, and its steal does not fall and is the
+/// host's run delay.
 #[test]
 fn linux_on_four_vcpus_of_one_cpu_registers_accounts_steal_and_sees_preemption() {
     const VCPUS: usize = 4;
@@ -178,6 +193,12 @@ fn linux_on_four_vcpus_of_one_cpu_registers_accounts_steal_and_sees_preemption()
         assert!((1..VCPUS).all(|cpu| !addresses[..cpu].contains(&addresses[cpu])), "{addresses:?}");
         assert_eq!(run.vcpus.iter().map(|vcpu| vcpu.stats.exits.msr).sum::<u64>(), 2 * VCPUS as u64 + 2);
         assert_eq!(log.lines_with("hotplug down 1 ok").len() + log.lines_with("hotplug up 1 ok").len(), 2);
+
+        let steal_of_1 = |tag| number_at(&log.lines_with(&format!("{tag}| cpu1 "))[0], 9);
+        assert!(
+            steal_of_1("stat2") >= steal_of_1("stat1") && steal_of_1("stat1") > 0,
+            "CPU 1 went off and on"
+        );
 
         // What user space saw of the records while all four spun
         let load = log.lines_with("load|");

@@ -10,6 +10,7 @@ mod linux;
 mod output;
 mod payload;
 mod qemu;
+mod reports;
 #[path = "../support/lab.rs"]
 mod support;
 mod termination;

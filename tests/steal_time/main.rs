@@ -6,6 +6,7 @@ mod byte;
 mod init;
 mod publishers;
 mod records;
+mod reports;
 mod state;
 #[path = "../support/lab.rs"]
 mod support;

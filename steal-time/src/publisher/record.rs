@@ -181,6 +181,8 @@ mod tests {
         assert_eq!(parts(&record), (0, 10, 0));
     }
 
+    /// psutil issue 1210: steal stuck at 100 % after months. No value of version or steal ends
+    /// publication.
     #[test]
     fn version_and_steal_wrap_around() {
         let record = record(u64::MAX, u32::MAX - 1, 0);

@@ -12,14 +12,14 @@ use steal_time::bpf::{RecordAddr, SwitchCounts};
 use super::record::{Record, Snapshot};
 use super::{PATIENCE, load, spin_until, vcpu};
 
-fn pin_to(cpu: usize) {
+pub(super) fn pin_to(cpu: usize) {
     let mut set = CpuSet::new();
     set.set(cpu).expect("a CPU number");
     sched_setaffinity(Pid::from_raw(0), &set).expect("a CPU that we may use");
 }
 
 /// The last CPU that this process may use. The first handles most interrupts.
-fn last_cpu() -> usize {
+pub(super) fn last_cpu() -> usize {
     let set = sched_getaffinity(Pid::from_raw(0)).expect("our CPUs");
     (0..CpuSet::count()).rfind(|&cpu| set.is_set(cpu).unwrap_or(false)).expect("a CPU")
 }
@@ -165,6 +165,7 @@ fn switch_ins_equal_the_count_of_the_kernel_seen_healed_or_unseen() {
     }
 }
 
+/// Linux 2dbd780e34ac: see `reports.rs` for a hundred thousand switches.
 #[test]
 fn steal_grows_by_exactly_the_run_delay() {
     let Some(Contention { spinners }) = contention() else { return };

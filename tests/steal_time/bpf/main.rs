@@ -9,6 +9,7 @@
 mod contention;
 mod object;
 mod record;
+mod reports;
 mod single_thread;
 
 use std::time::{Duration, Instant};
