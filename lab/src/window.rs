@@ -58,7 +58,7 @@ impl Ends {
     }
 }
 
-/// The ends of a vCPU's own window, as its thread reads them.
+/// The ends of a vCPU's own window, as its thread reads them: at the last report of each.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OwnEnds {
     /// When it found the window open.

@@ -19,6 +19,9 @@ static STARTED: AtomicU32 = AtomicU32::new(0);
 /// Number of vCPUs that have finished.
 static FINISHED: AtomicUsize = AtomicUsize::new(0);
 
+/// Most marks of one milestone by one vCPU.
+const MARKS: usize = 16;
+
 /// The measured window, in cycles of the clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Window {
@@ -70,8 +73,7 @@ impl Part {
     /// The caller must hold no lock: the mark exits to the monitor.
     pub(crate) fn open(&self) {
         pass(Milestone::WindowOpens);
-        ports::mark(Milestone::WindowOpens);
-        self.report.steal_at_open.store(self.steal_ns(), Ordering::Relaxed);
+        self.report.steal_at_open.store(self.mark(Milestone::WindowOpens), Ordering::Relaxed);
     }
 
     /// Closes the window for this vCPU, perhaps early, and marks it.
@@ -82,8 +84,23 @@ impl Part {
         if pass(Milestone::WindowCloses) && now < self.window.closes {
             REPORT.header.window_closes.store(now, Ordering::Relaxed);
         }
-        ports::mark(Milestone::WindowCloses);
-        self.report.steal_at_close.store(self.steal_ns(), Ordering::Relaxed);
+        self.report.steal_at_close.store(self.mark(Milestone::WindowCloses), Ordering::Relaxed);
+    }
+
+    /// Marks `milestone`, and returns the steal at that moment (ns).
+    ///
+    /// The host reads its clocks at the mark. A wait between the mark and the reading of steal would
+    /// belong to one of them only. So both are repeated until steal has not grown.
+    fn mark(&self, milestone: Milestone) -> u64 {
+        let mut steal_ns = self.steal_ns();
+        for _ in 0..MARKS {
+            ports::mark(milestone);
+            let before_ns = core::mem::replace(&mut steal_ns, self.steal_ns());
+            if steal_ns == before_ns {
+                break;
+            }
+        }
+        steal_ns
     }
 
     fn steal_ns(&self) -> u64 {

@@ -160,8 +160,8 @@ impl LabHooks {
             let (mut ends, now) = (sync::lock(&record.window), ThreadTimes::of_this_thread().ok());
             match milestone {
                 Milestone::AllUp => {}
-                Milestone::WindowOpens => ends.opened = ends.opened.or(now),
-                Milestone::WindowCloses => ends.closed = ends.closed.or(now),
+                Milestone::WindowOpens => ends.opened = now,
+                Milestone::WindowCloses => ends.closed = now,
             }
         }
     }
