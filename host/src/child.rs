@@ -4,8 +4,15 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::termination;
 
 /// The exit of a child process.
 #[derive(Clone, Copy, Debug)]
@@ -16,12 +23,21 @@ pub struct ChildExit {
     pub peak_rss_kib: u64,
 }
 
-/// Waits for `child` to exit, and reaps it. Nothing else may wait for it, before or after.
+/// Waits for `child` to exit, and reaps it. Kills it first when termination is requested. Nothing
+/// else may wait for it, before or after.
 ///
 /// # Errors
-/// wait4(2) failed, for instance because the child was already reaped.
-pub fn wait(child: &Child) -> io::Result<ChildExit> {
+/// `pidfd_open(2)` or wait4(2) failed, for instance because the child was already reaped.
+pub fn wait(child: &mut Child) -> io::Result<ChildExit> {
     let pid = libc::pid_t::try_from(child.id()).map_err(io::Error::other)?;
+    let process = Pid::from_raw(pid).ok_or(io::ErrorKind::InvalidInput)?;
+    let ended = pidfd_open(process, PidfdFlags::empty())?;
+    let fds = [Some(ended.as_fd()), termination::fd()].into_iter().flatten();
+    let mut fds: Vec<_> = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    while poll(&mut fds, PollTimeout::NONE) == Err(Errno::EINTR) {}
+    if termination::requested().is_some() {
+        child.kill()?;
+    }
     let mut status = 0;
     let mut usage = MaybeUninit::<libc::rusage>::uninit();
     loop {

@@ -9,6 +9,8 @@
 
 use std::hint;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -69,10 +71,17 @@ impl HogLoad {
 /// The sleep of a hog without bursts.
 const IDLE: Duration = Duration::from_millis(10);
 
-/// Running hog threads. Dropping it ends them, each after its current burst.
+/// Running hog threads. Dropping it ends them, also within a burst.
 #[derive(Debug)]
 pub struct CpuHog {
+    is_over: Arc<AtomicBool>,
     _threads: Vec<Ticker>,
+}
+
+impl Drop for CpuHog {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
 }
 
 impl CpuHog {
@@ -84,27 +93,35 @@ impl CpuHog {
     /// # Errors
     /// The host cannot create a thread.
     pub fn start(load: &HogLoad, placements: impl IntoIterator<Item = Cpus>) -> io::Result<Self> {
+        let is_over = Arc::new(AtomicBool::new(false));
         let hog = |cpus: Cpus| {
             let (class, mut steps) = (load.class, load.clone().steps());
+            let is_over = Arc::clone(&is_over);
             let begin = move || {
                 let _ = cpus.pin_this_thread();
                 let _ = set_own_class(class);
             };
             let tick = move || {
                 let (busy, idle) = steps.next().unwrap_or((Duration::ZERO, IDLE));
-                spin(busy);
-                thread::sleep(idle);
+                // The end of the hog unparks the thread.
+                repeat_for(busy, &is_over, |_| hint::spin_loop());
+                repeat_for(idle, &is_over, thread::park_timeout);
             };
             Ticker::start("cpu-hog", Duration::ZERO, begin, tick)
         };
-        Ok(Self { _threads: placements.into_iter().map(hog).collect::<io::Result<_>>()? })
+        let threads = placements.into_iter().map(hog).collect::<io::Result<_>>()?;
+        Ok(Self { is_over, _threads: threads })
     }
 }
 
-fn spin(time: Duration) {
+/// Calls `step` with the time that is left, until `time` has passed or `is_over`.
+fn repeat_for(time: Duration, is_over: &AtomicBool, step: impl Fn(Duration)) {
     let began = Instant::now();
-    while began.elapsed() < time {
-        hint::spin_loop();
+    while let Some(left) = time.checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
+        if is_over.load(Ordering::Relaxed) {
+            return;
+        }
+        step(left);
     }
 }
 
@@ -143,6 +160,15 @@ mod tests {
         assert_eq!((burst(1.0).busy, burst(1.0).idle), (us(1000), Duration::ZERO));
         assert_eq!((burst(0.0).busy, burst(0.0).idle), (Duration::ZERO, us(1000)));
         assert_eq!(burst(7.0), burst(1.0));
+    }
+
+    #[test]
+    fn hog_ends_within_a_burst_and_within_a_pause() {
+        let day = Duration::from_secs(86_400);
+        for (busy, idle) in [(day, Duration::ZERO), (Duration::ZERO, day)] {
+            let bursts = [Burst { busy, idle, repeat: 1 }];
+            drop(CpuHog::start(&load(&bursts, false), [Cpus::allowed().unwrap()]).unwrap());
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::bench::{self, BenchCommand};
 use crate::conformance::{self, ConformanceArgs};
 use crate::demo::{self, DemoArgs};
 use crate::doctor;
-use crate::error::{Error, interrupted_status};
+use crate::error::Error;
 use crate::payload::{self, WritePayloadArgs};
 use crate::policy::catalogue::Catalogue;
 use crate::print::print;
@@ -63,12 +63,12 @@ impl Cli {
             Some(Command::Bench(command)) => {
                 let report = bench::run(command)?;
                 print(&report)?;
-                Ok(interrupted_status(report.was_interrupted()))
+                Ok(report.status())
             }
             Some(Command::Accuracy(args)) => accuracy::command(&args),
             Some(Command::Conformance(args)) => conformance::command(&args),
             Some(Command::Policies) => print(&Catalogue).map(|()| 0),
-            Some(Command::Doctor) => print(&doctor::examine()).map(|()| 0),
+            Some(Command::Doctor) => doctor::command(),
             Some(Command::WritePayload(args)) => payload::command(&args),
         }
     }

@@ -12,7 +12,9 @@ use kvm_ioctls::{Cap, Kvm};
 use protocol::payload::params::{Job, Workload};
 
 use crate::accuracy::{self, AccuracyArgs, OracleReport};
-use crate::error::Error;
+use crate::error::{Error, interrupted_status};
+use crate::guest::RunError;
+use crate::print::print;
 use crate::results::RunResult;
 use crate::runner::{Experiment, Measurement, RETRIES, undisturbed};
 use crate::sched::choice::class_is_refused;
@@ -21,9 +23,10 @@ use host::cpus::Cpus;
 use host::disturbance::Verdict;
 use host::error_chain;
 use host::facts::HostFacts;
-use host::{scheduler, stats};
+use host::{scheduler, stats, termination};
 use steal_time::bpf::Program;
 use steal_time::publisher::PublisherKind;
+use vmm::VmmError;
 use vmm::cpuid::Supported;
 use vmm::vm::machine;
 
@@ -46,6 +49,8 @@ const PUBLISHERS: [PublisherKind; 5] = [
 pub struct Diagnosis {
     host: HostFacts,
     checks: Vec<Check>,
+    /// Why no guest runs on this host.
+    fatal: Option<VmmError>,
 }
 
 /// The result of one check.
@@ -56,17 +61,40 @@ struct Check {
     result: Result<String, String>,
 }
 
-/// Runs all checks.
+/// Runs all checks, prints their results, and returns the exit status.
+///
+/// # Errors
+/// The error of `/dev/kvm`, after the results of the other checks are printed.
+pub fn command() -> Result<u8, Error> {
+    let diagnosis = examine();
+    print(&diagnosis)?;
+    match diagnosis.fatal {
+        Some(error) => Err(RunError::from(error).into()),
+        None => Ok(interrupted_status(termination::requested().is_some())),
+    }
+}
+
+/// Runs all checks, until termination is requested.
 pub fn examine() -> Diagnosis {
-    let mut diagnosis = Diagnosis { host: HostFacts::probe(), checks: Vec::new() };
+    let mut diagnosis = Diagnosis { host: HostFacts::probe(), checks: Vec::new(), fatal: None };
     match machine::open_kvm() {
         Ok(kvm) => diagnosis.examine_kvm(&kvm),
-        Err(error) => diagnosis.bad("KVM", format!("{error}; nothing runs without it")),
+        Err(error) => {
+            diagnosis.bad("KVM", format!("{error}; nothing runs without it"));
+            diagnosis.fatal = Some(error);
+        }
     }
-    diagnosis.examine_bpf();
-    diagnosis.examine_scheduling();
-    diagnosis.examine_publishers();
-    diagnosis.examine_qemu();
+    let checks = [
+        Diagnosis::examine_bpf,
+        Diagnosis::examine_scheduling,
+        Diagnosis::examine_publishers,
+        Diagnosis::examine_qemu,
+    ];
+    for check in checks {
+        if termination::requested().is_none() {
+            check(&mut diagnosis);
+        }
+    }
     diagnosis
 }
 
@@ -170,6 +198,9 @@ impl Diagnosis {
     /// Measures each publisher's `preempted`: by the oracle, or without a second CPU to sample
     /// from, by two vCPUs that share one.
     fn examine_publishers(&mut self) {
+        if self.fatal.is_some() {
+            return;
+        }
         let Some(cpus) = self.host.cpus.clone() else {
             return self.bad("CPUs", "the kernel does not report which this process may use".to_owned());
         };
@@ -235,6 +266,7 @@ impl Diagnosis {
             let what = name(publisher);
             match undisturbed(RETRIES, || experiment.run(2, publisher, workload)) {
                 Ok(result) => self.judge_samples(&what, &result),
+                Err(error) if error.is_interrupted() => return,
                 Err(error) => self.bad(what, error_chain::one_line(&error)),
             }
         }
@@ -282,6 +314,9 @@ impl Display for Diagnosis {
                 Err(detail) => ("--", detail),
             };
             writeln!(f, "{mark}  {what:<24} {detail}")?;
+        }
+        if termination::requested().is_some() {
+            writeln!(f, "Interrupted: not all checks were made")?;
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::io;
+use std::time::Duration;
 
 use crate::guest::RunError;
 use crate::output::OutputError;
@@ -11,7 +12,6 @@ use host::perf::PerfError;
 use host::termination::{self, Cause};
 use steal_time::bpf::BpfError;
 use vmm::VmmError;
-use vmm::supervise::Outcome;
 
 /// The exit status of a command line that makes no sense.
 const USAGE: u8 = 2;
@@ -98,9 +98,10 @@ impl Error {
         move |source| Self::Host { what, source }
     }
 
-    /// Whether Ctrl-C ended the work.
+    /// Whether the work was ended from outside. Once termination is requested, guests end early and
+    /// waits fail, so any error counts.
     pub fn is_interrupted(&self) -> bool {
-        matches!(self, Self::Interrupted)
+        matches!(self, Self::Interrupted) || termination::requested().is_some()
     }
 
     /// Whether this host cannot provide the publisher. Other publishers may work.
@@ -122,9 +123,8 @@ impl Error {
         };
         match self {
             _ if is_usage => USAGE,
-            _ if self.is_interrupted() => Outcome::Interrupted.status(),
-            // The request is why the work failed.
-            _ => termination::requested().map_or(1, Cause::status),
+            _ if self.is_interrupted() => interrupted_status(true),
+            _ => 1,
         }
     }
 
@@ -134,7 +134,17 @@ impl Error {
     }
 }
 
-/// The exit status of a command that has printed its results, and that Ctrl-C may have cut short.
+/// The exit status of a command that has printed its results, and that a signal or the deadline may
+/// have cut short.
 pub fn interrupted_status(was_interrupted: bool) -> u8 {
-    if was_interrupted { Outcome::Interrupted.status() } else { 0 }
+    let cause = termination::requested().unwrap_or(Cause::Interrupted);
+    if was_interrupted { cause.status() } else { 0 }
+}
+
+/// Sleeps for `time`.
+///
+/// # Errors
+/// [`Error::Interrupted`] once termination is requested.
+pub fn pause(time: Duration) -> Result<(), Error> {
+    termination::wait(time).map_or(Ok(()), |_| Err(Error::Interrupted))
 }

@@ -11,6 +11,7 @@ mod conformance;
 mod documents;
 mod limits;
 mod locks;
+mod mortality;
 mod output;
 mod rights;
 mod sched;

@@ -187,7 +187,7 @@ fn demonstration_that_is_interrupted_prints_the_points_it_has() {
 #[test]
 fn bench_that_is_interrupted_ends_with_its_first_run() {
     needs!(bpf, two_cpus);
-    assert_eq!(interrupted(&["bench", "preempted"], WELL_UNDER_WAY), "");
+    assert!(interrupted(&["bench", "preempted"], WELL_UNDER_WAY).contains("Interrupted"));
 }
 
 #[test]

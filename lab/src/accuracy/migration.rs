@@ -3,7 +3,6 @@
 //! No sampler judges the byte meanwhile: on a host of two CPUs none is left to sample from. What is
 //! checked is whether the publisher counted each switch and added the right steal.
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -11,7 +10,7 @@ use serde::Serialize;
 use super::counts::{ObservedCounts, Snapshot};
 use super::test_guest::TestGuest;
 use super::{RING_PAGES, Setup};
-use crate::error::Error;
+use crate::error::{Error, pause};
 use crate::runner::Measurement;
 use host::disturbance::{Disturbance, Verdict, Watch};
 use host::perf::SwitchLog;
@@ -49,7 +48,7 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Migration, Error> {
     let (began, mut migrations) = (Instant::now(), 0);
     while began.elapsed() < setup.duration() / 4 {
         for cpus in [setup.sampler_cpus, setup.vcpu_cpus] {
-            thread::sleep(BETWEEN_MIGRATIONS);
+            pause(BETWEEN_MIGRATIONS)?;
             cpus.pin_thread(test.tid)?;
             migrations += 1;
         }

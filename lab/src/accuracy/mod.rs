@@ -28,6 +28,7 @@ use serde::Serialize;
 
 use crate::error::{Error, interrupted_status};
 use crate::fault_injection::Faults;
+use crate::guest::RunError;
 use crate::oracle::{Edge, Judgement, Sampler, judge};
 use crate::output::OutputFile;
 use crate::print::print;
@@ -40,12 +41,13 @@ use host::cpus::Cpus;
 use host::disturbance::{Disturbance, Verdict, Watch};
 use host::facts::HostFacts;
 use host::perf::SwitchLog;
-use host::stdio;
 use host::thread::Class;
+use host::{stdio, termination};
 pub use migration::Migration;
 use steal_time::publisher::PublisherKind;
 use test_guest::TestGuest;
 use vmm::cli::{publisher, usable_cpus};
+use vmm::vm::machine;
 
 /// Pages of perf's ring: room for 87,000 switches, more than the longest measurement makes.
 const RING_PAGES: usize = 512;
@@ -137,14 +139,19 @@ pub fn command(args: &AccuracyArgs) -> Result<u8, Error> {
         json.write(&accuracy)?;
     }
     print(&accuracy)?;
+    if accuracy.interrupted {
+        print(&"Interrupted: not all publishers were measured\n")?;
+    }
     Ok(interrupted_status(accuracy.interrupted))
 }
 
 /// Measures each publisher. `begin` is called before each.
 ///
 /// # Errors
-/// [`Error::NoOracleCpu`] and [`Error::Cpus`]. Errors of one publisher go into its row.
+/// [`Error::NoOracleCpu`], [`Error::Cpus`], and that `/dev/kvm` cannot be used. Errors of one
+/// publisher go into its row.
 pub fn run(args: &AccuracyArgs, mut begin: impl FnMut(PublisherKind)) -> Result<Accuracy, Error> {
+    machine::open_kvm().map_err(RunError::from)?;
     let cpus = usable_cpus(args.cpus.as_ref())?;
     let vcpu_cpus = cpus.first(1);
     let sampler_cpus = cpus.without(&vcpu_cpus).ok_or_else(|| Error::NoOracleCpu(cpus.clone()))?.first(1);
@@ -152,6 +159,10 @@ pub fn run(args: &AccuracyArgs, mut begin: impl FnMut(PublisherKind)) -> Result<
     let mut accuracy =
         Accuracy { schema: SCHEMA, host: HostFacts::probe(), rows: Vec::new(), interrupted: false };
     for publisher in args.publishers.iter().copied() {
+        if termination::requested().is_some() {
+            accuracy.interrupted = true;
+            break;
+        }
         begin(publisher);
         let setup =
             Setup { publisher, cpus: &cpus, vcpu_cpus: &vcpu_cpus, sampler_cpus: &sampler_cpus, args };
@@ -164,7 +175,7 @@ pub fn run(args: &AccuracyArgs, mut begin: impl FnMut(PublisherKind)) -> Result<
     Ok(accuracy)
 }
 
-/// Ctrl-C ended the measurement.
+/// A signal ended the measurement.
 struct Interrupted;
 
 /// Turns an error of one publisher into text for its row.
@@ -226,7 +237,7 @@ impl Setup<'_> {
         let cpu_hog = self.start_cpu_hog()?;
         let sampler = Sampler::start(Arc::clone(&record), self.sampler_cpus.clone());
         let sampler = sampler.map_err(Error::host("start the thread of the oracle"))?;
-        test.deschedule_repeatedly(self.duration());
+        test.deschedule_repeatedly(self.duration())?;
         let samples = sampler.finish();
         drop(cpu_hog);
         let disturbance = watch.disturbance();

@@ -1,7 +1,6 @@
 //! The guest under test: its boot vCPU spins, exits to the monitor, halts and is woken.
 
 use std::io;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use libc::pid_t;
@@ -9,7 +8,7 @@ use protocol::VcpuId;
 use protocol::payload::params::{Job, Workload};
 
 use super::Setup;
-use crate::error::Error;
+use crate::error::{Error, pause};
 use crate::guest::{LabConfig, LabGuest, LabRun};
 use crate::results::OutcomeFacts;
 use host::cpus::Cpus;
@@ -36,9 +35,7 @@ impl TestGuest {
     /// Starts the guest on `cpus`. Its measured window is open when this returns.
     pub(super) fn start(setup: &Setup<'_>, cpus: &Cpus) -> Result<Self, Error> {
         let guest = LabGuest::start(&config(setup, cpus), io::sink(), Timings::since(Instant::now()))?;
-        if !guest.wait_for_window(PATIENCE) {
-            return Err(Error::test_guest("did not start"));
-        }
+        let guest = guest.with_open_window(PATIENCE)?;
         let threads = guest.vm().threads();
         let boot = threads.iter().find(|(vcpu, _)| *vcpu == VcpuId::BOOT);
         let tid = boot.map(|(_, thread)| thread.tid()).ok_or_else(|| Error::test_guest("has ended"))?;
@@ -46,14 +43,19 @@ impl TestGuest {
     }
 
     /// Deschedules the vCPU again and again, for `length`.
-    pub(super) fn deschedule_repeatedly(&self, length: Duration) {
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`] once termination is requested.
+    pub(super) fn deschedule_repeatedly(&self, length: Duration) -> Result<(), Error> {
         let began = Instant::now();
         while began.elapsed() < length {
-            thread::sleep(BETWEEN_DESCHEDULES);
+            pause(BETWEEN_DESCHEDULES)?;
             self.guest.vm().deschedule(VcpuId::BOOT);
-            thread::sleep(DESCHEDULED);
+            let paused = pause(DESCHEDULED);
             self.guest.vm().schedule(VcpuId::BOOT);
+            paused?;
         }
+        Ok(())
     }
 
     /// Ends the guest.

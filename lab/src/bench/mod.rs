@@ -21,7 +21,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 pub use self::policies::{PoliciesArgs, PoliciesCli};
-use crate::error::Error;
+use crate::error::{Error, interrupted_status};
 use crate::options::parse;
 use crate::output::OutputFile;
 use crate::runner::Runner;
@@ -92,10 +92,16 @@ impl RoundArgs {
 /// The results of a bench, which display as its tables.
 pub trait BenchReport: Display {
     /// Whether the user ended the bench early. It displays what it measured until then.
-    fn was_interrupted(&self) -> bool {
-        false
+    fn was_interrupted(&self) -> bool;
+
+    /// The exit status.
+    fn status(&self) -> u8 {
+        interrupted_status(self.was_interrupted())
     }
 }
+
+/// Printed by a bench without rounds of its own when it was interrupted.
+const INTERRUPTED: &str = "Interrupted: not all points were measured";
 
 /// Runs a bench, and writes its results to the requested file.
 ///

@@ -8,7 +8,7 @@ use std::fmt::{self, Display};
 use protocol::payload::params::{Job, Workload};
 use serde::Serialize;
 
-use super::{BenchArgs, BenchReport, TAKEN};
+use super::{BenchArgs, BenchReport, INTERRUPTED, TAKEN};
 use crate::error::Error;
 use crate::publisher::{self, ChosenPublisher};
 use crate::render::HostLine;
@@ -65,13 +65,20 @@ pub(super) fn run(args: &BenchArgs) -> Result<PreemptedBench, Error> {
         let experiment = Experiment { host: host.clone(), cpus: cpus.first(point.cpus), workload };
         experiment.run(VCPUS, point.publisher, workload)
     })?;
-    if runs.interrupted { Err(Error::Interrupted) } else { Ok(PreemptedBench { runs, refused }) }
+    Ok(PreemptedBench { runs, refused })
 }
 
-impl BenchReport for PreemptedBench {}
+impl BenchReport for PreemptedBench {
+    fn was_interrupted(&self) -> bool {
+        self.runs.interrupted
+    }
+}
 
 impl Display for PreemptedBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.was_interrupted() {
+            writeln!(f, "{INTERRUPTED}\n")?;
+        }
         let header = [
             "publisher",
             "CPUs",

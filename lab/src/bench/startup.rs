@@ -16,7 +16,7 @@ use clap::Args;
 use nix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
-use super::{BenchReport, TAKEN};
+use super::{BenchReport, INTERRUPTED, TAKEN};
 use crate::error::Error;
 use crate::options::parse;
 use crate::payload;
@@ -149,8 +149,8 @@ impl Contender {
         command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let watch = Watch::start(cpus.clone());
         let (began, began_monotonic) = (Instant::now(), monotonic());
-        let child = command.spawn().map_err(failed)?;
-        let ended = child::wait(&child).map_err(failed)?;
+        let mut child = command.spawn().map_err(failed)?;
+        let ended = child::wait(&mut child).map_err(failed)?;
         let wall = began.elapsed();
         if !ended.status.success() {
             return Err(failed(io::Error::other(format!("it ended with {}", ended.status))));
@@ -197,10 +197,17 @@ impl StartupBench {
     }
 }
 
-impl BenchReport for StartupBench {}
+impl BenchReport for StartupBench {
+    fn was_interrupted(&self) -> bool {
+        self.rounds.interrupted
+    }
+}
 
 impl Display for StartupBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.was_interrupted() {
+            writeln!(f, "{INTERRUPTED}\n")?;
+        }
         writeln!(
             f,
             "{};\na guest of {} vCPU{} and 64 MiB that resets at once; medians of {} rounds, minimum in brackets\n",

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use protocol::VcpuId;
 use serde::Serialize;
 
-use super::{BenchArgs, BenchReport, TAKEN};
+use super::{BenchArgs, BenchReport, INTERRUPTED, TAKEN};
 use crate::error::Error;
 use crate::render::HostLine;
 use crate::results::statistics::ratio;
@@ -224,6 +224,9 @@ impl BenchReport for SwitchBench {
 
 impl Display for SwitchBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.was_interrupted() {
+            writeln!(f, "{INTERRUPTED}\n")?;
+        }
         writeln!(
             f,
             "Two threads yield one CPU to each other; {};\nns a switch, median of {} rounds\n",

@@ -146,7 +146,8 @@ pub fn command(args: &ConformanceArgs) -> Result<u8, Error> {
     } else {
         print(&conformance)?;
     }
-    Ok(if conformance.passes() { interrupted_status(conformance.interrupted) } else { 1 })
+    let is_broken = !conformance.interrupted && !conformance.passes();
+    Ok(if is_broken { 1 } else { interrupted_status(conformance.interrupted) })
 }
 
 /// Tests all assertions on all subjects. `begin` is called before each subject.

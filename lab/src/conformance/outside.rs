@@ -9,7 +9,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use protocol::kvm::Registration;
@@ -18,7 +17,7 @@ use protocol::payload::params::{Job, Workload};
 
 use super::snapshots::{RecordFields, judge_growth, judge_paused, judge_restored, judge_writer};
 use super::{Plan, Verdicts};
-use crate::error::Error;
+use crate::error::{Error, pause};
 use crate::guest::{LabConfig, LabGuest};
 use host::cpu_hog::{Burst, CpuHog, HogLoad};
 use host::cpus::Cpus;
@@ -47,20 +46,20 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Judges `publisher` from outside.
 pub(super) fn judge(plan: &Plan, publisher: PublisherKind, verdicts: &mut Verdicts) -> Result<(), Error> {
     let cpus = plan.cpus.first(1);
-    let guest = LabGuest::start(&config(publisher, &cpus, ""), io::sink(), Timings::since(Instant::now()))?;
-    wait_for_window(&guest)?;
+    let guest = LabGuest::start(&config(publisher, &cpus, ""), io::sink(), Timings::since(Instant::now()))?
+        .with_open_window(PATIENCE)?;
     let memory = guest.vm().host_vm();
 
-    thread::sleep(RUNNING);
+    pause(RUNNING)?;
     let (before, resumed) = pause_for_a_while(&guest, &cpus, publisher, verdicts)?;
-    thread::sleep(RUNNING);
+    pause(RUNNING)?;
     let (after, _) = pause_for_a_while(&guest, &cpus, publisher, verdicts)?;
     for (before, after) in before.iter().zip(&after) {
         let wall = after.since.saturating_duration_since(resumed);
         judge_growth(before, after, wall, publisher, verdicts);
     }
 
-    let paused = pause(&guest)?;
+    let paused = pause_guest(&guest)?;
     let saved = guest.vm().save_steal_time(&paused);
     guest.vm().resume(paused);
     let saved = saved?;
@@ -76,12 +75,7 @@ fn config(publisher: PublisherKind, cpus: &Cpus, options: &str) -> LabConfig {
     LabConfig::embedded(VCPUS, cpus.clone(), publisher, format!("{workload} {options}"), timeout)
 }
 
-fn wait_for_window(guest: &LabGuest) -> Result<(), Error> {
-    let has_started = guest.wait_for_window(PATIENCE);
-    if has_started { Ok(()) } else { Err(Error::test_guest("did not start")) }
-}
-
-fn pause(guest: &LabGuest) -> Result<Paused, Error> {
+fn pause_guest(guest: &LabGuest) -> Result<Paused, Error> {
     guest.vm().pause().map_err(|_| Error::test_guest("was already paused"))
 }
 
@@ -94,7 +88,7 @@ fn pause_for_a_while(
     verdicts: &mut Verdicts,
 ) -> Result<(Vec<VcpuSnapshot>, Instant), Error> {
     let vm = guest.vm();
-    let paused = pause(guest)?;
+    let paused = pause_guest(guest)?;
     let first = vm.snapshot(&paused);
     load(cpus, PAUSED)?;
     let second = vm.snapshot(&paused);
@@ -167,9 +161,10 @@ fn restore(
         verdicts.judge(Assertion::SurvivesRestore, preempted == Some(0), why);
     }
     vm.resume(paused);
-    wait_for_window(&guest)?;
-    thread::sleep(RUNNING);
-    let paused = pause(&guest)?;
+    let guest = guest.with_open_window(PATIENCE)?;
+    let vm = guest.vm();
+    pause(RUNNING)?;
+    let paused = pause_guest(&guest)?;
     for (vcpu, was) in vm.snapshot(&paused).iter().zip(&saved.vcpus) {
         // Since then it has waited for half of the time: steal has grown.
         judge_restored(vcpu, was.steal_ns + 1, verdicts);
@@ -186,7 +181,7 @@ fn load(cpus: &Cpus, time: Duration) -> Result<(), Error> {
     let load = HogLoad { bursts: vec![burst], jitter: false, class: Class::Fair };
     let cpu_hog =
         CpuHog::start(&load, [cpus.clone()]).map_err(Error::host("start the thread of the CPU hog"))?;
-    thread::sleep(time);
+    let paused = pause(time);
     drop(cpu_hog);
-    Ok(())
+    paused
 }

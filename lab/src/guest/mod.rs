@@ -11,7 +11,6 @@ mod report_view;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
@@ -19,9 +18,11 @@ use protocol::payload::params::{self, Workload};
 use protocol::payload::report::Milestone;
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::error::Error;
 use crate::fault_injection::FaultCounts;
 use crate::sched::ScheduledGuest;
 use crate::window::{OwnWindow, Window};
+use host::termination;
 use steal_time::publisher::PublisherKind;
 use vmm::guest::{Guest, PayloadSource, PortEvent, RunOutcome};
 use vmm::guest_clock::GuestClock;
@@ -170,25 +171,41 @@ impl LabGuest {
         self.hooks.attach_scheduler(scheduler);
     }
 
-    /// Waits up to `limit` until all vCPUs of the payload are up.
+    /// Waits up to `limit` until all vCPUs of the payload are up, or until the guest has ended or
+    /// termination is requested.
     pub fn wait_until_up(&self, limit: Duration) {
         self.wait_for(Milestone::AllUp, limit);
     }
 
-    /// Waits up to `limit` until the payload's window opens; returns whether it did. A payload of
-    /// another project has no window.
+    /// Waits up to `limit` until the payload's window opens, or until the guest has ended or
+    /// termination is requested; returns whether it did. A payload of another project has no window.
     pub fn wait_for_window(&self, limit: Duration) -> bool {
         self.wait_for(Milestone::WindowOpens, limit)
+    }
+
+    /// Waits up to `limit` until the payload's window opens, and returns the guest then.
+    ///
+    /// # Errors
+    /// Why it does not open: the error of a vCPU thread, the end of the guest, or a request to
+    /// terminate.
+    pub fn with_open_window(self, limit: Duration) -> Result<Self, Error> {
+        if self.wait_for_window(limit) {
+            return Ok(self);
+        }
+        if termination::requested().is_some() {
+            return Err(Error::Interrupted);
+        }
+        if self.vm().has_ended() {
+            let outcome = self.wait()?.monitor.outcome;
+            return Err(Error::test_guest(format!("ended before its window opened: {outcome}")));
+        }
+        Err(Error::test_guest(format!("did not open its window in {limit:?}")))
     }
 
     fn wait_for(&self, milestone: Milestone, limit: Duration) -> bool {
         let Some(report) = self.report() else { return false };
         let is_reached = || report.header.milestone.load(Ordering::Acquire) >= milestone as u32;
-        let began = Instant::now();
-        while !is_reached() && began.elapsed() < limit {
-            thread::sleep(Duration::from_millis(1));
-        }
-        is_reached()
+        self.guest.wait_until(is_reached, limit)
     }
 
     /// Asks the payload to close its window and to end. Does not wait.

@@ -10,6 +10,9 @@ use super::parameters::{ParameterError, Parameters};
 use super::trace_file::{ThreadPattern, TracedSlice, VCPU_NAMES, parse};
 use super::{Cpu, Decision, Event, Ns, Policy, SchedState, Vcpu};
 
+/// The shortest slice that is carried out (ns).
+const MIN_SLICE: Ns = 10_000;
+
 /// Policy `replay`.
 #[derive(Clone, Debug)]
 pub struct Replay {
@@ -97,6 +100,8 @@ impl Replay {
 
     fn dispatch(&mut self, cpu: Cpu, state: &SchedState, out: &mut Vec<Decision>) {
         let (vcpu, until) = self.next_slice(cpu, state).unwrap_or((None, state.now + self.length));
+        // Shorter slices end before they are carried out, and would keep the driver busy for ever.
+        let until = until.max(state.now.saturating_add(MIN_SLICE));
         let vcpus = state.vcpus.len().max(1);
         let is_assigned = |vcpu: Vcpu| {
             out.iter().any(|other| matches!(other, Decision::Run { vcpu: taken, .. } if *taken == vcpu))

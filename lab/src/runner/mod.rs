@@ -16,13 +16,14 @@ mod tests;
 
 use std::fmt::Display;
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 pub use self::experiment::{Experiment, SessionPlan, lock_of};
 pub use self::point::{Point, WaitMode};
 pub use self::rounds::{Ratio, Rounds};
-use crate::error::Error;
+use crate::error::{self, Error};
 use host::disturbance::{Disturbance, Verdict};
 
 /// How points are measured.
@@ -79,8 +80,8 @@ impl Runner {
     /// Measures all `points` in each round with `measure`.
     ///
     /// # Errors
-    /// The first error of `measure`, except [`Error::Interrupted`]: it ends the rounds, and
-    /// the results so far are returned.
+    /// The first error of `measure`, except by an interruption: it ends the rounds, and the results
+    /// so far are returned.
     pub fn measure<P: Clone + Display, R: Measurement>(
         self,
         points: &[P],
@@ -93,8 +94,10 @@ impl Runner {
             let mut results = Vec::with_capacity(points.len());
             for point in points {
                 bar.set_message(format!("round {round}: {point}"));
-                match undisturbed(self.retries, || measure(point)) {
-                    Err(Error::Interrupted) => {
+                // Nothing begins once termination is requested.
+                let mut measure = || error::pause(Duration::ZERO).and_then(|()| measure(point));
+                match undisturbed(self.retries, &mut measure) {
+                    Err(error) if error.is_interrupted() => {
                         all.interrupted = true;
                         break;
                     }

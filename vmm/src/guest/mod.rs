@@ -15,11 +15,10 @@ mod config;
 use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use devices::Unclaimed;
-use host::kick;
+use host::{kick, termination};
 use protocol::payload::note::Note;
 use protocol::{MAX_VCPUS, VcpuId};
 use steal_time::StealTime;
@@ -48,6 +47,9 @@ pub use config::{GuestConfig, PayloadSource, PortEvent};
 
 /// How long [`Guest::vcpu_handles`] waits for vCPU threads to attach.
 const ATTACH_LIMIT: Duration = Duration::from_secs(5);
+
+/// Time between two looks of [`Guest::wait_until`].
+const POLL: Duration = Duration::from_micros(500);
 
 /// The outcome of a run.
 #[derive(Debug)]
@@ -232,16 +234,29 @@ impl Guest {
         self.clock
     }
 
+    /// Waits until `condition` holds, for at most `limit`, and returns whether it does. The wait also
+    /// ends when a vCPU thread has ended, and when termination is requested.
+    pub fn wait_until(&self, condition: impl Fn() -> bool, limit: Duration) -> bool {
+        let began = Instant::now();
+        loop {
+            // The thread may have made it hold before it ended.
+            let is_last = self.vm.has_ended() || began.elapsed() >= limit;
+            if condition() {
+                return true;
+            }
+            if is_last || termination::wait(POLL).is_some() {
+                return condition();
+            }
+        }
+    }
+
     /// Waits until the vCPU threads have attached, for at most 5 s. Returns the handles of those
     /// that have, in vCPU order.
     pub fn vcpu_handles(&self) -> Vec<Arc<VcpuHandle>> {
         let handles = || self.shared.control.handles();
         // A thread that cannot prepare its vCPU never attaches. It sends its error to the event
         // loop.
-        let began = Instant::now();
-        while handles().len() < self.vm.vcpu_count() && began.elapsed() < ATTACH_LIMIT {
-            thread::sleep(Duration::from_micros(100));
-        }
+        self.wait_until(|| handles().len() >= self.vm.vcpu_count(), ATTACH_LIMIT);
         let mut handles = handles();
         handles.sort_by_key(|(vcpu, _)| *vcpu);
         handles.into_iter().map(|(_, handle)| handle).collect()

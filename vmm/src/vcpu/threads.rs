@@ -79,6 +79,11 @@ impl Threads {
         self.threads.len()
     }
 
+    /// Returns whether a thread has ended. The others end soon, or have failed.
+    pub fn has_ended(&self) -> bool {
+        self.threads.iter().any(|thread| thread.handle.is_finished())
+    }
+
     /// Makes each thread of the paused guest run the command that `command` returns for it.
     ///
     /// Returns the answers in vCPU order; `None` for a thread that has ended.

@@ -96,6 +96,11 @@ impl Vm {
         self.threads.count()
     }
 
+    /// Returns whether a vCPU thread has ended: the guest has ended, or the thread has failed.
+    pub fn has_ended(&self) -> bool {
+        self.threads.has_ended()
+    }
+
     /// Returns the control of the vCPU threads.
     pub fn control(&self) -> &Arc<VcpuControl> {
         &self.control

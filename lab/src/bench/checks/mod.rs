@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use self::code::{FormCode, FunctionCode};
 use super::locks::{self, LockRounds, throughput};
-use super::{BenchArgs, BenchReport, RoundArgs, TAKEN, ratio_cells};
+use super::{BenchArgs, BenchReport, INTERRUPTED, RoundArgs, TAKEN, ratio_cells};
 use crate::error::Error;
 use crate::publisher::ChosenPublisher;
 use crate::render::HostLine;
@@ -62,9 +62,6 @@ pub(super) fn run(args: &ChecksArgs) -> Result<ChecksBench, Error> {
     let experiment = Experiment { host: HostFacts::probe(), cpus: args.common.usable_cpus()?, workload };
     let runner = args.rounds.runner(&args.common);
     let timed = runner.measure(&[TIMING], |_| experiment.run(1, PublisherKind::Off, workload))?;
-    if timed.interrupted {
-        return Err(Error::Interrupted);
-    }
     let points: Vec<Point> = points(publisher.kind).collect();
     let locks = locks::measure(&points, Workload::DEFAULT, args.rounds, &args.common)?;
     Ok(ChecksBench { publisher, code, timed, locks })
@@ -152,12 +149,15 @@ fn caller(code: FunctionCode) -> [String; 3] {
 
 impl BenchReport for ChecksBench {
     fn was_interrupted(&self) -> bool {
-        self.locks.interrupted
+        self.timed.interrupted || self.locks.interrupted
     }
 }
 
 impl Display for ChecksBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.was_interrupted() {
+            writeln!(f, "{INTERRUPTED}\n")?;
+        }
         let Some(first) = self.timed.first() else { return Ok(()) };
         let host = HostLine(&first.host);
         let (cpus, rounds, taken) = (&first.guest.cpus, self.timed.count(), self.timed_taken());

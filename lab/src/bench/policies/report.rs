@@ -7,12 +7,14 @@ use protocol::payload::params::{Wait, Workload};
 use super::super::sanity::{Retained, sanity};
 use super::super::{BenchReport, TAKEN, rounds_cell};
 use super::{PoliciesBench, PolicyPoint};
+use crate::error::interrupted_status;
 use crate::render::HostLine;
 use crate::results::statistics::per_second;
 use crate::results::{LockFigures, SchedFigures, WindowFigures};
 use crate::runner::{Ratio, lock_of};
 use crate::session::SessionResult;
 use crate::table::{Table, figure, or_dash, ratio, taken};
+use vmm::supervise::Outcome;
 
 /// Throughput of all guests together (acquisitions per second).
 fn throughput(result: &SessionResult) -> Option<f64> {
@@ -81,6 +83,11 @@ impl PoliciesBench {
         self.rounds.ratio(point, self.points.iter().find(is_same)?, throughput)
     }
 
+    /// Why the policy of `point` was ended, in the first round in which it was.
+    fn stop_reason(&self, point: &PolicyPoint) -> Option<String> {
+        self.rounds.of(point).find_map(|result| result.sched.as_ref()?.stop_reason.clone())
+    }
+
     /// The points that were measured at least once.
     fn measured(&self) -> impl Iterator<Item = &PolicyPoint> {
         self.points.iter().filter(|point| self.rounds.of(point).next().is_some())
@@ -136,7 +143,7 @@ impl PoliciesBench {
             let refused = self.rounds.median(point, |result| sched(result, refused));
             let refused = refused.filter(|refused| *refused > 0.0);
             let refused = refused.map(|refused| format!("{} decisions refused", figure(refused)));
-            let ended = self.rounds.of(point).find_map(|result| result.sched.as_ref()?.stop_reason.clone());
+            let ended = self.stop_reason(point);
             let parts: Vec<_> = refused.into_iter().chain(ended.map(|why| format!("ended: {why}"))).collect();
             (!parts.is_empty()).then(|| format!("{point}: {}", parts.join("; ")))
         })
@@ -173,6 +180,13 @@ fn names(point: &PolicyPoint) -> [String; 4] {
 impl BenchReport for PoliciesBench {
     fn was_interrupted(&self) -> bool {
         self.rounds.interrupted
+    }
+
+    fn status(&self) -> u8 {
+        match self.points.iter().find_map(|point| self.stop_reason(point)) {
+            Some(_) if !self.rounds.interrupted => Outcome::Stopped.status(),
+            _ => interrupted_status(self.rounds.interrupted),
+        }
     }
 }
 

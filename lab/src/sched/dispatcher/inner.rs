@@ -14,6 +14,9 @@ use crate::sched::policy_call;
 use crate::sched::stop_reason::StopReason;
 use host::clock;
 
+/// Maximum number of due events that one dispatch delivers.
+const MAX_EVENTS: usize = 256;
+
 #[derive(Debug)]
 pub(super) struct Inner {
     pub(super) schedule: Schedule,
@@ -81,7 +84,11 @@ impl Inner {
             self.has_begun = self.deliver(Event::Begin);
         }
         self.deliver_guest_events();
-        while !self.is_over() {
+        // A policy of tiny slices is always late. The bound lets others take the lock meanwhile.
+        for _ in 0..MAX_EVENTS {
+            if self.is_over() {
+                break;
+            }
             let (count, now) = (self.changes.len(), self.schedule.state().now);
             let event = match cpu {
                 Some(cpu) => self.schedule.pop_due_on(cpu, &mut self.changes),
