@@ -1,7 +1,7 @@
 //! Termination: how a signal or the deadline of `--timeout` ends the process.
 //!
-//! [`run`] starts a thread that receives SIGINT, SIGTERM and SIGHUP and keeps the deadline, from the
-//! start of the process to its end. Once either comes, termination is requested, and stays
+//! [`run`] starts a thread that receives SIGINT, SIGTERM and SIGHUP and keeps the deadline, from
+//! the start of the process to its end. Once either comes, termination is requested, and stays
 //! requested. Every wait of the command watches [`fd`], or is a [`wait`]; so the command ends by
 //! itself, with what it has measured. A command that does not end within [`GRACE`] is stuck in a
 //! system call, such as a write to a pipe that is not read. The thread then ends the process.
@@ -133,8 +133,8 @@ pub fn set_deadline(after: Duration) {
 }
 
 /// Runs `command`, and returns its exit status. If it does not end in time, or cannot print its
-/// results any more, the process ends with the status of the [`Cause`]. The main thread calls it, once, before it starts any other thread.
-/// `began` is the start of the process.
+/// results any more, the process ends with the status of the [`Cause`]. The main thread calls it,
+/// once, before it starts any other thread. `began` is the start of the process.
 pub fn run(began: Instant, command: impl FnOnce() -> u8) -> ExitCode {
     match start(began) {
         Ok(()) => {

@@ -2,9 +2,9 @@
 //!
 //! Four parts make up the wall time of a thread. The kernel counts two of them: CPU time and run
 //! delay. The rest is sleep, unless the process was stopped (SIGSTOP, SIGTSTP, a debugger, the
-//! cgroup freezer). No counter tells a stopped thread from a sleeping one. But a thread that asks to
-//! be woken after a while sleeps no longer than that, however loaded its host is: what it waits for
-//! a CPU then is run delay. So a thread that sleeps in bounded waits can tell by itself
+//! cgroup freezer). No counter tells a stopped thread from a sleeping one. But a thread that asks
+//! to be woken after a while sleeps no longer than that, however loaded its host is: what it waits
+//! for a CPU then is run delay. So a thread that sleeps in bounded waits can tell by itself
 //! ([`RunningTime`]). No signal handler could: the freezer sends no signal.
 
 use std::io;

@@ -50,11 +50,10 @@
 //!    a load.
 //! 4. [`results`] has what a run measured, as JSON. [`render`] and [`render_sched`] print it, with
 //!    [`table`]. [`trace`] writes it for Perfetto. [`output`] and [`print`](mod@print) are where it
-//!    goes.
-//!    [`publisher`] chooses a command's publisher, and prints what a refusal costs.
+//!    goes. [`publisher`] chooses a command's publisher, and prints what a refusal costs.
 //! 5. The commands: [`demo`] (no command), [`run`], [`bench`](mod@bench), [`accuracy`] with its
-//!    [`oracle`], [`conformance`], [`doctor`]. [`runner`] measures points in rounds for
-//!    several of them.
+//!    [`oracle`], [`conformance`], [`doctor`]. [`runner`] measures points in rounds for several of
+//!    them.
 
 pub mod accuracy;
 pub mod bench;

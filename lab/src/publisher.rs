@@ -1,4 +1,5 @@
-//! The publisher of a command: what was chosen, what the host allows, and what the difference costs.
+//! The publisher of a command: what was chosen, what the host allows, and what the difference
+//! costs.
 //!
 //! A command that compares guests settles `--publisher` once, so that all of them have the same
 //! publisher. Where the host refuses the best one, the first line that the command prints names
@@ -94,8 +95,8 @@ pub fn notice(selection: &Selection) -> Option<String> {
     Some(notice_of(selection.kind(), refused, &Rights::of_this_process(), &own_path()))
 }
 
-/// Prints the first line of a command that measures several publishers, or `bpf` alone, if this host
-/// refuses `bpf`. Returns why it does.
+/// Prints the first line of a command that measures several publishers, or `bpf` alone, if this
+/// host refuses `bpf`. Returns why it does.
 pub fn announce_refused_bpf() -> Option<String> {
     let error = Program::load(1, 1).err()?;
     let (missing, cure) = explain(&error, &Rights::of_this_process(), &own_path());

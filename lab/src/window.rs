@@ -1,12 +1,12 @@
 //! Windows: what the host's scheduler counted between two moments of a run.
 //!
 //! Each vCPU reports when it finds the window open, and closed. The thread of the first one takes a
-//! [`Snapshot`] of all vCPUs before the guest continues. The windows of guest and host differ by the
-//! time until that vCPU saw the change.
+//! [`Snapshot`] of all vCPUs before the guest continues. The windows of guest and host differ by
+//! the time until that vCPU saw the change.
 //!
 //! A vCPU that waits for a CPU at that moment sees the change later, and its steal grows only then.
-//! So each thread also reads its own times at its own reports ([`OwnEnds`]). Over such a window, run
-//! time and steal of a vCPU that always wants to run add up to the window's length.
+//! So each thread also reads its own times at its own reports ([`OwnEnds`]). Over such a window,
+//! run time and steal of a vCPU that always wants to run add up to the window's length.
 
 use std::time::{Duration, Instant};
 

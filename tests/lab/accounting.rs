@@ -1,4 +1,5 @@
-//! Where the time of a vCPU goes: each nanosecond is run time, or steal, or the monitor was stopped.
+//! Where the time of a vCPU goes: each nanosecond is run time, or steal, or the monitor was
+//! stopped.
 
 use std::fs;
 use std::io;

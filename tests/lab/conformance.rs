@@ -183,7 +183,7 @@ fn a10_init_clears_the_msr_and_stops_publication() {
 }
 
 #[test]
-fn a11_msr_in_kvm_stays_zero() {
+fn a11_msr_in_kvm_stays_disabled() {
     holds(Assertion::OneWriter);
 }
 

@@ -1,5 +1,5 @@
-//! The console's output: what a guest prints reaches a reader, and a reader that does not read holds
-//! nothing.
+//! The console's output: what a guest prints reaches a reader, and a reader that does not read
+//! holds nothing.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -182,10 +182,10 @@ fn emulated_instruction_is_complete_when_the_guest_is_paused() {
 /// GPA of the fixture's clock, a `struct pvclock_vcpu_time_info` whose version lies at 0.
 const CLOCK_GPA: u64 = 0x20_0000;
 
-/// Firecracker issue 5322, PR 5494, and `BuildBuddy` PR 10482: `KVM_KVMCLOCK_CTRL` after a pause was
-/// lost in the snapshot, and the guest's watchdog panicked over a soft lockup. Here a guest finds
-/// the flag of the pause (`PVCLOCK_GUEST_STOPPED`), once after each pause, also if its steal time
-/// was saved and restored meanwhile.
+/// Firecracker issue 5322, PR 5494, and `BuildBuddy` PR 10482: `KVM_KVMCLOCK_CTRL` after a pause
+/// was lost in the snapshot, and the guest's watchdog panicked over a soft lockup. Here a guest
+/// finds the flag of the pause (`PVCLOCK_GUEST_STOPPED`), once after each pause, also if its steal
+/// time was saved and restored meanwhile.
 #[test]
 fn clock_of_a_paused_guest_has_the_stopped_flag() {
     const PAUSES: u64 = 50;

@@ -16,9 +16,9 @@ thread_local! {
     static BLOCKED: Cell<SigSet> = Cell::new(SigSet::empty());
 }
 
-/// Guard that keeps SIGINT, SIGTERM and SIGHUP blocked in the thread that created it, and in threads
-/// created afterwards. When the last guard of the thread is dropped there, the signals are delivered
-/// again.
+/// Guard that keeps SIGINT, SIGTERM and SIGHUP blocked in the thread that created it, and in
+/// threads created afterwards. When the last guard of the thread is dropped there, the signals are
+/// delivered again.
 #[derive(Debug)]
 pub struct BlockedSignals(ThreadId);
 

@@ -44,8 +44,8 @@
 //! - [`guest`]: a guest from its configuration to its outcome.
 //! - [`vm`] and [`vcpu`]: KVM's objects, the run loop, and how vCPU threads are stopped.
 //! - [`loader`] and [`boot`]: payload formats, and the state in which vCPUs start.
-//! - [`event_loop`], [`blocked_signals`] and [`supervise`]: what the main thread waits for, and how a
-//!   run ends. [`console`]: what the guest reads and prints.
+//! - [`event_loop`], [`blocked_signals`] and [`supervise`]: what the main thread waits for, and how
+//!   a run ends. [`console`]: what the guest reads and prints.
 
 pub mod blocked_signals;
 pub mod boot;

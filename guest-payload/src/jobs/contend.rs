@@ -1,11 +1,11 @@
 //! Contend: all vCPUs want one lock, or one of a few.
 //!
 //! Each vCPU acquires, works in the section, releases, thinks, and repeats. The time stamp of a
-//! grant decides whether it counts as in the window. A vCPU that holds a lock takes both time stamps
-//! of its section: after the access that acquired the lock, and before the one that releases it. So
-//! the sections of an exclusive lock do not overlap by the clock that all vCPUs share. Each [`Section`] asserts that the lock
-//! excludes; at the end the entries that the sections have counted are compared with those that the
-//! vCPUs have counted.
+//! grant decides whether it counts as in the window. A vCPU that holds a lock takes both time
+//! stamps of its section: after the access that acquired the lock, and before the one that releases
+//! it. So the sections of an exclusive lock do not overlap by the clock that all vCPUs share. Each
+//! [`Section`] asserts that the lock excludes; at the end the entries that the sections have
+//! counted are compared with those that the vCPUs have counted.
 //!
 //! Two ways to lose time to a preemption are told apart:
 //!

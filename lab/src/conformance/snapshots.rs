@@ -126,7 +126,8 @@ pub(super) fn judge_growth(
     verdicts.judge(Assertion::SharedCpuAddsUp, sum_ns.abs_diff(wall_ns) <= slack, why);
     let share = || format!("vCPU {vcpu} waited for {added_ns} of {wall_ns} ns, beside one other vCPU");
     verdicts.judge(Assertion::SharedCpuAddsUp, added_ns >= wall_ns / 3, share);
-    // The pause before was much longer than the slack: counted as steal, it would exceed this bound.
+    // The pause before was much longer than the slack: counted as steal, it would exceed this
+    // bound.
     verdicts.judge(Assertion::MonitorAddsNothing, sum_ns <= wall_ns + slack, why);
 }
 

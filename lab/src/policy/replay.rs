@@ -1,8 +1,8 @@
 //! Replay: runs the schedule of a recorded trace.
 //!
 //! [`trace_file`](super::trace_file) defines the formats. CPUs and vCPUs of the trace map to those
-//! of the guest modulo their numbers. `threads` selects the threads that are vCPUs. `scale` stretches
-//! time, in percent. The trace repeats when it ends.
+//! of the guest modulo their numbers. `threads` selects the threads that are vCPUs. `scale`
+//! stretches time, in percent. The trace repeats when it ends.
 //!
 //! Source: this repository.
 

@@ -129,8 +129,8 @@ pub struct VcpuFigures {
     pub exits: ExitCounts,
     /// CPU time of its thread (ns); `None` if the host does not report it.
     pub run_ns: Option<u64>,
-    /// Time for which its thread was runnable without a CPU (ns); `None` if the host does not report
-    /// it.
+    /// Time for which its thread was runnable without a CPU (ns); `None` if the host does not
+    /// report it.
     pub run_delay_ns: Option<u64>,
     /// Number of times that the host preempted its thread.
     pub preemptions: u64,

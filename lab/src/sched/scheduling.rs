@@ -20,8 +20,8 @@ use host::thread::{Class, set_own_class};
 use steal_time::publisher::PublisherKind;
 use vmm::vcpu::control::VcpuHandle;
 
-/// Class of the command's thread and of helpers while real-time vCPU threads run. Otherwise they would
-/// not get a CPU to handle the end of a guest or of the process.
+/// Class of the command's thread and of helpers while real-time vCPU threads run. Otherwise they
+/// would not get a CPU to handle the end of a guest or of the process.
 const MAIN: Class = Class::Fifo(30);
 
 /// Raises the calling thread and the helpers ([`host::helper`]) above the vCPU threads, if the host

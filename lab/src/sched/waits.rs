@@ -1,9 +1,9 @@
 //! How long a vCPU has waited for a CPU, with the wait that lasts.
 //!
-//! The kernel counts run delay when a wait ends. A policy that runs the vCPU that has waited longest
-//! needs it earlier: otherwise the figure of a waiting vCPU stands still, and the figure of the one
-//! that runs is the largest. But what a thread does between two readings is known in most cases. A
-//! thread that did not block in between either ran or waited.
+//! The kernel counts run delay when a wait ends. A policy that runs the vCPU that has waited
+//! longest needs it earlier: otherwise the figure of a waiting vCPU stands still, and the figure of
+//! the one that runs is the largest. But what a thread does between two readings is known in most
+//! cases. A thread that did not block in between either ran or waited.
 
 use crate::policy::Ns;
 

@@ -63,7 +63,7 @@ assertions! {
     10 InitClears = "init-clears":
         "INIT and reset clear the MSR and stop publication",
     11 OneWriter = "one-writer":
-        "KVM's own copy of the MSR stays 0 while the monitor emulates it",
+        "KVM's own copy of the MSR stays disabled while the monitor emulates it",
     12 OnlyTheWords = "only-the-words":
         "The host writes only bytes 0 to 16; flags stay 0, padding stays as the guest set it",
     13 VersionEven = "version-even":

@@ -24,11 +24,11 @@ use crate::MAX_VCPUS;
 pub enum Milestone {
     /// All vCPUs are up, and the warm-up begins.
     AllUp = 1,
-    /// The measured window begins. Each vCPU writes it when it finds the window open, and then reads
-    /// [`VcpuReport::steal_at_open`]; again if steal grew in between.
+    /// The measured window begins. Each vCPU writes it when it finds the window open, and then
+    /// reads [`VcpuReport::steal_at_open`]; again if steal grew in between.
     WindowOpens = 2,
-    /// The measured window ends. Each vCPU writes it when it finds the window closed, and then reads
-    /// [`VcpuReport::steal_at_close`]; again if steal grew in between.
+    /// The measured window ends. Each vCPU writes it when it finds the window closed, and then
+    /// reads [`VcpuReport::steal_at_close`]; again if steal grew in between.
     WindowCloses = 3,
 }
 

@@ -131,8 +131,8 @@ fn probe(fixture: &Fixture, publisher: PublisherKind) -> Probed {
     Probed { table, write: row(0x300)[0], exits: snapshot.exits.msr, kernel_msr: snapshot.kernel_msr }
 }
 
-/// Hyperlight PR 991, Solo5 issue 611, Cloud Hypervisor PR 8442: are KVM's own MSRs really denied to
-/// a guest? Here the filter denies KVM exactly the one that this monitor emulates: each access
+/// Hyperlight PR 991, Solo5 issue 611, Cloud Hypervisor PR 8442: are KVM's own MSRs really denied
+/// to a guest? Here the filter denies KVM exactly the one that this monitor emulates: each access
 /// reaches the monitor, or faults, and KVM's copy stays 0. Which of the others a guest can read is
 /// KVM's affair, and printed.
 #[test]

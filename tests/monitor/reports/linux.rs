@@ -140,8 +140,8 @@ fn intervals<'a>(lines: &'a [Ticks], value: impl Fn(&Ticks) -> u64 + 'a) -> impl
     lines.windows(2).map(move |pair| signed(value(&pair[1])) - signed(value(&pair[0])))
 }
 
-/// htop issue 289: after a live migration an idle guest shows 100 % load. Here an idle guest that is
-/// saved and restored a thousand times shows no steal but its thread's run delay, and idles.
+/// htop issue 289: after a live migration an idle guest shows 100 % load. Here an idle guest that
+/// is saved and restored a thousand times shows no steal but its thread's run delay, and idles.
 #[test]
 fn idle_linux_saved_and_restored_a_thousand_times_shows_no_load() {
     needs!(bpf);
@@ -155,8 +155,8 @@ fn idle_linux_saved_and_restored_a_thousand_times_shows_no_load() {
     assert!(idle * 20 > total, "{idle} of {total} ticks are idle: {:?}", run.asleep);
 }
 
-/// Prometheus `node_exporter` issue 742: the steal counter falls by 8e8 in a second (Linux 4.4). Here
-/// it never falls.
+/// Prometheus `node_exporter` issue 742: the steal counter falls by 8e8 in a second (Linux 4.4).
+/// Here it never falls.
 #[test]
 fn steal_counter_of_linux_never_falls_over_a_thousand_pauses() {
     needs!(bpf);

@@ -14,8 +14,8 @@ use crate::boot::Entry;
 const PVH_OWNER: &str = "Xen";
 const PVH_TYPE: u32 = 18;
 
-/// Maximum size of all note segments together (bytes). A file may claim more than the host has memory,
-/// or the same bytes thousands of times.
+/// Maximum size of all note segments together (bytes). A file may claim more than the host has
+/// memory, or the same bytes thousands of times.
 const MAX_NOTES: u64 = 64 << 10;
 
 /// Parses the ELF file `image`.

@@ -1,9 +1,10 @@
 //! ELF notes: splits a note segment into its notes.
 //!
-//! Two layouts are in use. Kernels align names and descriptors to 4 bytes, whatever the alignment of
-//! the segment is; GNU ld gives a segment the largest alignment of its sections. The gABI aligns
-//! them to that alignment. The declared layout is taken if it fits the whole segment, padding included,
-//! else that of 4 bytes. Zeroes between notes are padding: a note has a name, so its first word is not 0.
+//! Two layouts are in use. Kernels align names and descriptors to 4 bytes, whatever the alignment
+//! of the segment is; GNU ld gives a segment the largest alignment of its sections. The gABI aligns
+//! them to that alignment. The declared layout is taken if it fits the whole segment, padding
+//! included, else that of 4 bytes. Zeroes between notes are padding: a note has a name, so its
+//! first word is not 0.
 //!
 //! Sources: ELF gABI, "Note Section"; binutils `elf_parse_notes`; Linux `include/linux/elfnote.h`.
 

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Options add columns: `-V` a picture of the CPUs before the name, `--show-prio` a priority behind
-//! it, `--state` and `-n` text at the end. `-w` and `-M` add rows of wakeups and migrations, `-I` of
-//! idle CPUs.
+//! it, `--state` and `-n` text at the end. `-w` and `-M` add rows of wakeups and migrations, `-I`
+//! of idle CPUs.
 //!
 //! Source: Linux `tools/perf/builtin-sched.c`, `timehist_header` and `timehist_print_sample`.
 

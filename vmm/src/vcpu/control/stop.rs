@@ -18,8 +18,8 @@ use super::{AlreadyPaused, FINISH, PAUSE, STOP, VcpuControl, VcpuHandle};
 /// The first wait of a descheduled thread. Most are scheduled within it.
 const FIRST_WAIT: Duration = Duration::from_millis(10);
 
-/// The longest wait of a descheduled thread. Of a stop of the process, up to twice as much may count
-/// as a wait.
+/// The longest wait of a descheduled thread. Of a stop of the process, up to twice as much may
+/// count as a wait.
 const LONGEST_WAIT: Duration = Duration::from_millis(160);
 
 impl VcpuControl {
