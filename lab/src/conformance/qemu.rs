@@ -3,7 +3,8 @@
 //! With KVM, the in-kernel publisher writes the records. With TCG there is no steal time. The
 //! payload reports on COM1, with one line for each assertion.
 
-use std::fs;
+use std::fs::{self, File};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use protocol::payload::conformance::Assertion;
@@ -13,6 +14,7 @@ use super::scenes::{ABSENT, CHECK, SETTINGS, Setting};
 use super::{Plan, Subject, Verdicts};
 use crate::error::Error;
 use crate::payload;
+use host::{child, termination};
 
 /// The program that is run.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -48,7 +50,11 @@ fn play(plan: &Plan, subject: Subject, setting: Setting, verdicts: &mut Verdicts
     let vcpus = setting.vcpus(plan.cpus.count());
     let failed = |how: String| failed(setting.scene, subject, how);
     let cpu = cpu(subject, setting.scene);
-    let report = boot(cpu, vcpus, &setting.workload().to_string()).map_err(failed)?;
+    let booted = boot(cpu, vcpus, &setting.workload().to_string());
+    if termination::requested().is_some() {
+        return Err(Error::Interrupted);
+    }
+    let report = booted.map_err(failed)?;
     for (assertion, finding) in report.lines().filter_map(parse) {
         match finding {
             Ok(times) => verdicts.hold(assertion, times),
@@ -96,11 +102,17 @@ fn boot(cpu: [&str; 4], vcpus: usize, cmdline: &str) -> Result<String, String> {
         "none",
     ]);
     qemu.args(["-serial", "stdio", "-no-reboot", "-append", cmdline, "-kernel"]).arg(&payload);
-    let ended = qemu.stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
+    // Files, not pipes: the wait below is the only one, and termination ends it.
+    let [printed, message] = ["stdout", "stderr"].map(|name| folder.path().join(name));
+    let create = |path: &Path| File::create(path).map_err(|error| format!("no temporary file: {error}"));
+    qemu.stdin(Stdio::null()).stdout(create(&printed)?).stderr(create(&message)?);
+    let mut qemu = qemu.spawn().map_err(|error| error.to_string())?;
+    let ended = child::wait(&mut qemu).map_err(|error| error.to_string())?;
+    let read = |path: &Path| fs::read(path).map_err(|error| format!("its output cannot be read: {error}"));
     if ended.status.success() {
-        return Ok(String::from_utf8_lossy(&ended.stdout).into_owned());
+        return Ok(String::from_utf8_lossy(&read(&printed)?).into_owned());
     }
-    let message = String::from_utf8_lossy(&ended.stderr).lines().last().unwrap_or_default().to_owned();
+    let message = String::from_utf8_lossy(&read(&message)?).lines().last().unwrap_or_default().to_owned();
     Err(format!("{} {message}", ended.status))
 }
 
