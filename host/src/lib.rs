@@ -47,6 +47,7 @@ pub mod input;
 pub mod kick;
 pub mod perf;
 pub mod placement;
+pub mod rate;
 pub mod scheduler;
 mod signals;
 pub mod stats;

@@ -3,10 +3,15 @@
 //! The kernel's `yield_to` serves only KVM, which calls it when a vCPU spins too long. Userspace
 //! has only scheduling classes. So the target becomes a real-time thread, the waiter sleeps, and
 //! then demotes the target again. The waiter takes a higher class meanwhile, or it could not wake
-//! up to do so. The sleep bounds the donation: 50 us, some dozens of critical sections.
+//! up to do so. The sleep bounds the donation: 50 us, some dozens of critical sections. Both threads
+//! then get back what they had: class, nice value, slice and flags.
+//!
+//! The guest causes all this, so it has no effect unless the user's options ask for it, and all
+//! donations of this process together take 5 % of one CPU at most.
 //!
 //! Without the privilege the waiter calls `sched_yield`, and the host's scheduler decides.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -14,7 +19,10 @@ use std::time::Duration;
 use libc::pid_t;
 use protocol::VcpuId;
 
-use host::thread::{Class, set_class, set_own_class};
+use host::clock;
+use host::rate::RealtimeBudget;
+use host::sync::lock;
+use host::thread::{Attributes, Class, set_class, set_own_class};
 use vmm::vcpu::control::VcpuControl;
 
 /// Length of a donation.
@@ -22,6 +30,9 @@ const DONATION: Duration = Duration::from_micros(50);
 
 const TARGET: Class = Class::Fifo(1);
 const WAITER: Class = Class::Fifo(2);
+
+/// What all guests of this process may spend in a real-time class: they may share a CPU.
+static BUDGET: Mutex<RealtimeBudget> = Mutex::new(RealtimeBudget::EMPTY);
 
 /// The directed yields of a guest's vCPUs, one at a time.
 ///
@@ -31,27 +42,45 @@ const WAITER: Class = Class::Fifo(2);
 pub struct DirectedYield {
     /// A donation is in progress.
     is_busy: AtomicBool,
-    /// A scheduler owns the classes of the vCPU threads.
-    is_disabled: AtomicBool,
+    /// The user's options ask for it, and no scheduler owns the classes of the vCPU threads.
+    is_enabled: AtomicBool,
 }
 
 impl DirectedYield {
+    /// Creates the directed yield of a guest, whose user's options ask for it or not.
+    pub fn new(is_enabled: bool) -> Self {
+        Self { is_busy: AtomicBool::new(false), is_enabled: AtomicBool::new(is_enabled) }
+    }
+
     /// Disables directed yield: a scheduler owns the classes of the vCPU threads from now on.
+    /// Returns after a donation in progress, whose end would change a class.
     pub fn disable(&self) {
-        self.is_disabled.store(true, Ordering::Relaxed);
+        // In one order with the two accesses of `run`: that one sees the change, or this one the
+        // donation
+        self.is_enabled.store(false, Ordering::SeqCst);
+        while self.is_busy.load(Ordering::SeqCst) {
+            thread::sleep(DONATION);
+        }
+    }
+
+    /// Returns whether a yield has any effect.
+    pub fn is_enabled(&self) -> bool {
+        self.is_enabled.load(Ordering::Relaxed)
     }
 
     /// Lets the thread of `vcpu` run in place of the calling vCPU thread for a moment; returns
     /// whether it did.
     ///
     /// Otherwise the calling thread has called `sched_yield`: another donation is in progress, the
-    /// host refuses real-time classes, or the vCPU does not exist. A disabled one does nothing.
+    /// budget is spent, the host refuses real-time classes, or the vCPU does not exist. A disabled
+    /// one does nothing.
     pub fn run(&self, vcpu: VcpuId, control: &VcpuControl) -> bool {
-        if self.is_disabled.load(Ordering::Relaxed) {
+        if !self.is_enabled() {
             return false;
         }
-        let is_free = !self.is_busy.swap(true, Ordering::Acquire);
-        let has_run = is_free && control.tid(vcpu).is_some_and(donate_to);
+        let is_free = !self.is_busy.swap(true, Ordering::SeqCst);
+        let is_enabled = is_free && self.is_enabled.load(Ordering::SeqCst);
+        let has_run = is_enabled && control.tid(vcpu).is_some_and(donate_to);
         if is_free {
             self.is_busy.store(false, Ordering::Release);
         }
@@ -62,8 +91,21 @@ impl DirectedYield {
     }
 }
 
-/// Raises thread `tid` while the calling thread sleeps; returns whether the host allowed it.
+/// Raises thread `tid` while the calling thread sleeps, if the budget allows it; returns whether it
+/// and the host did.
 fn donate_to(tid: pid_t) -> bool {
+    let from_ns = clock::monotonic_ns();
+    let need_ns = u64::try_from(DONATION.as_nanos()).unwrap_or(u64::MAX);
+    if !lock(&BUDGET).may_spend(need_ns, from_ns) {
+        return false;
+    }
+    let has_run = donate_within_budget(tid);
+    lock(&BUDGET).charge(clock::monotonic_ns() - from_ns);
+    has_run
+}
+
+fn donate_within_budget(tid: pid_t) -> bool {
+    let (Ok(own), Ok(other)) = (Attributes::of(0), Attributes::of(tid)) else { return false };
     if set_own_class(WAITER).is_err() {
         return false;
     }
@@ -71,10 +113,10 @@ fn donate_to(tid: pid_t) -> bool {
     if is_raised {
         thread::sleep(DONATION);
         // Fails only for a thread that has exited.
-        let _ = set_class(tid, Class::Fair);
+        let _ = other.restore(tid);
     }
-    // Dropping to SCHED_OTHER needs no privilege.
-    let _ = set_own_class(Class::Fair);
+    // Dropping to what it had needs no privilege.
+    let _ = own.restore(0);
     is_raised
 }
 
@@ -87,7 +129,7 @@ mod tests {
     /// Two vCPUs that yield to each other, or to a third one, would demote each other's target.
     #[test]
     fn yield_is_refused_while_another_is_in_progress_and_allowed_afterwards() {
-        let (control, yields) = (VcpuControl::new(), DirectedYield::default());
+        let (control, yields) = (VcpuControl::new(), DirectedYield::new(true));
         let vcpu = VcpuId::BOOT;
         let (entered, has_entered) = mpsc::channel();
         let (done, is_done) = mpsc::channel::<()>();
@@ -105,6 +147,8 @@ mod tests {
             yields.is_busy.store(false, Ordering::Relaxed);
             let is_allowed = set_own_class(WAITER).is_ok();
             set_own_class(Class::Fair).unwrap();
+            // The budget fills
+            thread::sleep(Duration::from_millis(20));
             assert_eq!(yields.run(vcpu, control), is_allowed, "none is in progress, and the vCPU exists");
             assert!(!yields.is_busy.load(Ordering::Relaxed));
             let missing = VcpuId::new(1).unwrap();
@@ -112,5 +156,39 @@ mod tests {
             assert!(!yields.is_busy.load(Ordering::Relaxed));
             drop(done);
         });
+    }
+
+    /// Each thread has another nice value and slice, as a user may have given them.
+    #[test]
+    fn storm_of_yields_leaves_class_nice_and_slice_of_both_threads_as_they_were() {
+        let (control, yields) = (VcpuControl::new(), DirectedYield::new(true));
+        let (entered, has_entered) = mpsc::channel();
+        let (done, is_done) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            let control = &control;
+            scope.spawn(move || {
+                set_own_class(Class::Tuned { nice: 19, slice_ns: 7_000_000 }).unwrap();
+                let tid = control.attach(VcpuId::BOOT).kick_handle().tid();
+                entered.send(tid).unwrap();
+                let _ = is_done.recv();
+                control.detach(VcpuId::BOOT);
+            });
+            let target = has_entered.recv().unwrap();
+            scope.spawn(move || {
+                set_own_class(Class::Tuned { nice: 11, slice_ns: 2_000_000 }).unwrap();
+                let before = [0, target].map(|tid| Attributes::of(tid).unwrap());
+                for _ in 0..20_000 {
+                    yields.run(VcpuId::BOOT, control);
+                }
+                assert_eq!([0, target].map(|tid| Attributes::of(tid).unwrap()), before);
+                drop(done);
+            });
+        });
+    }
+
+    #[test]
+    fn yield_without_the_option_does_nothing() {
+        let yields = DirectedYield::default();
+        assert!(!yields.is_enabled() && !yields.run(VcpuId::BOOT, &VcpuControl::new()));
     }
 }

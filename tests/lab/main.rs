@@ -9,6 +9,7 @@ mod checks;
 mod cli;
 mod conformance;
 mod documents;
+mod doorbell;
 mod limits;
 mod locks;
 mod mortality;

@@ -78,7 +78,7 @@ struct VcpuRecord {
 }
 
 impl LabHooks {
-    pub(super) fn new(cpus: Cpus, faults: Option<Faults>, announces: bool) -> Self {
+    pub(super) fn new(cpus: Cpus, faults: Option<Faults>, announces: bool, has_doorbell: bool) -> Self {
         Self {
             cpus,
             faults,
@@ -87,7 +87,7 @@ impl LabHooks {
             report: OnceLock::new(),
             injector: OnceLock::new(),
             scheduler: OnceLock::new(),
-            directed_yield: DirectedYield::default(),
+            directed_yield: DirectedYield::new(has_doorbell),
             milestones: Mutex::default(),
             vcpus: (0..MAX_VCPUS).map(|_| VcpuRecord::default()).collect(),
         }
@@ -214,7 +214,9 @@ impl RunHooks for LabHooks {
     fn on_exit(&self, vcpu: VcpuId, port: u16, data: &[u8]) -> bool {
         match (port, data) {
             (MILESTONE_PORT, [code, ..]) => self.on_milestone(vcpu, *code),
-            (DOORBELL_PORT, [target, ..]) => self.yield_to(vcpu, *target),
+            (DOORBELL_PORT, [target, ..]) if self.directed_yield.is_enabled() => {
+                self.yield_to(vcpu, *target);
+            }
             _ => return false,
         }
         true

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use protocol::VcpuId;
-use protocol::payload::params::{self, Workload};
+use protocol::payload::params::{self, Wait, Workload};
 use protocol::payload::report::Milestone;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -272,7 +272,9 @@ impl Prepared {
         let events = doorbell.iter().map(Arc::clone);
         let port = protocol::payload::machine::DOORBELL_PORT;
         guest.port_events.extend(events.map(|event| PortEvent { port, event }));
-        let hooks = Arc::new(LabHooks::new(guest.cpus.clone(), config.faults, config.announces));
+        let has_doorbell = is_ours && yields_by_option(&config.options);
+        let hooks =
+            Arc::new(LabHooks::new(guest.cpus.clone(), config.faults, config.announces, has_doorbell));
         Ok(Self { config: guest, hooks, workload, doorbell })
     }
 
@@ -291,4 +293,28 @@ fn workload(config: &LabConfig) -> Result<Workload, RunError> {
 fn first_instruction(report: &ReportView, clock: &GuestClock) -> Option<Instant> {
     let tsc = report.vcpus.first()?.first_instruction.load(Ordering::Relaxed);
     if tsc == 0 { None } else { clock.moment(tsc) }
+}
+
+/// Whether the options make waiters ring the doorbell, which gives vCPU threads a real-time class.
+/// The command line cannot: it may come with a guest's image.
+fn yields_by_option(options: &str) -> bool {
+    let wait = options.split_whitespace().rev().find_map(|word| word.strip_prefix("wait="));
+    wait == Some(Wait::Yield.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doorbell_needs_the_last_wait_option_to_be_yield() {
+        for (options, expected) in [
+            ("", false),
+            ("wait=spin", false),
+            ("job=contend wait=yield", true),
+            ("wait=yield wait=spin", false),
+        ] {
+            assert_eq!(yields_by_option(options), expected, "{options}");
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::policy::{Cpu, Vcpu};
 use host::cpus::Cpus;
-use host::thread::{Class, set_class};
+use host::thread::{Attributes, Class, set_class};
 use vmm::vcpu::control::{CpuHandoff, VcpuHandle};
 
 /// The vCPU threads of all guests.
@@ -25,6 +25,8 @@ struct VcpuThread {
     handle: Arc<VcpuHandle>,
     pinned_to: Option<Cpu>,
     class: Class,
+    /// What it had before its class was first changed; it gets that back.
+    original: Option<Attributes>,
 }
 
 impl VcpuThread {
@@ -35,7 +37,7 @@ impl VcpuThread {
 
 impl VcpuThreads {
     pub(super) fn new(handles: Vec<Arc<VcpuHandle>>, cpus: Vec<usize>) -> Self {
-        let thread = |handle| VcpuThread { handle, pinned_to: None, class: Class::Fair };
+        let thread = |handle| VcpuThread { handle, pinned_to: None, class: Class::Fair, original: None };
         let handoffs = cpus.iter().map(|_| Arc::default()).collect();
         Self { threads: handles.into_iter().map(thread).collect(), cpus, handoffs }
     }
@@ -59,7 +61,8 @@ impl VcpuThreads {
         }
     }
 
-    /// Changes the scheduling class of the thread of `vcpu`.
+    /// Changes the scheduling class of the thread of `vcpu`. `Class::Fair` is what it had before
+    /// the first change.
     ///
     /// # Errors
     /// The host refuses the class.
@@ -68,7 +71,13 @@ impl VcpuThreads {
             return Ok(());
         };
         thread.class = class;
-        set_class(thread.tid(), class)
+        if thread.original.is_none() {
+            thread.original = Attributes::of(thread.tid()).ok();
+        }
+        match (class, &thread.original) {
+            (Class::Fair, Some(original)) => original.restore(thread.tid()),
+            _ => set_class(thread.tid(), class),
+        }
     }
 
     pub(super) fn class(&self, vcpu: Vcpu) -> Class {
