@@ -19,6 +19,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::dispatcher::Dispatcher;
 use super::mechanism::MechanismKind;
 use host::clock;
+use host::rate::Coalescer;
 use host::thread::{Class, set_own_class};
 use host::thread_times::RunningTime;
 use vmm::vcpu::control::own_times;
@@ -31,6 +32,10 @@ const FALLBACK: Class = Class::Fifo(90);
 /// Time (ns) after the end of a slice at which the driver ends it, if the vCPU thread has not. It
 /// is also the driver's usual period.
 const SLACK_NS: u64 = 20_000_000;
+
+/// A guest may ring its doorbell without end. The driver takes the CPU from all other classes, so
+/// doorbells within this time after a run are served together.
+const INTERVAL_NS: u64 = 100_000;
 
 /// The longest sleep between two checks for starved vCPUs. If it lasts for longer, the process was
 /// stopped.
@@ -115,6 +120,7 @@ struct Alarm {
     epoll: Epoll,
     timer: TimerFd,
     wakers: Vec<EventFd>,
+    rate: Coalescer,
 }
 
 impl Alarm {
@@ -124,7 +130,7 @@ impl Alarm {
         for fd in fds {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))?;
         }
-        Ok(Self { epoll, timer, wakers })
+        Ok(Self { epoll, timer, wakers, rate: Coalescer::new(INTERVAL_NS) })
     }
 
     /// Sleeps until `due_ns` (`CLOCK_MONOTONIC`) or an event, for at most [`MAX_SLEEP`].
@@ -136,6 +142,13 @@ impl Alarm {
         let mut events = [EpollEvent::default(); 4];
         // After an interruption the caller finds nothing due and sleeps again.
         let _ = self.epoll.wait(-1, &mut events);
+        let now_ns = clock::monotonic_ns();
+        // A slice that ends is not delayed, a doorbell is
+        let delay_ns = self.rate.delay_ns(now_ns).min(due_ns.saturating_sub(now_ns));
+        if delay_ns > 0 {
+            thread::sleep(Duration::from_nanos(delay_ns));
+        }
+        self.rate.ran(clock::monotonic_ns());
         for waker in &self.wakers {
             // Before the dispatch, so that a later event ends the next sleep.
             let _ = waker.read();
