@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::StealTimeError;
 
-/// Version of the saved form.
-pub const VERSION: u32 = 1;
+/// Version of the saved form. Version 1 listed the unlogged pages always.
+pub const VERSION: u32 = 2;
 
 /// The steal time of all vCPUs of a guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

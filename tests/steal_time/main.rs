@@ -3,6 +3,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod byte;
+mod growth;
 mod init;
 mod publishers;
 mod records;

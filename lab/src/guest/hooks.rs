@@ -1,6 +1,5 @@
 //! The lab's run hooks: milestones, descheduled intervals, fault injection, scheduling.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -10,6 +9,7 @@ use protocol::payload::machine::{DOORBELL_PORT, MILESTONE_PORT};
 use protocol::payload::report::Milestone;
 use protocol::{MAX_VCPUS, VcpuId};
 
+use super::intervals::Intervals;
 use super::report_view::ReportView;
 use crate::directed_yield::DirectedYield;
 use crate::fault_injection::{self, FaultCounts, FaultInjector, Faults};
@@ -30,9 +30,6 @@ const GRACE: Duration = Duration::from_millis(500);
 
 /// Maximum number of milestones that are read from a guest, which may write the port without end.
 const MAX_MILESTONES: u32 = 1 << 14;
-
-/// Maximum number of intervals per vCPU; the oldest ones are dropped.
-const MAX_INTERVALS: usize = 1 << 14;
 
 /// A scheduler that decides which vCPUs of a guest run.
 pub trait GuestScheduler: fmt::Debug + Send + Sync {
@@ -73,7 +70,7 @@ struct Milestones {
 #[derive(Debug, Default)]
 struct VcpuRecord {
     directed_yields: AtomicU64,
-    descheduled: Mutex<VecDeque<Descheduled>>,
+    descheduled: Mutex<Intervals>,
     window: Mutex<OwnEnds>,
 }
 
@@ -101,13 +98,18 @@ impl LabHooks {
     /// Attaches `scheduler`, which decides which vCPUs run. Disables directed yield.
     pub(super) fn attach_scheduler(&self, scheduler: Arc<dyn GuestScheduler>) {
         self.directed_yield.disable();
+        for (vcpu, _) in self.control.get().map(|control| control.handles()).unwrap_or_default() {
+            if let Some(record) = self.vcpus.get(vcpu.index()) {
+                record.lock().allocate();
+            }
+        }
         // A guest has one scheduler for its whole life.
         let _ = self.scheduler.set(scheduler);
     }
 
     /// The intervals in which `vcpu` was descheduled, in order.
     pub(super) fn descheduled(&self, vcpu: VcpuId) -> Vec<Descheduled> {
-        self.vcpus.get(vcpu.index()).map_or_else(Vec::new, |record| record.lock().iter().copied().collect())
+        self.vcpus.get(vcpu.index()).map_or_else(Vec::new, |record| record.lock().all())
     }
 
     /// Number of doorbell writes of `vcpu` after which another vCPU ran in its place.
@@ -180,7 +182,7 @@ impl LabHooks {
 }
 
 impl VcpuRecord {
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Descheduled>> {
+    fn lock(&self) -> MutexGuard<'_, Intervals> {
         sync::lock(&self.descheduled)
     }
 }
@@ -231,11 +233,7 @@ impl RunHooks for LabHooks {
             }
             VcpuEvent::Descheduled(interval) => {
                 let Some(record) = self.vcpus.get(vcpu.index()) else { return };
-                let mut intervals = record.lock();
-                if intervals.len() == MAX_INTERVALS {
-                    intervals.pop_front();
-                }
-                intervals.push_back(interval);
+                record.lock().add(interval);
             }
         }
     }

@@ -6,6 +6,7 @@
 mod config;
 mod error;
 mod hooks;
+mod intervals;
 mod report_view;
 
 use std::io::Write;

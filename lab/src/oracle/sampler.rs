@@ -12,7 +12,8 @@ use steal_time::publisher::record::GuestRecord;
 /// Longest time between two samples (ns) that does not count as a gap.
 pub const MAX_GAP_NS: u64 = 20_000;
 
-/// Limit of recorded transitions. Later ones are dropped.
+/// Limit of recorded transitions, and of gaps. At the limit the samples end: the oracle judges only
+/// what lies before.
 const MAX_TRANSITIONS: usize = 1 << 20;
 
 /// A transition of `preempted` between zero and nonzero.
@@ -42,12 +43,15 @@ pub struct Samples {
 
 impl Samples {
     fn add(&mut self, at_ns: u64, is_set: bool) {
+        if self.transitions.len().max(self.gaps.len()) == MAX_TRANSITIONS {
+            return;
+        }
         if at_ns.saturating_sub(self.to_ns) > MAX_GAP_NS {
             self.gaps.push((self.to_ns, at_ns));
         }
         self.to_ns = at_ns;
         let was_set = self.transitions.last().map_or(self.began_set, |transition| transition.is_set);
-        if is_set != was_set && self.transitions.len() < MAX_TRANSITIONS {
+        if is_set != was_set {
             self.transitions.push(Transition { at_ns, is_set });
         }
     }
@@ -104,5 +108,16 @@ mod tests {
         let transition = |at_ns, is_set| Transition { at_ns, is_set };
         assert_eq!(samples.transitions, [transition(300, true), transition(401 + MAX_GAP_NS, false)]);
         assert_eq!(samples.gaps, [(400, 401 + MAX_GAP_NS)]);
+    }
+
+    #[test]
+    fn full_samples_end_so_that_nothing_later_is_judged() {
+        let full = MAX_TRANSITIONS as u64;
+        let mut samples = Samples::default();
+        (1..=full + 5).for_each(|at_ns| samples.add(at_ns, at_ns % 2 == 1));
+        assert_eq!((samples.transitions.len() as u64, samples.to_ns), (full, full));
+        let mut samples = Samples::default();
+        (1..=full + 5).for_each(|gap| samples.add(gap * (MAX_GAP_NS + 1), false));
+        assert_eq!((samples.gaps.len() as u64, samples.to_ns), (full, full * (MAX_GAP_NS + 1)));
     }
 }

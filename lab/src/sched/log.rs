@@ -91,11 +91,11 @@ impl Log {
     }
 
     pub(super) fn add_assignment(&mut self, change: AssignmentChange) {
-        self.lost += u64::from(!push_bounded(&mut self.assignments, change));
+        self.lost += u64::from(!push_bounded(&mut self.assignments, CAPACITY, change));
     }
 
     pub(super) fn add_throttle(&mut self, change: ThrottleChange) {
-        self.lost += u64::from(!push_bounded(&mut self.throttles, change));
+        self.lost += u64::from(!push_bounded(&mut self.throttles, CAPACITY, change));
     }
 
     pub(super) fn add_refusal(&mut self, refusal: Refusal) {
@@ -107,11 +107,37 @@ impl Log {
     }
 }
 
-/// Adds `entry` unless the list is full; returns whether it did.
-fn push_bounded<T>(list: &mut Vec<T>, entry: T) -> bool {
-    let has_room = list.len() < CAPACITY;
+/// Adds `entry` unless the list has `capacity` entries; returns whether it did.
+pub(super) fn push_bounded<T>(list: &mut Vec<T>, capacity: usize, entry: T) -> bool {
+    let has_room = list.len() < capacity;
     if has_room {
         list.push(entry);
     }
     has_room
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_lists_drop_later_decisions_and_count_them() {
+        let mut log = Log::with_room();
+        let change = AssignmentChange {
+            due_ns: 0,
+            decided_ns: 0,
+            applied_ns: 0,
+            cpu: 0,
+            from: None,
+            to: None,
+            to_host: false,
+        };
+        for decided_ns in 0..1_000_000 {
+            log.add_assignment(AssignmentChange { decided_ns, ..change });
+            log.add_throttle(ThrottleChange { decided_ns, vcpu: 0, is_throttled: true });
+        }
+        assert_eq!((log.assignments.len(), log.throttles.len()), (CAPACITY, CAPACITY));
+        assert_eq!(log.lost, 2 * (1_000_000 - CAPACITY as u64));
+        assert_eq!(log.assignments.last().map(|last| last.decided_ns), Some(CAPACITY as u64 - 1));
+    }
 }

@@ -43,7 +43,7 @@ pub struct SchedOutcome {
     pub lost_switches: u64,
     /// Long waits and critical sections in the guests.
     pub episodes: Vec<LockEpisode>,
-    /// Number of episodes that full buffers dropped.
+    /// Number of episodes and samples that full buffers dropped, and of bogus episodes.
     pub lost_episodes: u64,
     /// Lock acquisitions of each guest over time.
     pub samples: Vec<LockSample>,

@@ -12,6 +12,7 @@ use std::time::Duration;
 use protocol::payload::hints::EpisodeKind;
 
 use super::hints::ScheduledGuest;
+use super::log::push_bounded;
 use super::mechanism::MechanismKind;
 use crate::guest::ReportView;
 use crate::policy::Vcpu;
@@ -25,7 +26,8 @@ use vmm::vcpu::control::VcpuHandle;
 
 /// Pages of a thread's perf ring: room for about 10,000 switches.
 const RING_PAGES: usize = 64;
-/// Maximum number of recorded switches per thread, of episodes, and of samples.
+/// Maximum number of recorded switches per thread, of episodes, and of samples. What comes later
+/// is dropped and counted.
 const CAPACITY: usize = 1 << 20;
 
 /// Period of draining perf's rings alone.
@@ -70,6 +72,26 @@ pub(super) struct Records {
     pub(super) episodes: Vec<LockEpisode>,
     pub(super) lost_episodes: u64,
     pub(super) samples: Vec<LockSample>,
+}
+
+impl Records {
+    /// Adds a context switch of the thread with this index.
+    fn add_switch(&mut self, thread: usize, switch: Switch) {
+        if let Some(kept) = self.switches.as_mut().and_then(|threads| threads.get_mut(thread)) {
+            self.lost_switches += u64::from(!push_bounded(kept, CAPACITY, switch));
+        }
+    }
+
+    /// Adds an episode. The guest wrote its timestamps: one that ends before it begins is lost.
+    fn add_episode(&mut self, episode: LockEpisode) {
+        let is_kept = episode.from_ns < episode.to_ns && push_bounded(&mut self.episodes, CAPACITY, episode);
+        self.lost_episodes = self.lost_episodes.saturating_add(u64::from(!is_kept));
+    }
+
+    /// Adds a sample, which counts as an episode if it is lost.
+    fn add_sample(&mut self, sample: LockSample) {
+        self.lost_episodes += u64::from(!push_bounded(&mut self.samples, CAPACITY, sample));
+    }
 }
 
 /// The recorder of a session.
@@ -187,18 +209,10 @@ impl Recorder {
 
 impl Inner {
     fn drain(&mut self) {
-        let Records { switches, lost_switches, episodes, lost_episodes, samples } = &mut self.records;
-        if samples.len() < CAPACITY {
-            samples.extend(self.counters.iter_mut().map(Counter::sample));
-        }
-        for (log, kept) in self.logs.iter().zip(switches.iter_mut().flatten()) {
-            log.drain(|switch| {
-                if kept.len() < CAPACITY {
-                    kept.push(switch);
-                } else {
-                    *lost_switches += 1;
-                }
-            });
+        let records = &mut self.records;
+        self.counters.iter_mut().for_each(|counter| records.add_sample(counter.sample()));
+        for (thread, log) in self.logs.iter().enumerate() {
+            log.drain(|switch| records.add_switch(thread, switch));
         }
         for page in &mut self.pages {
             let Some(hints) = page.report.hints.get(page.index) else { continue };
@@ -207,18 +221,42 @@ impl Inner {
                 // The guest may write any TSC value; the clock saturates.
                 let (from_ns, to_ns) =
                     (clock.monotonic_ns_at(episode.from), clock.monotonic_ns_at(episode.to));
-                if episodes.len() < CAPACITY && from_ns < to_ns {
-                    episodes.push(LockEpisode {
-                        vcpu,
-                        kind: episode.kind,
-                        lock: episode.lock,
-                        from_ns,
-                        to_ns,
-                    });
-                }
+                let (kind, lock) = (episode.kind, episode.lock);
+                records.add_episode(LockEpisode { vcpu, kind, lock, from_ns, to_ns });
             });
             page.read = next;
-            *lost_episodes = lost_episodes.saturating_add(lost);
+            records.lost_episodes = records.lost_episodes.saturating_add(lost);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use host::perf::SwitchKind;
+
+    use super::*;
+
+    #[test]
+    fn full_records_drop_later_entries_and_count_them() {
+        const MORE: u64 = 5;
+        let mut records = Records { switches: Some(vec![Vec::new()]), ..Records::default() };
+        for at_ns in 0..CAPACITY as u64 + MORE {
+            records.add_switch(0, Switch { at_ns, kind: SwitchKind::In, cpu: 0 });
+            let (kind, to_ns) = (EpisodeKind::Held, at_ns + 1);
+            records.add_episode(LockEpisode { vcpu: 0, kind, lock: 0, from_ns: at_ns, to_ns });
+            records.add_sample(LockSample { guest: 0, at_ns, per_ms: 1 });
+        }
+        let kept = records.switches.as_ref().map(|threads| threads[0].len());
+        assert_eq!(kept, Some(CAPACITY));
+        assert_eq!((records.episodes.len(), records.samples.len()), (CAPACITY, CAPACITY));
+        assert_eq!((records.lost_switches, records.lost_episodes), (MORE, 2 * MORE));
+    }
+
+    #[test]
+    fn episode_that_ends_before_it_begins_is_lost() {
+        let mut records = Records::default();
+        let episode = LockEpisode { vcpu: 0, kind: EpisodeKind::Held, lock: 0, from_ns: 2, to_ns: 1 };
+        records.add_episode(episode);
+        assert_eq!((records.episodes.len(), records.lost_episodes), (0, 1));
     }
 }
