@@ -2,8 +2,7 @@
 
 /// A share of a CPU that may be spent in a real-time class.
 ///
-/// It fills with [`SHARE`](Self::SHARE) of the time that passes, up to one
-/// [`BURST_NS`](Self::BURST_NS). A use that lasts longer than expected is paid for later.
+/// It fills with a twentieth of the time that passes, up to 0.5 ms. A use that lasts longer than expected is paid for later.
 #[derive(Debug, Default)]
 pub struct RealtimeBudget {
     left_ns: i64,

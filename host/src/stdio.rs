@@ -2,7 +2,7 @@
 //!
 //! `println!` and `eprintln!` panic when their stream cannot be written: a full disk, a closed
 //! pipe, a terminal that hung up. A panic would replace the exit status of the command. So
-//! [`eprintln`] ignores such errors, and [`print`] returns them.
+//! [`eprintln()`] ignores such errors, and [`print()`] returns them.
 //!
 //! Another process may have made the stream nonblocking: the open file description is shared.
 //! `EAGAIN` therefore waits, and no byte is lost while the reader reads.

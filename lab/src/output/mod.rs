@@ -4,7 +4,7 @@
 //! Two kinds of files are written in two ways:
 //!
 //! - A regular file, or one that does not exist yet, is written beside its place, synced, and
-//!   renamed over it ([`replacement`]). A full disk or a kill leaves the old content.
+//!   renamed over it (`replacement.rs`). A full disk or a kill leaves the old content.
 //! - A FIFO, a character device or a descriptor of this process (`/dev/stdout`, `/dev/fd/63`) is
 //!   written directly. So a shell's process substitution works.
 //!
