@@ -75,7 +75,7 @@ fn doorbell_by_the_command_line_alone_is_an_unclaimed_port() {
     needs!(bpf);
     alone(|| {
         let guest = start_window(&contend("", "wait=yield"));
-        wait_until("the lock is taken often", || acquired(&guest) > 20_000);
+        wait_until("the lock is taken often", || acquired(&guest) > 300_000);
         let run = end_guest(guest);
         let report = run.report.as_ref().unwrap();
         let rings: u64 = report.vcpus.iter().map(|vcpu| vcpu.yields.load(Ordering::Relaxed)).sum();
@@ -91,7 +91,7 @@ fn storm_of_doorbells_leaves_the_attributes_of_all_vcpu_threads_as_they_were() {
     alone(|| {
         with_attributes(|own| {
             let guest = start_window(&contend("wait=yield", ""));
-            wait_until("the lock is taken often", || acquired(&guest) > 20_000);
+            wait_until("the lock is taken often", || acquired(&guest) > 300_000);
             // Paused, no thread is in the middle of a yield
             let paused = guest.vm().pause().unwrap();
             for vcpu in VcpuId::first(VCPUS) {

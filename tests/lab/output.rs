@@ -78,7 +78,7 @@ fn fifo_that_is_not_read_ends_with_the_timeout_or_a_signal() {
     for command in ["conformance", "accuracy"] {
         let mut running = start(vmm_lab([command, "--json", text(&fifo)]).stderr(Stdio::piped()));
         let mut stderr = running.take_stderr().expect("it is piped");
-        wait_until("signals are handled", || has_thread(running.id(), "command"));
+        wait_until("signals are handled", || has_thread(running.id(), "termination"));
         kill(running.id(), "TERM");
         assert_eq!(wait_for(running), Some(130), "{command}");
         let mut printed = String::new();
