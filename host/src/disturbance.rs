@@ -81,7 +81,7 @@ impl Disturbance {
         Self { length: self.length + other.length, cpus: self.cpus.max(other.cpus), used }
     }
 
-    /// Returns whether the figures of the measurement count. See the module for the rule.
+    /// Returns whether the figures of the measurement count, by the rule of this module.
     pub fn verdict(&self) -> Verdict {
         let Some(used) = self.used else { return Verdict::Unknown };
         let resolution = RESOLUTION * u32::try_from(self.cpus).unwrap_or(u32::MAX);

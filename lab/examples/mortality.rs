@@ -1,7 +1,7 @@
 //! Mortality: how long each command lives on after SIGTERM, and after its `--timeout`.
 //!
-//! Each command is ended at random moments of its first second, with its standard output read by
-//! nobody or by `/dev/null`. The moments come from a fixed seed. Three are tried at
+//! Each command is ended at random moments of its first second, with its standard output unread,
+//! or `/dev/null`. The moments come from a fixed seed. Three are tried at
 //! once, so the host is loaded:
 //!
 //! ```text

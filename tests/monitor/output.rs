@@ -85,7 +85,7 @@ fn monitor_whose_stdout_is_not_read_ends_by_signal_and_timeout_and_counts_what_i
         }
         let mut running = start(&mut command);
         drop(command);
-        // A byte is there. Then nobody reads
+        // A byte is there. After it nothing is read
         let mut first = [0];
         reader.read_exact(&mut first).unwrap();
         if ending != "timeout" {
