@@ -1,7 +1,7 @@
 //! The buffer between a guest's COM1 and a sink, and its rules.
 //!
 //! A serial line throttles its sender, so a vCPU waits while the buffer is more than half full. A
-//! line that nobody reads must not hold the guest for ever: when the sink has taken no byte for
+//! line without a reader must not hold the guest for ever: when the sink has taken no byte for
 //! [`STALL`], vCPUs wait no longer, and bytes beyond [`CAPACITY`] are lost and counted. So no byte
 //! is lost while the reader reads, however slowly.
 //!
