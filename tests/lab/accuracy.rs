@@ -109,11 +109,10 @@ fn accuracy_in_a_time_namespace_is_as_without() {
             let counted = oracle["sched_out"].as_u64().expect("a count");
             // The monitor also deschedules the vCPU, which is no preemption by perf
             assert!(of("sched_out", "happened") >= counted - counted / 10 && counted > 100, "{oracle}");
-            assert_eq!(
-                (of("sched_out", "missed"), &oracle["preempted"]["falsely_set"]),
-                (0, &Value::from(0)),
-                "{oracle}"
-            );
+            assert_eq!(of("sched_out", "missed"), 0, "{oracle}");
+            // A byte that a thread copies may be late. With times of two clocks, most were false
+            let falsely_set = oracle["preempted"]["falsely_set"].as_u64().expect("a count");
+            assert!(falsely_set <= of("sched_out", "happened") / 50, "{oracle}");
             assert_eq!(oracle["inconsistencies"], Value::Array(Vec::new()), "{oracle}");
             let wrongly_set = oracle["preempted"]["wrongly_set"]["total_ns"].as_u64().expect("a time");
             let observed = oracle["preempted"]["observed_ns"].as_u64().expect("a time");
@@ -161,10 +160,13 @@ fn assert_found(what: &str, (found, without): (u64, u64), unseen: u64, made: u64
 
 #[test]
 fn oracle_finds_each_injected_fault_at_its_rate() {
+    const DURATION_MS: u32 = 1_000;
+    const DURATION_NS: u64 = 1_000_000 * DURATION_MS as u64;
     needs!(bpf, perf, two_cpus);
     judge_undisturbed(|| {
-        let found =
-            |faults| measure(PublisherKind::Bpf, Some(faults), 1_000).oracle.expect("it can be measured");
+        let found = |faults| {
+            measure(PublisherKind::Bpf, Some(faults), DURATION_MS).oracle.expect("it can be measured")
+        };
         // Errors without a fault, since a thread copies the byte: late, or not at all
         let copied = found("drop=0.000001");
         assert_eq!(copied.counts.faults.expect("it counts").dropped, 0);
@@ -180,8 +182,11 @@ fn oracle_finds_each_injected_fault_at_its_rate() {
         // A false byte is true if the vCPU has just been preempted and the copying thread is late
         let clear_too_long = by_copying.wrongly_clear.total_ns;
         let came_true = made * clear_too_long / by_copying.observed_ns;
+        // The others that the oracle misses are set and cleared between two of its samples
+        let unsampled = made * DURATION_NS.saturating_sub(spurious.preempted.observed_ns) / DURATION_NS;
+        let unseen = spurious.preempted.sched_out.unobserved + came_true + unsampled;
         let falsely_set = (spurious.preempted.falsely_set, by_copying.falsely_set);
-        assert_found("false", falsely_set, spurious.preempted.sched_out.unobserved + came_true, made);
+        assert_found("false", falsely_set, unseen, made);
 
         let stuck = found("stick");
         let counts = stuck.counts.faults.expect("it counts");
