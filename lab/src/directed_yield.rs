@@ -38,18 +38,23 @@ static BUDGET: Mutex<RealtimeBudget> = Mutex::new(RealtimeBudget::EMPTY);
 ///
 /// Two at once could revoke each other's classes: a target would stay real-time for good, because
 /// its waiter lost the class in which it wakes up.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DirectedYield {
     /// A donation is in progress.
     is_busy: AtomicBool,
     /// The user's options ask for it, and no scheduler owns the classes of the vCPU threads.
     is_enabled: AtomicBool,
+    budget: &'static Mutex<RealtimeBudget>,
 }
 
 impl DirectedYield {
     /// Creates the directed yield of a guest, whose user's options ask for it or not.
     pub fn new(is_enabled: bool) -> Self {
-        Self { is_busy: AtomicBool::new(false), is_enabled: AtomicBool::new(is_enabled) }
+        Self::within(&BUDGET, is_enabled)
+    }
+
+    fn within(budget: &'static Mutex<RealtimeBudget>, is_enabled: bool) -> Self {
+        Self { is_busy: AtomicBool::new(false), is_enabled: AtomicBool::new(is_enabled), budget }
     }
 
     /// Disables directed yield: a scheduler owns the classes of the vCPU threads from now on.
@@ -80,7 +85,7 @@ impl DirectedYield {
         }
         let is_free = !self.is_busy.swap(true, Ordering::SeqCst);
         let is_enabled = is_free && self.is_enabled.load(Ordering::SeqCst);
-        let has_run = is_enabled && control.tid(vcpu).is_some_and(donate_to);
+        let has_run = is_enabled && control.tid(vcpu).is_some_and(|tid| donate_to(tid, self.budget));
         if is_free {
             self.is_busy.store(false, Ordering::Release);
         }
@@ -93,14 +98,14 @@ impl DirectedYield {
 
 /// Raises thread `tid` while the calling thread sleeps, if the budget allows it; returns whether it
 /// and the host did.
-fn donate_to(tid: pid_t) -> bool {
+fn donate_to(tid: pid_t, budget: &Mutex<RealtimeBudget>) -> bool {
     let from_ns = clock::monotonic_ns();
     let need_ns = u64::try_from(DONATION.as_nanos()).unwrap_or(u64::MAX);
-    if !lock(&BUDGET).may_spend(need_ns, from_ns) {
+    if !lock(budget).may_spend(need_ns, from_ns) {
         return false;
     }
     let has_run = donate_within_budget(tid);
-    lock(&BUDGET).charge(clock::monotonic_ns() - from_ns);
+    lock(budget).charge(clock::monotonic_ns() - from_ns);
     has_run
 }
 
@@ -126,10 +131,15 @@ mod tests {
 
     use super::*;
 
+    /// A directed yield with a budget of its own: tests run side by side.
+    fn yields_of_one_test() -> DirectedYield {
+        DirectedYield::within(Box::leak(Box::new(Mutex::new(RealtimeBudget::EMPTY))), true)
+    }
+
     /// Two vCPUs that yield to each other, or to a third one, would demote each other's target.
     #[test]
     fn yield_is_refused_while_another_is_in_progress_and_allowed_afterwards() {
-        let (control, yields) = (VcpuControl::new(), DirectedYield::new(true));
+        let (control, yields) = (VcpuControl::new(), yields_of_one_test());
         let vcpu = VcpuId::BOOT;
         let (entered, has_entered) = mpsc::channel();
         let (done, is_done) = mpsc::channel::<()>();
@@ -161,7 +171,7 @@ mod tests {
     /// Each thread has another nice value and slice, as a user may have given them.
     #[test]
     fn storm_of_yields_leaves_class_nice_and_slice_of_both_threads_as_they_were() {
-        let (control, yields) = (VcpuControl::new(), DirectedYield::new(true));
+        let (control, yields) = (VcpuControl::new(), yields_of_one_test());
         let (entered, has_entered) = mpsc::channel();
         let (done, is_done) = mpsc::channel::<()>();
         thread::scope(|scope| {
@@ -188,7 +198,7 @@ mod tests {
 
     #[test]
     fn yield_without_the_option_does_nothing() {
-        let yields = DirectedYield::default();
+        let yields = DirectedYield::new(false);
         assert!(!yields.is_enabled() && !yields.run(VcpuId::BOOT, &VcpuControl::new()));
     }
 }
