@@ -213,7 +213,8 @@ fn lost_switch_in_is_healed_and_each_is_counted_once() {
         sleep_and_return(slot);
         let end = Snapshot::take(slot, record);
         let counted = end.counts.since(begin.counts);
-        assert!(counted.healed + counted.unseen >= 100, "{counted:?}");
+        // A third of 300, less the sleeps that ended before the thread could be switched out
+        assert!(counted.healed + counted.unseen >= 80, "{counted:?}");
         assert_eq!(counted.timeslices(), end.timeslices - begin.timeslices, "{counted:?}");
         // Late publication publishes all of it
         assert_eq!(end.steal - begin.steal, end.run_delay - begin.run_delay);
