@@ -21,6 +21,9 @@ const WHILE_NS: u64 = 20_000_000;
 /// Longest time that any step may take.
 const TIMEOUT_NS: u64 = 5_000_000_000;
 
+/// Naps within which a new record is written.
+const MAX_NAPS: u32 = 2_000;
+
 /// Number of naps of the other vCPU.
 static NAPS: AtomicU64 = AtomicU64::new(0);
 
@@ -86,7 +89,9 @@ pub(crate) fn after_restart() -> ! {
     expect(Assertion::InitClears, calls::read_msr(MSR_STEAL_TIME) == Ok(0));
     register();
     let version = record.version();
-    for _ in 0..50 {
+    // A publisher that leaves steal to the vCPU's thread does not update it after each nap
+    let mut naps = 0..MAX_NAPS;
+    while record.version() == version && naps.next().is_some() {
         nap();
     }
     expect(Assertion::InitClears, record.version() != version);
