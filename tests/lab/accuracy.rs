@@ -110,9 +110,10 @@ fn accuracy_in_a_time_namespace_is_as_without() {
             // The monitor also deschedules the vCPU, which is no preemption by perf
             assert!(of("sched_out", "happened") >= counted - counted / 10 && counted > 100, "{oracle}");
             assert_eq!(of("sched_out", "missed"), 0, "{oracle}");
-            // A byte that a thread copies may be late. With times of two clocks, most were false
+            // With times of two clocks most were false. A hypervisor may pause the CPU between the
+            // program and perf's time stamp
             let falsely_set = oracle["preempted"]["falsely_set"].as_u64().expect("a count");
-            assert!(falsely_set <= of("sched_out", "happened") / 50, "{oracle}");
+            assert!(falsely_set <= of("sched_out", "happened") / 100, "{oracle}");
             assert_eq!(oracle["inconsistencies"], Value::Array(Vec::new()), "{oracle}");
             let wrongly_set = oracle["preempted"]["wrongly_set"]["total_ns"].as_u64().expect("a time");
             let observed = oracle["preempted"]["observed_ns"].as_u64().expect("a time");

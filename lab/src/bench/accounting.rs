@@ -126,9 +126,7 @@ impl BenchReport for Accounting {
 impl Display for Accounting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rounds = self.rounds.count();
-        if self.rounds.interrupted {
-            writeln!(f, "Interrupted in round {rounds}\n")?;
-        }
+        write!(f, "{}", self.rounds.interruption())?;
         let guest = self.rounds.first().and_then(|result| result.guests.first());
         let (Some(guest), Some(slices)) = (guest, self.rows.first()) else { return Ok(()) };
         writeln!(

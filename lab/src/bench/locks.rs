@@ -244,9 +244,7 @@ impl BenchReport for LocksBench {
 impl Display for LocksBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rounds = self.rounds.count();
-        if self.rounds.interrupted {
-            writeln!(f, "Interrupted in round {rounds}\n")?;
-        }
+        write!(f, "{}", self.rounds.interruption())?;
         let (Some(run), Some(first)) = (self.rounds.first(), self.points.first()) else { return Ok(()) };
         let Workload {
             locks, section_ns, section_spread, think_ns, think_spread, readers, duration_ms, ..

@@ -246,9 +246,7 @@ impl BenchReport for SchedBench {
 impl Display for SchedBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rounds = self.rounds.count();
-        if self.rounds.interrupted {
-            writeln!(f, "Interrupted in round {rounds}\n")?;
-        }
+        write!(f, "{}", self.rounds.interruption())?;
         let Some(result) = self.rounds.first() else { return Ok(()) };
         let Some(guest) = result.guests.first() else { return Ok(()) };
         let hog = result.cpu_hog.map_or_else(|| "nothing".to_owned(), |load| load.to_string());

@@ -60,6 +60,11 @@ impl<P: PartialEq, R: Measurement> Rounds<P, R> {
         self.rounds.len()
     }
 
+    /// The first lines of a report that the user ended early; empty for others.
+    pub fn interruption(&self) -> String {
+        if self.interrupted { format!("Interrupted in round {}\n\n", self.count()) } else { String::new() }
+    }
+
     /// All results with their points, in the order in which they were measured.
     pub fn iter(&self) -> impl Iterator<Item = &(P, R)> {
         self.rounds.iter().flatten()

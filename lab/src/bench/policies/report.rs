@@ -193,9 +193,7 @@ impl BenchReport for PoliciesBench {
 impl Display for PoliciesBench {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rounds = self.rounds.count();
-        if self.rounds.interrupted {
-            writeln!(f, "Interrupted in round {rounds}\n")?;
-        }
+        write!(f, "{}", self.rounds.interruption())?;
         let Some(result) = self.rounds.first() else { return Ok(()) };
         let (Some(guest), Some(first)) = (result.guests.first(), self.points.first()) else { return Ok(()) };
         let Workload { section_ns, section_spread, think_ns, think_spread, duration_ms, .. } =
