@@ -2,7 +2,8 @@
 
 /// A share of a CPU that may be spent in a real-time class.
 ///
-/// It fills with a twentieth of the time that passes, up to 0.5 ms. A use that lasts longer than expected is paid for later.
+/// It fills with a twentieth of the time that passes, up to 0.5 ms. A use that lasts longer than
+/// expected is paid for later.
 #[derive(Debug, Default)]
 pub struct RealtimeBudget {
     left_ns: i64,

@@ -17,16 +17,14 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::switch_reader::SwitchReader;
-use host::clock;
 use host::cpus::Cpus;
 use host::perf::PerfError;
 use host::placement::{Placement, place_beside};
-use host::rate::Coalescer;
 use host::sync::lock;
 
 /// The observer runs at most once in this time, however often the vCPUs are switched: a run takes
 /// the CPU from all tasks of the fair class. After a quiet interval it runs at once.
-const INTERVAL_NS: u64 = 100_000;
+const INTERVAL: Duration = Duration::from_micros(100);
 
 fn failed(what: &'static str) -> impl FnOnce(io::Error) -> PerfError {
     move |source| PerfError::Failed { what, source }
@@ -70,12 +68,9 @@ impl Observer {
         let (cpus, placed) = (vcpu_cpus.clone(), Arc::clone(&placement));
         let run = move || {
             let _ = placed.set(place_beside(&cpus, 1));
-            let mut rate = Coalescer::new(INTERVAL_NS);
             while !is_stopped.load(Ordering::Relaxed) && manager.run().is_ok() {
-                let now_ns = clock::monotonic_ns();
-                rate.ran(now_ns);
                 // Switches meanwhile are observed together, by the next run
-                thread::sleep(Duration::from_nanos(rate.delay_ns(now_ns)));
+                thread::sleep(INTERVAL);
             }
         };
         let thread = thread::Builder::new().name("observer".to_owned()).spawn(run);
