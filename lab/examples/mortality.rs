@@ -1,8 +1,8 @@
 //! Mortality: how long each command lives on after SIGTERM, and after its `--timeout`.
 //!
 //! Each command is ended at random moments of its first second, with its standard output unread,
-//! or `/dev/null`. The moments come from a fixed seed. Three are tried at
-//! once, so the host is loaded:
+//! or `/dev/null`. The moments come from a fixed seed. Three are tried at once, so the host is
+//! loaded:
 //!
 //! ```text
 //! cargo build --release && cargo run --release --example mortality [MOMENTS]
@@ -159,7 +159,8 @@ impl Ends {
         is_stalled: bool,
     ) -> io::Result<()> {
         let mut words = line.split(' ');
-        let mut command = Command::new(binaries.join(words.next().unwrap_or_default()));
+        let binary = binaries.join(words.next().unwrap_or_default());
+        let mut command = Command::new(&binary);
         command.args(words).stdin(Stdio::null()).stderr(Stdio::null());
         if end == End::Timeout {
             command.arg("--timeout").arg(moment.as_secs_f64().to_string());
@@ -170,7 +171,8 @@ impl Ends {
             None => (Stdio::null(), None),
         };
         let began = Instant::now();
-        let mut child = command.stdout(stdout).spawn()?;
+        let missing = |error| format!("Cannot start {}: {error} (cargo build --release)", binary.display());
+        let mut child = command.stdout(stdout).spawn().map_err(|error| io::Error::other(missing(error)))?;
         let status = wait(&mut child, began + moment)?;
         if status.is_some() && end == End::Signal {
             self.early += 1;
